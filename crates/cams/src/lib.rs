@@ -1,0 +1,216 @@
+//! Explanation maps of image classifiers: which positions of a feature map speak for a class.
+//!
+//! A model is seen as two halves, cut at the layer to explain: `logits = head(features(images))`
+//! ([`CamModel`]). One [`Forward`] pass is enough for every method; each method is a plain struct of its
+//! hyper-parameters that implements [`Interpreter`].
+//!
+//! ```
+//! use cams::{CamModel, Forward, Interpreter, LinearHead, methods::GradCam};
+//! use candle_core::{Device, Result, Tensor};
+//!
+//! struct Gap(LinearHead); // average pooling and a linear layer on the pixels themselves
+//! impl CamModel for Gap {
+//!     fn features(&self, images: &Tensor) -> Result<Tensor> { Ok(images.clone()) }
+//!     fn head(&self, features: &Tensor) -> Result<Tensor> { self.0.logits(features) }
+//!     fn linear_head(&self) -> Option<LinearHead> { Some(self.0.clone()) }
+//! }
+//! # fn main() -> Result<()> {
+//! let weight = Tensor::new(&[[1f32, 0.], [0., 2.]], &Device::Cpu)?; // (classes, channels)
+//! let model = Gap(LinearHead { bias: weight.zeros_like()?.narrow(0, 0, 1)?.squeeze(0)?, weight });
+//! let images = Tensor::new(&[[[[1f32, 0.]], [[0., 1.]]]], &Device::Cpu)?; // (1, 2, 1, 2)
+//! let forward = Forward::new(&model, &images)?;
+//! let map = GradCam::default().explain(&forward, &Tensor::new(&[1u32], &Device::Cpu)?)?.map;
+//! assert_eq!(map.to_vec3::<f32>()?, [[[0., 1.]]]); // class 1 is explained by the right pixel
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | method | paper | forwards an image | in a loss |
+//! |---|---|---|---|
+//! | [`methods::GradCam`] | Selvaraju et al. 2017 | 0 with a linear head, else 1 backward | closed form |
+//! | [`methods::GradCamPp`] | Chattopadhay et al. 2018 | 0 with a linear head, else 1 backward | closed form |
+//! | [`methods::ScoreCam`] | Wang et al. 2020 | one a channel (`image`), 0 (`features`) | weights constant |
+//! | [`methods::ShapCam`] | Zheng et al. 2022 | 0 (exact) | closed form |
+//! | [`methods::Random`] | control | 0 | weights constant |
+#![forbid(unsafe_code)]
+
+pub mod maps;
+pub mod methods;
+
+use candle_core::{Result, Tensor, Var, bail};
+
+/// A classifier cut at the layer to explain: `logits = head(features(images))`.
+pub trait CamModel {
+    /// Normalised images (n, c, h, w) to activations (n, k, h', w').
+    fn features(&self, images: &Tensor) -> Result<Tensor>;
+    /// Activations (n, k, h', w') to logits (n, classes).
+    fn head(&self, features: &Tensor) -> Result<Tensor>;
+    /// Some exactly when `head(A)` is the mean over positions of A, then a linear layer: the closed forms hold.
+    fn linear_head(&self) -> Option<LinearHead>;
+}
+
+/// `logits = weight mean_p A(p) + bias`.
+#[derive(Clone, Debug)]
+pub struct LinearHead {
+    /// (classes, k).
+    pub weight: Tensor,
+    /// (classes,).
+    pub bias: Tensor,
+}
+
+impl LinearHead {
+    /// Activations (n, k, h, w) to logits (n, classes).
+    pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        features.mean((2, 3))?.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+    }
+    /// The classes' rows of the weight, (n, k).
+    pub fn class_weight(&self, classes: &Tensor) -> Result<Tensor> {
+        self.weight.index_select(classes, 0)
+    }
+}
+
+/// Which image, and which augmented view of it: the key of every random stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleId {
+    /// Index in its data set.
+    pub sample: u64,
+    /// Index of its augmented view.
+    pub view: u64,
+}
+
+/// One forward pass, made once and shared by every method.
+pub struct Forward<'m> {
+    /// The model.
+    pub model: &'m dyn CamModel,
+    /// Normalised images (n, c, h, w).
+    pub images: Tensor,
+    /// Activations (n, k, h', w').
+    pub features: Tensor,
+    /// Logits (n, classes).
+    pub logits: Tensor,
+    /// Where each image comes from.
+    pub ids: Vec<SampleId>,
+}
+
+impl<'m> Forward<'m> {
+    /// Runs the model; images are numbered in order.
+    pub fn new(model: &'m dyn CamModel, images: &Tensor) -> Result<Self> {
+        let ids = (0..images.dim(0)? as u64).map(|sample| SampleId { sample, view: 0 }).collect();
+        Self::with_ids(model, images, ids)
+    }
+
+    /// Runs the model on images of known origin.
+    pub fn with_ids(model: &'m dyn CamModel, images: &Tensor, ids: Vec<SampleId>) -> Result<Self> {
+        let features = model.features(images)?;
+        let logits = model.head(&features)?;
+        Ok(Forward { model, images: images.clone(), features, logits, ids })
+    }
+
+    /// Gradient of the classes' logits with respect to the activations, (n, k, h, w), as a constant.
+    pub fn gradient(&self, classes: &Tensor) -> Result<Tensor> {
+        let features = Var::from_tensor(&self.features.detach())?;
+        let scores = scores(&self.model.head(&features)?, classes)?;
+        match scores.sum_all()?.backward()?.get(&features) {
+            Some(gradient) => Ok(gradient.detach()),
+            None => bail!("the model's head does not depend on its features in a way that candle can follow"),
+        }
+    }
+
+    /// Refuses classes that do not fit the images or the logits.
+    pub fn check_classes(&self, classes: &Tensor) -> Result<()> {
+        let (n, count) = self.logits.dims2()?;
+        if classes.dims() != [n] {
+            bail!("{n} images need {n} classes to explain, {:?} given", classes.dims());
+        }
+        let given = classes.to_dtype(candle_core::DType::I64)?.to_vec1::<i64>()?;
+        if let Some(wrong) = given.iter().find(|c| **c < 0 || **c >= count as i64) {
+            bail!("class {wrong} cannot be explained: the model has classes 0 to {}", count as i64 - 1);
+        }
+        Ok(())
+    }
+}
+
+/// The logits at `classes`, (n,).
+pub fn scores(logits: &Tensor, classes: &Tensor) -> Result<Tensor> {
+    logits.gather(&classes.unsqueeze(1)?, 1)?.squeeze(1)
+}
+
+/// How a map was computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Estimator {
+    /// By a formula that holds exactly for this model.
+    Exact,
+    /// From gradients.
+    Gradient,
+    /// From scores of masked inputs, all of them.
+    Perturbation,
+    /// Drawn at random.
+    Random,
+}
+
+impl Estimator {
+    /// The word used in tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Estimator::Exact => "exact",
+            Estimator::Gradient => "gradient",
+            Estimator::Perturbation => "perturbation",
+            Estimator::Random => "random",
+        }
+    }
+}
+
+/// A map and how it came about.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// (n, h, w) at the layer's own resolution, not normalised.
+    pub map: Tensor,
+    /// How it was computed.
+    pub estimator: Estimator,
+    /// Standard error or error estimate of every value, (n, h, w), where the method has one.
+    pub error: Option<Tensor>,
+    /// Forward evaluations of the network or of its head, an image, beyond the one in [`Forward`].
+    pub evaluations: usize,
+}
+
+/// Whether a method's map can be matched in a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Differentiable {
+    /// The whole map, by a first-order closed form; needs a [`LinearHead`].
+    ClosedForm,
+    /// Through the activations; the channels' weights are constants.
+    WeightsConstant,
+}
+
+/// A method. Its fields are its hyper-parameters.
+pub trait Interpreter: Send + Sync {
+    /// The map before any final ReLU.
+    ///
+    /// # Errors
+    /// If the method's conditions do not hold for this model or layer, with the reason.
+    fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation>;
+
+    /// Whether the method's definition ends with a ReLU.
+    fn has_relu(&self) -> bool {
+        true
+    }
+
+    /// What a loss can do with it.
+    fn differentiable(&self) -> Differentiable;
+
+    /// The map as the method defines it: `classes` (n,) in, (n, h, w) out.
+    fn explain(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
+        forward.check_classes(classes)?;
+        let mut explanation = self.signed(forward, classes)?;
+        if self.has_relu() {
+            explanation.map = maps::relu(&explanation.map)?;
+        }
+        Ok(explanation)
+    }
+}
+
+/// `sum_k alpha_k A_k`: weights (n, k) and activations (n, k, h, w) to a map (n, h, w).
+pub fn weighted_sum(alpha: &Tensor, features: &Tensor) -> Result<Tensor> {
+    let (n, _, h, w) = features.dims4()?;
+    alpha.unsqueeze(1)?.matmul(&features.flatten_from(2)?)?.reshape((n, h, w))
+}

@@ -1,0 +1,55 @@
+//! What callers do with maps: ReLU, resizing, normalising. No method hides any of these.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// `max(map, 0)`, with gradient 0 at 0 (candle's own relu has gradient 1 there, which would pull on
+/// every position that a mask has set to zero).
+pub fn relu(map: &Tensor) -> Result<Tensor> {
+    map * map.gt(0.0)?.to_dtype(map.dtype())?
+}
+
+/// One axis of a bilinear resize as a (to, from) matrix: half-pixel centres, edges repeated
+/// (`align_corners = False`).
+fn resize_matrix(from: usize, to: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let mut m = vec![0f64; to * from];
+    for i in 0..to {
+        let x = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
+        let low = x.floor() as usize;
+        let high = (low + 1).min(from - 1);
+        m[i * from + low] += 1.0 - (x - low as f64);
+        m[i * from + high] += x - low as f64;
+    }
+    Tensor::from_vec(m, (to, from), device)?.to_dtype(dtype)
+}
+
+/// Bilinear resize of (..., h, w) to (..., height, width), as two matrix products: differentiable, and
+/// the same on every device.
+pub fn resize(maps: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let dims = maps.dims();
+    let [.., h, w] = *dims else { bail!("a map needs two axes to be resized, {dims:?} given") };
+    if h == 0 || w == 0 {
+        bail!("a map of size {h} x {w} cannot be resized");
+    }
+    let (dtype, device) = (maps.dtype(), maps.device());
+    let rows = resize_matrix(h, height, dtype, device)?;
+    let columns = resize_matrix(w, width, dtype, device)?.t()?;
+    let count: usize = dims[..dims.len() - 2].iter().product();
+    let wide = maps.reshape((count * h, w))?.matmul(&columns)?.reshape((count, h, width))?;
+    let out = rows.unsqueeze(0)?.broadcast_as((count, height, h))?.contiguous()?.matmul(&wide)?;
+    let mut shape = dims.to_vec();
+    let axes = shape.len();
+    (shape[axes - 2], shape[axes - 1]) = (height, width);
+    out.reshape(shape)
+}
+
+/// Each map (n, h, w) scaled to [0, 1]; a constant map becomes zero, never NaN.
+pub fn minmax(map: &Tensor) -> Result<Tensor> {
+    let (n, _, _) = map.dims3()?;
+    let flat = map.flatten_from(1)?;
+    let low = flat.min_keepdim(1)?;
+    let range = (flat.max_keepdim(1)? - &low)?;
+    let flat_range = range.eq(0.0)?.to_dtype(map.dtype())?;
+    let scaled = flat.broadcast_sub(&low)?.broadcast_div(&(range + flat_range)?)?;
+    debug_assert_eq!(scaled.dim(0)?, n);
+    scaled.reshape(map.dims())
+}

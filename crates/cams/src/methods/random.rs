@@ -1,0 +1,33 @@
+use candle_core::{Result, Tensor};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, weighted_sum};
+
+/// The control: channels weighted at random, `alpha_k ~ U(-1, 1)`, fixed for each image by the seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Random {
+    /// Seed of the weights.
+    pub seed: u64,
+}
+
+impl Interpreter for Random {
+    fn signed(&self, forward: &Forward, _: &Tensor) -> Result<Explanation> {
+        let (n, k, _, _) = forward.features.dims4()?;
+        let mut alpha = Vec::with_capacity(n * k);
+        for id in &forward.ids {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(id.sample);
+            alpha.extend((0..k).map(|_| rng.random_range(-1.0..1.0f64)));
+        }
+        let alpha = Tensor::from_vec(alpha, (n, k), forward.features.device())?.to_dtype(forward.features.dtype())?;
+        let map = weighted_sum(&alpha, &forward.features)?;
+        Ok(Explanation { map, estimator: Estimator::Random, error: None, evaluations: 0 })
+    }
+
+    fn differentiable(&self) -> Differentiable {
+        Differentiable::WeightsConstant
+    }
+}

@@ -1,0 +1,194 @@
+//! BatchNorm's statistics and backward sums (Ioffe & Szegedy 2015). The normalisation itself is an
+//! affine map per channel and is applied by whoever reads the activation ([`crate::operand`]).
+
+use crate::operand::{Affine, load_channels, store_channels};
+use crate::simd::{Element, Isa, Kernel, Simd};
+
+/// Where a backward pass leaves BatchNorm's two sums of each image.
+pub struct NormSums<'a, E> {
+    /// The BatchNorm's input, NHWC, whole batch.
+    pub u: &'a [E],
+    /// The BatchNorm (and ReLU) itself.
+    pub affine: Affine<'a, E>,
+    /// Mean it subtracts, (channels,).
+    pub mean: &'a [E],
+    /// (n, 2, channels): sum of g' and of g' (u - mean).
+    pub out: &'a mut [E],
+}
+
+/// Batch statistics of one BatchNorm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistics {
+    /// Mean, (channels,).
+    pub mean: Vec<f64>,
+    /// Biased variance, (channels,).
+    pub var: Vec<f64>,
+    /// Values a channel: n h w.
+    pub count: usize,
+}
+
+struct ImageStats<'a, E> {
+    image: &'a [E],
+    channels: usize,
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel<E> for ImageStats<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        let mut c = 0;
+        while c < self.channels {
+            // SAFETY: c < channels.
+            unsafe {
+                if c + 4 * S::LANES <= self.channels {
+                    stats_of::<S, 4>(self.image, self.channels, c, self.out);
+                    c += 4 * S::LANES;
+                } else {
+                    stats_of::<S, 1>(self.image, self.channels, c, self.out);
+                    c += S::LANES;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn stats_of<S: Simd, const NV: usize>(image: &[S::E], channels: usize, c: usize, out: &mut [S::E]) {
+    let pixels = image.len() / channels;
+    let (means, squares) = out.split_at_mut(channels);
+    // SAFETY: every pixel holds `channels` elements and the NV vectors start below `channels`.
+    unsafe {
+        let load =
+            |p: usize, v: usize| load_channels::<S>(image.as_ptr().add(p * channels), c + v * S::LANES, channels);
+        let mut sum = [S::splat(S::E::default()); NV];
+        for p in 0..pixels {
+            for (v, sum) in sum.iter_mut().enumerate() {
+                *sum = S::add(*sum, load(p, v));
+            }
+        }
+        let scale = S::splat(S::E::of(1.0 / pixels as f64));
+        let mean: [S::V; NV] = std::array::from_fn(|v| S::mul(sum[v], scale));
+        let mut square = [S::splat(S::E::default()); NV];
+        for p in 0..pixels {
+            for (v, square) in square.iter_mut().enumerate() {
+                let d = S::sub(load(p, v), mean[v]);
+                *square = S::fma(d, d, *square);
+            }
+        }
+        for v in 0..NV {
+            store_channels::<S>(means.as_mut_ptr(), c + v * S::LANES, channels, mean[v]);
+            store_channels::<S>(squares.as_mut_ptr(), c + v * S::LANES, channels, square[v]);
+        }
+    }
+}
+
+/// Mean and sum of squared deviations of one image's channels into `out` (2, channels).
+pub fn image_stats<E: Element>(isa: Isa, image: &[E], channels: usize, out: &mut [E]) {
+    assert!(channels > 0 && image.len() % channels == 0 && out.len() == 2 * channels);
+    isa.run(ImageStats { image, channels, out });
+}
+
+/// Combines the images' statistics (n, 2, channels) in f64 and in order (Chan et al. 1983).
+pub fn combine<E: Element>(per_image: &[E], channels: usize, pixels: usize) -> Statistics {
+    let n = per_image.len() / (2 * channels).max(1);
+    let mut mean = vec![0.0; channels];
+    let mut var = vec![0.0; channels];
+    for image in per_image.chunks_exact(2 * channels) {
+        for (m, x) in mean.iter_mut().zip(image) {
+            *m += x.f64() / n as f64;
+        }
+    }
+    for image in per_image.chunks_exact(2 * channels) {
+        for c in 0..channels {
+            let d = image[c].f64() - mean[c];
+            var[c] += (image[channels + c].f64() / pixels as f64 + d * d) / n as f64;
+        }
+    }
+    Statistics { mean, var, count: n * pixels }
+}
+
+struct ImageSums<'a, E> {
+    g: &'a [E],
+    u: &'a [E],
+    affine: Affine<'a, E>,
+    mean: &'a [E],
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel<E> for ImageSums<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        let ImageSums { g, u, affine, mean, out } = self;
+        let mut c = 0;
+        while c < mean.len() {
+            // SAFETY: c < channels.
+            unsafe {
+                if c + 2 * S::LANES <= mean.len() {
+                    sums_of::<S, 2>(g, u, affine, mean, c, out);
+                    c += 2 * S::LANES;
+                } else {
+                    sums_of::<S, 1>(g, u, affine, mean, c, out);
+                    c += S::LANES;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn sums_of<S: Simd, const NV: usize>(
+    g: &[S::E],
+    u: &[S::E],
+    affine: Affine<'_, S::E>,
+    mean: &[S::E],
+    c: usize,
+    out: &mut [S::E],
+) {
+    let channels = mean.len();
+    let (sums, products) = out.split_at_mut(channels);
+    // SAFETY: every pixel holds `channels` elements and the NV vectors start below `channels`.
+    unsafe {
+        let load = |p: *const S::E, v: usize| load_channels::<S>(p, c + v * S::LANES, channels);
+        let scale: [S::V; NV] = std::array::from_fn(|v| load(affine.scale.as_ptr(), v));
+        let shift: [S::V; NV] = std::array::from_fn(|v| load(affine.shift.as_ptr(), v));
+        let mean: [S::V; NV] = std::array::from_fn(|v| load(mean.as_ptr(), v));
+        let mut sum = [S::splat(S::E::default()); NV];
+        let mut product = [S::splat(S::E::default()); NV];
+        for at in (0..g.len()).step_by(channels) {
+            for v in 0..NV {
+                let (mut g, u) = (load(g.as_ptr().add(at), v), load(u.as_ptr().add(at), v));
+                if affine.relu {
+                    g = S::gate(g, S::fma(u, scale[v], shift[v]));
+                }
+                sum[v] = S::add(sum[v], g);
+                product[v] = S::fma(g, S::sub(u, mean[v]), product[v]);
+            }
+        }
+        for v in 0..NV {
+            store_channels::<S>(sums.as_mut_ptr(), c + v * S::LANES, channels, sum[v]);
+            store_channels::<S>(products.as_mut_ptr(), c + v * S::LANES, channels, product[v]);
+        }
+    }
+}
+
+/// Sums of g' and of g' (u - mean) over one image's pixels into `out` (2, channels).
+pub fn image_sums<E: Element>(isa: Isa, g: &[E], u: &[E], affine: Affine<'_, E>, mean: &[E], out: &mut [E]) {
+    let channels = mean.len();
+    assert!(channels > 0 && g.len() % channels == 0 && g.len() == u.len() && out.len() == 2 * channels);
+    isa.run(ImageSums { g, u, affine, mean, out });
+}
+
+/// The images' sums (n, 2, channels), added in f64 and in order: (sum g', sum g' (u - mean)).
+pub fn combine_sums<E: Element>(per_image: &[E], channels: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut sum = vec![0.0; channels];
+    let mut product = vec![0.0; channels];
+    for image in per_image.chunks_exact(2 * channels) {
+        for c in 0..channels {
+            sum[c] += image[c].f64();
+            product[c] += image[channels + c].f64();
+        }
+    }
+    (sum, product)
+}

@@ -1,0 +1,157 @@
+//! The one matrix product under every convolution: `C (m, n) = [C +] A (m, k) B (k, n)`.
+//!
+//! Single-threaded: the callers split their work over images, which needs no synchronisation and
+//! leaves the order of every sum fixed. Each element of `C` is summed over `k` in order, so a row's
+//! bits do not depend on how many rows it is computed with.
+
+use crate::simd::Simd;
+
+/// Columns a strip: channels are padded to a multiple of this in all scratch matrices, so that no
+/// product has a ragged edge.
+pub const STRIP: usize = 16;
+
+/// `channels` rounded up to a whole number of strips.
+pub const fn padded(channels: usize) -> usize {
+    channels.div_ceil(STRIP) * STRIP
+}
+
+/// Row length of a scratch matrix of `channels` columns. An odd number of cache lines where rows are
+/// long: a power of two would map a column's rows to a handful of cache sets.
+pub const fn leading(channels: usize) -> usize {
+    let p = padded(channels);
+    if p >= 64 && p % 32 == 0 { p + STRIP } else { p }
+}
+
+/// The left matrix: element (i, p) lies at `data[i * row + p * col]`.
+#[derive(Clone, Copy)]
+pub struct Lhs<E> {
+    /// First element.
+    pub data: *const E,
+    /// Distance of two rows.
+    pub row: usize,
+    /// Distance of two columns.
+    pub col: usize,
+}
+
+/// The right matrix, in strips of [`STRIP`] columns: element (p, j) lies at
+/// `data[j / STRIP * strip + p * row + j % STRIP]`.
+#[derive(Clone, Copy)]
+pub struct Rhs<E> {
+    /// First element.
+    pub data: *const E,
+    /// Distance of two rows.
+    pub row: usize,
+    /// Distance of two strips.
+    pub strip: usize,
+}
+
+impl<E> Rhs<E> {
+    /// A row-major matrix with rows of `row` elements.
+    pub fn rows(data: *const E, row: usize) -> Self {
+        Rhs { data, row, strip: STRIP }
+    }
+    /// A packed matrix of `k` rows: one strip after the other.
+    pub fn packed(data: *const E, k: usize) -> Self {
+        Rhs { data, row: STRIP, strip: STRIP * k }
+    }
+}
+
+/// The product's target, row-major.
+#[derive(Clone, Copy)]
+pub struct Out<E> {
+    /// First element.
+    pub data: *mut E,
+    /// Distance of two rows.
+    pub row: usize,
+    /// Add to what is there, or overwrite it.
+    pub accumulate: bool,
+}
+
+/// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, p < k.
+///
+/// # Safety
+/// `n` is a multiple of [`STRIP`]; the matrices are valid for these sizes and `c` does not overlap the others.
+#[inline(always)]
+pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<S::E>, b: Rhs<S::E>, c: Out<S::E>) {
+    debug_assert!(n % STRIP == 0);
+    let mut j = 0;
+    while j < n {
+        let wide = n - j >= 2 * S::LANES;
+        let mut i = 0;
+        while i < m {
+            // SAFETY: rows i.. of a and c and columns j.. of b and c, as many as the tile has.
+            i += unsafe {
+                let a = Lhs { data: a.data.add(i * a.row), ..a };
+                let c = Out { data: c.data.add(i * c.row + j), ..c };
+                if wide { rows::<S, 2>(m - i, j, k, a, b, c) } else { rows::<S, 1>(m - i, j, k, a, b, c) }
+            };
+        }
+        j += if wide { 2 * S::LANES } else { S::LANES };
+    }
+}
+
+/// The largest register tile that fits into `m` rows; returns its number of rows.
+#[inline(always)]
+unsafe fn rows<S: Simd, const NV: usize>(
+    m: usize,
+    j: usize,
+    k: usize,
+    a: Lhs<S::E>,
+    b: Rhs<S::E>,
+    c: Out<S::E>,
+) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match m.min(S::ROWS) {
+            12.. => tile::<S, 12, NV>(j, k, a, b, c),
+            8..=11 => tile::<S, 8, NV>(j, k, a, b, c),
+            6 | 7 => tile::<S, 6, NV>(j, k, a, b, c),
+            4 | 5 => tile::<S, 4, NV>(j, k, a, b, c),
+            2 | 3 => tile::<S, 2, NV>(j, k, a, b, c),
+            _ => tile::<S, 1, NV>(j, k, a, b, c),
+        }
+    }
+}
+
+/// `MR` rows by `NV` vectors, held in registers over the whole of `k`. Returns `MR`.
+#[inline(always)]
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
+    j: usize,
+    k: usize,
+    a: Lhs<S::E>,
+    b: Rhs<S::E>,
+    c: Out<S::E>,
+) -> usize {
+    // SAFETY: the caller's contract; every index stays within (MR, k), (k, NV vectors), (MR, NV vectors).
+    unsafe {
+        let mut acc = [[S::splat(S::E::default()); NV]; MR];
+        if c.accumulate {
+            for (i, row) in acc.iter_mut().enumerate() {
+                for (v, x) in row.iter_mut().enumerate() {
+                    *x = S::load(c.data.add(i * c.row + v * S::LANES));
+                }
+            }
+        }
+        let columns: [*const S::E; NV] = std::array::from_fn(|v| {
+            let j = j + v * S::LANES;
+            b.data.add(j / STRIP * b.strip + j % STRIP)
+        });
+        let mut ap = a.data;
+        for p in 0..k {
+            let bv: [S::V; NV] = std::array::from_fn(|v| S::load(columns[v].add(p * b.row)));
+            for (i, row) in acc.iter_mut().enumerate() {
+                let x = S::splat(*ap.add(i * a.row));
+                for (v, sum) in row.iter_mut().enumerate() {
+                    *sum = S::fma(x, bv[v], *sum);
+                }
+            }
+            ap = ap.wrapping_add(a.col);
+        }
+        for (i, row) in acc.iter().enumerate() {
+            for (v, x) in row.iter().enumerate() {
+                S::store(c.data.add(i * c.row + v * S::LANES), *x);
+            }
+        }
+        MR
+    }
+}

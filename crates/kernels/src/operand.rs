@@ -1,0 +1,252 @@
+//! What a convolution reads. BatchNorm and ReLU are not stored: they are applied while an operand is
+//! copied into the convolution's scratch memory, forward and backward.
+
+use crate::gemm::STRIP;
+use crate::simd::{Element, Simd};
+
+/// `relu?(scale * u + shift)` per channel: BatchNorm with its statistics folded in.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a, E> {
+    /// gamma / sigma, (channels,).
+    pub scale: &'a [E],
+    /// beta - gamma mu / sigma, (channels,).
+    pub shift: &'a [E],
+    /// Whether a ReLU follows.
+    pub relu: bool,
+}
+
+/// A convolution's input: a stored activation, with BatchNorm (and ReLU) still to apply or not.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a, E> {
+    /// Stored activation, NHWC.
+    pub u: &'a [E],
+    /// What is still to apply.
+    pub affine: Option<Affine<'a, E>>,
+}
+
+/// A gradient: stored, or the gradient with respect to `u` of a BatchNorm (and ReLU) of `u`, still to be formed.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient<'a, E> {
+    /// Stored gradient, NHWC: of the value itself, or of the BatchNorm's output.
+    pub g: &'a [E],
+    /// How to form the gradient from it.
+    pub norm: Option<NormGradient<'a, E>>,
+}
+
+/// BatchNorm's backward pass: `slope * g' + spread * u + offset`, with g' = g where the ReLU was open.
+#[derive(Clone, Copy, Debug)]
+pub struct NormGradient<'a, E> {
+    /// The BatchNorm's input, NHWC.
+    pub u: &'a [E],
+    /// Its forward map, which decides where the ReLU was open.
+    pub affine: Affine<'a, E>,
+    /// gamma / sigma, (channels,).
+    pub slope: &'a [E],
+    /// -gamma / sigma^2 * mean(g' xhat), zero in eval mode.
+    pub spread: &'a [E],
+    /// What does not depend on the position, zero in eval mode.
+    pub offset: &'a [E],
+}
+
+/// Per-channel vectors copied to a whole number of strips, zero behind the last channel.
+#[derive(Default)]
+pub struct Coefficients<E> {
+    data: Vec<E>,
+    width: usize,
+}
+
+impl<E: Element> Coefficients<E> {
+    /// Lays the vectors side by side.
+    pub fn fill(&mut self, vectors: &[&[E]], channels: usize) {
+        self.width = channels.div_ceil(STRIP) * STRIP;
+        self.data.clear();
+        for v in vectors {
+            self.data.extend_from_slice(v);
+            self.data.resize(self.data.len() + self.width - channels, E::default());
+        }
+    }
+    #[inline(always)]
+    fn row(&self, i: usize) -> *const E {
+        self.data[i * self.width..].as_ptr()
+    }
+}
+
+/// One image's pixels of `channels` channels, read vector by vector; the last vector of a pixel is
+/// filled up with zeros, never read past the slice.
+///
+/// # Safety
+/// `p` points to a pixel with `channels` elements and `c < channels`.
+#[inline(always)]
+pub unsafe fn load_channels<S: Simd>(p: *const S::E, c: usize, channels: usize) -> S::V {
+    // SAFETY: a whole vector lies within the pixel, or its elements are copied one by one.
+    unsafe {
+        if c + S::LANES <= channels {
+            return S::load(p.add(c));
+        }
+        let mut tail = [S::E::default(); STRIP];
+        for (i, x) in tail.iter_mut().enumerate().take(channels - c) {
+            *x = *p.add(c + i);
+        }
+        S::load(tail.as_ptr())
+    }
+}
+
+/// The counterpart of [`load_channels`]: stores only the pixel's own channels.
+///
+/// # Safety
+/// `p` points to a pixel with `channels` elements and `c < channels`.
+#[inline(always)]
+pub unsafe fn store_channels<S: Simd>(p: *mut S::E, c: usize, channels: usize, v: S::V) {
+    // SAFETY: as above.
+    unsafe {
+        if c + S::LANES <= channels {
+            return S::store(p.add(c), v);
+        }
+        let mut tail = [S::E::default(); STRIP];
+        S::store(tail.as_mut_ptr(), v);
+        for (i, x) in tail.iter().enumerate().take(channels - c) {
+            *p.add(c + i) = *x;
+        }
+    }
+}
+
+/// Reads vectors of an [`Input`]; made once a task.
+pub struct InputReader<'a, E> {
+    input: Input<'a, E>,
+    channels: usize,
+    coefficients: Coefficients<E>,
+}
+
+impl<'a, E: Element> InputReader<'a, E> {
+    /// A reader of pixels with `channels` channels.
+    pub fn new(input: Input<'a, E>, channels: usize) -> Self {
+        let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
+        if let Some(a) = input.affine {
+            coefficients.fill(&[a.scale, a.shift], channels);
+        }
+        InputReader { input, channels, coefficients }
+    }
+
+    /// Channels `c..` of the pixel that starts at element `at`.
+    ///
+    /// # Safety
+    /// `at + channels` is within the activation, `c < channels`.
+    #[inline(always)]
+    pub unsafe fn load<S: Simd<E = E>>(&self, at: usize, c: usize) -> S::V {
+        // SAFETY: the caller's contract; coefficients are padded to whole strips.
+        unsafe {
+            let x = load_channels::<S>(self.input.u.as_ptr().add(at), c, self.channels);
+            let Some(affine) = self.input.affine else { return x };
+            let scale = S::load(self.coefficients.row(0).add(c));
+            let y = S::fma(x, scale, S::load(self.coefficients.row(1).add(c)));
+            if affine.relu { S::relu(y) } else { y }
+        }
+    }
+}
+
+/// Reads vectors of a [`Gradient`]; made once a task.
+pub struct GradientReader<'a, E> {
+    gradient: Gradient<'a, E>,
+    channels: usize,
+    coefficients: Coefficients<E>,
+}
+
+impl<'a, E: Element> GradientReader<'a, E> {
+    /// A reader of pixels with `channels` channels.
+    pub fn new(gradient: Gradient<'a, E>, channels: usize) -> Self {
+        let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
+        if let Some(n) = gradient.norm {
+            let vectors = [n.affine.scale, n.affine.shift, n.slope, n.spread, n.offset];
+            coefficients.fill(&vectors, channels);
+        }
+        GradientReader { gradient, channels, coefficients }
+    }
+
+    /// Channels `c..` of the pixel that starts at element `at`.
+    ///
+    /// # Safety
+    /// `at + channels` is within the gradient, `c < channels`.
+    #[inline(always)]
+    pub unsafe fn load<S: Simd<E = E>>(&self, at: usize, c: usize) -> S::V {
+        // SAFETY: the caller's contract; coefficients are padded to whole strips.
+        unsafe {
+            let g = load_channels::<S>(self.gradient.g.as_ptr().add(at), c, self.channels);
+            let Some(n) = self.gradient.norm else { return g };
+            let u = load_channels::<S>(n.u.as_ptr().add(at), c, self.channels);
+            let k = |i: usize| S::load(self.coefficients.row(i).add(c));
+            let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
+            S::fma(g, k(2), S::fma(u, k(3), k(4)))
+        }
+    }
+}
+
+/// Copies one image (h, w, c) into a zero-bordered scratch image (rows, columns, ld), `top`/`left` pixels in.
+///
+/// # Safety
+/// `image` is the element where the image starts; it lies within the activation.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn copy_padded<S: Simd>(
+    reader: &InputReader<'_, S::E>,
+    image: usize,
+    (h, w, channels): (usize, usize, usize),
+    scratch: &mut [S::E],
+    (rows, columns, ld): (usize, usize, usize),
+    (top, left): (usize, usize),
+) {
+    let scratch = &mut scratch[..rows * columns * ld];
+    debug_assert!(rows >= top + h && columns >= left + w && ld >= channels);
+    scratch[..top * columns * ld].fill(S::E::default());
+    scratch[(top + h) * columns * ld..].fill(S::E::default());
+    for y in 0..h {
+        let row = &mut scratch[(top + y) * columns * ld..][..columns * ld];
+        row[..left * ld].fill(S::E::default());
+        row[(left + w) * ld..].fill(S::E::default());
+        for x in 0..w {
+            let at = image + (y * w + x) * channels;
+            let mut c = 0;
+            while c < ld {
+                // SAFETY: c < ld, and ld is a whole number of strips. What lies behind the last
+                // channel meets zero weights, so it must be finite: zero.
+                unsafe {
+                    let v = if c < channels { reader.load::<S>(at, c) } else { S::splat(S::E::default()) };
+                    S::store(row.as_mut_ptr().add((left + x) * ld + c), v);
+                }
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+/// The interior of a padded scratch image, written or added to the image (h, w, c) `out`.
+///
+/// # Safety
+/// The processor has `S`; `ld` is a whole number of strips and at least `channels`.
+#[inline(always)]
+pub unsafe fn crop_padded<S: Simd>(
+    scratch: &[S::E],
+    (_, columns, ld): (usize, usize, usize),
+    (top, left): (usize, usize),
+    (h, w, channels): (usize, usize, usize),
+    out: &mut [S::E],
+    accumulate: bool,
+) {
+    for y in 0..h {
+        for x in 0..w {
+            let from = scratch[((y + top) * columns + x + left) * ld..][..ld].as_ptr();
+            let to = out[(y * w + x) * channels..][..channels].as_mut_ptr();
+            let mut c = 0;
+            while c < channels {
+                // SAFETY: c < channels <= ld.
+                unsafe {
+                    let mut v = S::load(from.add(c));
+                    if accumulate {
+                        v = S::add(v, load_channels::<S>(to, c, channels));
+                    }
+                    store_channels::<S>(to, c, channels, v);
+                }
+                c += S::LANES;
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Passes over whole activations: what no convolution can do on the fly.
+
+use rayon::prelude::*;
+
+use crate::operand::{Gradient, GradientReader, Input, InputReader, store_channels};
+use crate::runtime::Runtime;
+use crate::simd::{Element, Kernel, Simd};
+
+/// Elements a task, cut at whole pixels.
+const TASK: usize = 1 << 15;
+
+struct Apply<'a, 'i, E> {
+    reader: &'a InputReader<'i, E>,
+    start: usize,
+    channels: usize,
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel<E> for Apply<'_, '_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        for (p, pixel) in self.out.chunks_exact_mut(self.channels).enumerate() {
+            let mut c = 0;
+            while c < self.channels {
+                // SAFETY: c < channels; the pixel lies within both slices.
+                unsafe {
+                    let v = self.reader.load::<S>(self.start + p * self.channels, c);
+                    store_channels::<S>(pixel.as_mut_ptr(), c, self.channels, v);
+                }
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+fn task_len(channels: usize) -> usize {
+    (TASK / channels).max(1) * channels
+}
+
+/// Stores what `input` stands for.
+pub fn apply<E: Element>(runtime: &Runtime<E>, input: Input<'_, E>, channels: usize, out: &mut [E]) {
+    assert_eq!(input.u.len(), out.len());
+    let reader = InputReader::new(input, channels);
+    let len = task_len(channels);
+    out.par_chunks_mut(len).enumerate().for_each(|(i, out)| {
+        runtime.isa.run(Apply { reader: &reader, start: i * len, channels, out });
+    });
+}
+
+struct AddGradients<'a, 'g, E> {
+    readers: &'a [GradientReader<'g, E>],
+    start: usize,
+    channels: usize,
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel<E> for AddGradients<'_, '_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        for (p, pixel) in self.out.chunks_exact_mut(self.channels).enumerate() {
+            let at = self.start + p * self.channels;
+            let mut c = 0;
+            while c < self.channels {
+                // SAFETY: c < channels; the pixel lies within all slices.
+                unsafe {
+                    let mut sum = S::splat(E::default());
+                    for reader in self.readers {
+                        sum = S::add(sum, reader.load::<S>(at, c));
+                    }
+                    store_channels::<S>(pixel.as_mut_ptr(), c, self.channels, sum);
+                }
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+/// Stores the sum of several gradients.
+pub fn add_gradients<E: Element>(runtime: &Runtime<E>, gradients: &[Gradient<'_, E>], channels: usize, out: &mut [E]) {
+    assert!(gradients.iter().all(|g| g.g.len() == out.len()));
+    let readers: Vec<_> = gradients.iter().map(|g| GradientReader::new(*g, channels)).collect();
+    let len = task_len(channels);
+    out.par_chunks_mut(len).enumerate().for_each(|(i, out)| {
+        runtime.isa.run(AddGradients { readers: &readers, start: i * len, channels, out });
+    });
+}
+
+/// `out = a + b`.
+pub fn add<E: Element>(a: &[E], b: &[E], out: &mut [E]) {
+    out.par_chunks_mut(TASK).zip(a.par_chunks(TASK)).zip(b.par_chunks(TASK)).for_each(|((out, a), b)| {
+        for ((o, a), b) in out.iter_mut().zip(a).zip(b) {
+            *o = *a + *b;
+        }
+    });
+}
+
+/// `out = max(u, 0)`; a NaN stays one.
+pub fn relu<E: Element>(u: &[E], out: &mut [E]) {
+    let zero = E::default();
+    out.par_chunks_mut(TASK).zip(u.par_chunks(TASK)).for_each(|(out, u)| {
+        for (o, u) in out.iter_mut().zip(u) {
+            *o = if *u < zero { zero } else { *u };
+        }
+    });
+}
+
+/// ReLU's gradient: `g` where the output `y` is positive, 0 elsewhere (PyTorch's choice at 0).
+pub fn relu_gradient<E: Element>(y: &[E], g: &[E], out: &mut [E]) {
+    let zero = E::default();
+    out.par_chunks_mut(TASK).zip(y.par_chunks(TASK)).zip(g.par_chunks(TASK)).for_each(|((out, y), g)| {
+        for ((o, y), g) in out.iter_mut().zip(y).zip(g) {
+            *o = if *y > zero { *g } else { zero };
+        }
+    });
+}
+
+/// One image from (channels, pixels) to (pixels, channels), or back with the two sizes exchanged.
+pub fn transpose<E: Element>(from: &[E], rows: usize, columns: usize, to: &mut [E]) {
+    const BLOCK: usize = 16;
+    for r0 in (0..rows).step_by(BLOCK) {
+        for c0 in (0..columns).step_by(BLOCK) {
+            for r in r0..(r0 + BLOCK).min(rows) {
+                for c in c0..(c0 + BLOCK).min(columns) {
+                    to[c * rows + r] = from[r * columns + c];
+                }
+            }
+        }
+    }
+}
+
+/// A batch from NCHW to NHWC.
+pub fn channels_last<E: Element>(from: &[E], channels: usize, pixels: usize, to: &mut [E]) {
+    let len = (channels * pixels).max(1);
+    to.par_chunks_mut(len).zip(from.par_chunks(len)).for_each(|(to, from)| transpose(from, channels, pixels, to));
+}
+
+/// A batch from NHWC to NCHW.
+pub fn channels_first<E: Element>(from: &[E], channels: usize, pixels: usize, to: &mut [E]) {
+    let len = (channels * pixels).max(1);
+    to.par_chunks_mut(len).zip(from.par_chunks(len)).for_each(|(to, from)| transpose(from, pixels, channels, to));
+}

@@ -1,0 +1,210 @@
+//! Both convolution algorithms against a naive loop, on every instruction set and number of threads.
+
+use kernels::conv::{self, Algorithm, ConvShape, Packed};
+use kernels::operand::{Affine, Gradient, Input, NormGradient};
+use kernels::runtime::Runtime;
+use kernels::simd::{Element, Isa};
+use testkit::{assert_close, numbers};
+
+/// The definition, in f64: output, input gradient, weight gradient.
+fn naive(s: &ConvShape, n: usize, x: &[f64], w: &[f64], g: &[f64]) -> [Vec<f64>; 3] {
+    let (oh, ow) = (s.out_h(), s.out_w());
+    let mut y = vec![0.0; n * oh * ow * s.c_out];
+    let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+    for (i, y) in y.iter_mut().enumerate() {
+        let (o, ox, oy, image) = (i % s.c_out, i / s.c_out % ow, i / s.c_out / ow % oh, i / s.c_out / ow / oh);
+        for ky in 0..s.k {
+            for kx in 0..s.k {
+                let (iy, ix) = (oy * s.stride + ky, ox * s.stride + kx);
+                if iy < s.padding || ix < s.padding || iy - s.padding >= s.h || ix - s.padding >= s.w {
+                    continue;
+                }
+                let pixel = ((image * s.h + iy - s.padding) * s.w + ix - s.padding) * s.c_in;
+                for c in 0..s.c_in {
+                    let wi = ((o * s.c_in + c) * s.k + ky) * s.k + kx;
+                    *y += x[pixel + c] * w[wi];
+                    dx[pixel + c] += g[i] * w[wi];
+                    dw[wi] += g[i] * x[pixel + c];
+                }
+            }
+        }
+    }
+    [y, dx, dw]
+}
+
+fn cast<E: Element>(v: &[f64]) -> Vec<E> {
+    v.iter().map(|x| E::of(*x)).collect()
+}
+fn back<E: Element>(v: &[E]) -> Vec<f64> {
+    v.iter().map(|x| x.f64()).collect()
+}
+
+fn shapes() -> Vec<(ConvShape, usize)> {
+    let s = |h, w, c_in, c_out, k, stride, padding| ConvShape { h, w, c_in, c_out, k, stride, padding };
+    vec![
+        (s(8, 8, 3, 16, 3, 1, 1), 2),
+        (s(7, 7, 16, 10, 3, 1, 1), 3),
+        (s(1, 1, 8, 8, 3, 1, 1), 1),
+        (s(5, 9, 20, 36, 3, 1, 1), 2),
+        (s(4, 4, 33, 17, 3, 1, 1), 9),
+        (s(32, 32, 16, 32, 3, 1, 1), 1),
+        (s(9, 7, 12, 24, 3, 2, 1), 2),
+        (s(8, 8, 32, 64, 1, 2, 0), 2),
+        (s(6, 6, 17, 5, 1, 1, 0), 2),
+        (s(7, 11, 3, 10, 5, 3, 2), 2),
+        (s(8, 8, 8, 8, 3, 1, 0), 1),
+        (s(8, 8, 64, 128, 3, 1, 1), 0),
+    ]
+}
+
+fn run<E: Element>(isa: Isa, tolerance: f64) {
+    for (s, n) in shapes() {
+        for algorithm in [Algorithm::Im2col, Algorithm::Winograd] {
+            if algorithm == Algorithm::Winograd && (s.k, s.stride, s.padding) != (3, 1, 1) {
+                continue;
+            }
+            let (x, w) = (numbers(n * s.input_len(), 1), numbers(s.weight_len(), 2));
+            let (g, r) = (numbers(n * s.output_len(), 3), numbers(n * s.output_len(), 4));
+            let [mut y, dx, dw] = naive(&s, n, &x, &w, &g);
+            y.iter_mut().zip(&r).for_each(|(y, r)| *y += r);
+            let (xe, ge, re) = (cast::<E>(&x), cast::<E>(&g), cast::<E>(&r));
+            let packed = Packed::new(&s, algorithm, &cast::<E>(&w));
+            let runtime = Runtime::new(isa);
+            let mut out = vec![E::of(f64::NAN); y.len()];
+            let input = Input { u: &xe, affine: None };
+            conv::forward(&runtime, &s, algorithm, input, &packed, Some(&re), &mut out, None);
+            let what = format!("{isa:?} {algorithm:?} {s:?} n {n}");
+            assert_close(&format!("{what} output"), &back(&out), &y, tolerance);
+            let (mut dxe, mut dwe) = (vec![E::of(1.0); dx.len()], vec![E::of(f64::NAN); dw.len()]);
+            let gradient = Gradient { g: &ge, norm: None };
+            conv::backward(&runtime, &s, algorithm, input, gradient, &packed, Some((&mut dxe, true)), &mut dwe, None);
+            let dx1: Vec<f64> = dx.iter().map(|d| d + 1.0).collect();
+            assert_close(&format!("{what} input gradient"), &back(&dxe), &dx1, tolerance);
+            assert_close(&format!("{what} weight gradient"), &back(&dwe), &dw, tolerance);
+            conv::backward(&runtime, &s, algorithm, input, gradient, &packed, None, &mut dwe, None);
+            assert_close(&format!("{what} weight gradient alone"), &back(&dwe), &dw, tolerance);
+        }
+    }
+}
+
+#[test]
+fn equals_the_naive_loop_in_f64() {
+    run::<f64>(Isa::Portable, 1e-13);
+}
+
+#[test]
+fn equals_the_naive_loop_in_f32_on_every_instruction_set() {
+    println!("instruction sets here: {:?}", Isa::available());
+    for isa in Isa::available() {
+        run::<f32>(isa, 2e-6);
+    }
+}
+
+/// BatchNorm and ReLU applied on the way in, and BatchNorm's gradient formed on the way in, equal the
+/// same operations done beforehand.
+#[test]
+fn operands_on_the_fly_equal_stored_ones() {
+    for (s, n) in shapes() {
+        for isa in Isa::available() {
+            let x: Vec<f32> = cast(&numbers(n * s.input_len(), 1));
+            let u: Vec<f32> = cast(&numbers(n * s.output_len(), 5));
+            let g: Vec<f32> = cast(&numbers(n * s.output_len(), 3));
+            let w: Vec<f32> = cast(&numbers(s.weight_len(), 2));
+            let v = |len, seed| cast::<f32>(&numbers(len, seed));
+            let (scale, shift) = (v(s.c_in, 6), v(s.c_in, 7));
+            let (oscale, oshift) = (v(s.c_out, 8), v(s.c_out, 9));
+            let (slope, spread, offset) = (v(s.c_out, 10), v(s.c_out, 11), v(s.c_out, 12));
+            let affine = Affine { scale: &scale, shift: &shift, relu: true };
+            let lazy = Input { u: &x, affine: Some(affine) };
+            let stored_x: Vec<f32> =
+                x.iter().enumerate().map(|(i, x)| x.mul_add(scale[i % s.c_in], shift[i % s.c_in]).max(0.0)).collect();
+            let norm = NormGradient {
+                u: &u,
+                affine: Affine { scale: &oscale, shift: &oshift, relu: true },
+                slope: &slope,
+                spread: &spread,
+                offset: &offset,
+            };
+            let stored_g: Vec<f32> = (0..g.len())
+                .map(|i| {
+                    let c = i % s.c_out;
+                    let open = u[i].mul_add(oscale[c], oshift[c]) > 0.0;
+                    let g = if open { g[i] } else { 0.0 };
+                    g * slope[c] + (u[i] * spread[c] + offset[c])
+                })
+                .collect();
+            let algorithm = s.algorithm();
+            let packed = Packed::new(&s, algorithm, &w);
+            let runtime = Runtime::new(isa);
+            let outcome = |input, gradient| {
+                let mut y = vec![0f32; n * s.output_len()];
+                conv::forward(&runtime, &s, algorithm, input, &packed, None, &mut y, None);
+                let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
+                conv::backward(
+                    &runtime,
+                    &s,
+                    algorithm,
+                    input,
+                    gradient,
+                    &packed,
+                    Some((&mut dx, false)),
+                    &mut dw,
+                    None,
+                );
+                [back(&y), back(&dx), back(&dw)]
+            };
+            let fly = outcome(lazy, Gradient { g: &g, norm: Some(norm) });
+            let stored = outcome(Input { u: &stored_x, affine: None }, Gradient { g: &stored_g, norm: None });
+            for (fly, stored) in fly.iter().zip(&stored) {
+                assert_close(&format!("{isa:?} {s:?}"), fly, stored, 2e-6);
+            }
+        }
+    }
+}
+
+/// An image's output does not depend on its batch; no bit depends on the number of threads.
+#[test]
+fn same_bits_in_any_batch_and_on_any_number_of_threads() {
+    for (s, _) in shapes() {
+        let n = 5;
+        let algorithm = s.algorithm();
+        let x: Vec<f32> = cast(&numbers(n * s.input_len(), 1));
+        let g: Vec<f32> = cast(&numbers(n * s.output_len(), 3));
+        let packed = Packed::new(&s, algorithm, &cast::<f32>(&numbers(s.weight_len(), 2)));
+        for isa in Isa::available() {
+            let run = |x: &[f32], g: &[f32]| {
+                let runtime = Runtime::new(isa);
+                let mut y = vec![0f32; g.len()];
+                let input = Input { u: x, affine: None };
+                conv::forward(&runtime, &s, algorithm, input, &packed, None, &mut y, None);
+                let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; s.weight_len()]);
+                let gradient = Gradient { g, norm: None };
+                conv::backward(
+                    &runtime,
+                    &s,
+                    algorithm,
+                    input,
+                    gradient,
+                    &packed,
+                    Some((&mut dx, false)),
+                    &mut dw,
+                    None,
+                );
+                (y, dx, dw)
+            };
+            let threads = |t: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(t).build().unwrap();
+                pool.install(|| run(&x, &g))
+            };
+            let one = threads(1);
+            assert_eq!(one, threads(2), "{isa:?} {s:?}");
+            assert_eq!(one, threads(3), "{isa:?} {s:?}");
+            for image in 0..n {
+                let (i, o) = (s.input_len(), s.output_len());
+                let alone = run(&x[image * i..][..i], &g[image * o..][..o]);
+                assert_eq!(alone.0, one.0[image * o..][..o], "{isa:?} {s:?} image {image}");
+                assert_eq!(alone.1, one.1[image * i..][..i], "{isa:?} {s:?} image {image}");
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Whole graphs: gradients against central differences, and against candle's own ops.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use kernels::graph::{Graph, Shape};
+use kernels::stage::{Memory, Mode, Stage};
+use kernels::{Isa, Value};
+use testkit::{assert_close, gradcheck, numbers, tensor, values};
+
+/// A pre-activation block with a projection, one without, a post-activation block with a parameter-free
+/// shortcut, both poolings, a bare ReLU: every node and every fusion.
+fn network() -> Graph {
+    let mut g = Graph::new(Shape { channels: 3, h: 9, w: 7 });
+    let x = g.conv("conv1", Value(0), 8, 3, 1, 1);
+    let o = g.batch_norm("a.bn1", x, true);
+    let y = g.conv("a.conv1", o, 12, 3, 2, 1);
+    let y = g.batch_norm("a.bn2", y, true);
+    let s = g.conv("a.shortcut", o, 12, 1, 2, 0);
+    let y = g.conv("a.conv2", y, 12, 3, 1, 1);
+    let x = g.add(y, s);
+    g.cut("layer1");
+    let y = g.batch_norm("b.bn1", x, true);
+    let y = g.conv("b.conv1", y, 12, 3, 1, 1);
+    let x = g.add(x, y);
+    let y = g.conv("c.conv1", x, 16, 3, 2, 1);
+    let y = g.batch_norm("c.bn1", y, false);
+    let s = g.subsample(x, 2, 16);
+    let y = g.add(y, s);
+    let y = g.relu(y);
+    let y = g.pool(y, 2, 1, true);
+    let y = g.pool(y, 1, 1, false);
+    g.cut("layer2");
+    let y = g.conv("d.conv", y, 8, 1, 1, 0);
+    let y = g.batch_norm("d.bn", y, true);
+    assert_eq!(y, g.last());
+    g.cut("last");
+    g
+}
+
+fn parameters(g: &Graph) -> Vec<f64> {
+    numbers(g.parameter_len(), 11).into_iter().map(|x| x * 0.5).collect()
+}
+
+fn running(g: &Graph) -> Vec<f32> {
+    numbers(g.statistics_len(), 12).into_iter().map(|x| x.abs() as f32 + 0.5).collect()
+}
+
+fn weighted(y: &Tensor) -> Result<Tensor> {
+    (y * tensor(y.dims(), 13, y.dtype(), y.device())?)?.sum_all()
+}
+
+#[test]
+fn gradients_equal_central_differences_in_train_and_eval_mode() -> Result<()> {
+    let g = network();
+    let (stage, device) = (Stage::new(g.clone(), &Memory::new(Isa::Portable)), Device::Cpu);
+    let p = Tensor::new(parameters(&g), &device)?;
+    let x = tensor(&[4, 3, 9, 7], 10, DType::F64, &device)?;
+    let running = running(&g);
+    for mode in [Mode::Train, Mode::Eval] {
+        let worst = gradcheck(&p, 400, 1e-6, |p| weighted(&stage.forward(&x, p, &running, mode)?.0))?;
+        assert!(worst < 1e-6, "{mode:?}: parameters {worst:.1e}");
+        let worst = gradcheck(&x, 150, 1e-6, |x| weighted(&stage.forward(x, &p, &running, mode)?.0))?;
+        assert!(worst < 1e-6, "{mode:?}: images {worst:.1e}");
+    }
+    Ok(())
+}
+
+/// A graph cut into three stages has the gradients of the whole.
+#[test]
+fn stages_compose() -> Result<()> {
+    let g = network();
+    let memory = Memory::new(Isa::best());
+    let whole = Stage::new(g.clone(), &memory);
+    let p = Var::new(parameters(&g), &Device::Cpu)?;
+    let x = tensor(&[3, 3, 9, 7], 10, DType::F64, &Device::Cpu)?;
+    let running = running(&g);
+    let (y, statistics) = whole.forward(&x, &p, &running, Mode::Train)?;
+    let expected = values(weighted(&y)?.backward()?.get(&p).unwrap())?;
+    let (mut from, mut y2, mut statistics2) = (Value(0), x, vec![]);
+    for (_, to) in &g.cuts {
+        let stage = Stage::new(g.between(from, *to).unwrap(), &memory);
+        let (out, s) = stage.forward(&y2, &p, &running, Mode::Train)?;
+        statistics2.extend(s);
+        (from, y2) = (*to, out);
+    }
+    assert_eq!(values(&y)?, values(&y2)?);
+    assert_eq!(statistics, statistics2);
+    let composed = values(weighted(&y2)?.backward()?.get(&p).unwrap())?;
+    assert_close("composed", &composed, &expected, 1e-12);
+    Ok(())
+}
+
+/// The same bits on 1, 2 and 3 threads, through a whole network and back, on every instruction set.
+#[test]
+fn same_bits_on_any_number_of_threads() -> Result<()> {
+    let g = network();
+    for isa in Isa::available() {
+        let run = |threads: usize| -> Result<(Vec<f64>, Vec<f64>)> {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+                let stage = Stage::new(g.clone(), &Memory::new(isa));
+                let p = Var::from_tensor(&Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?)?;
+                let x = tensor(&[37, 3, 9, 7], 10, DType::F32, &Device::Cpu)?;
+                let (y, _) = stage.forward(&x, &p, &running(&g), Mode::Train)?;
+                Ok((values(&y)?, values(weighted(&y)?.backward()?.get(&p).unwrap())?))
+            })
+        };
+        let one = run(1)?;
+        assert_eq!(one, run(2)?, "{isa:?}");
+        assert_eq!(one, run(3)?, "{isa:?}");
+    }
+    Ok(())
+}
+
+/// BatchNorm with batch statistics against candle's own, value, statistics and gradient.
+#[test]
+fn batch_norm_equals_candles() -> Result<()> {
+    use candle_nn::{BatchNormConfig, ModuleT, VarBuilder, VarMap, batch_norm};
+    let device = Device::Cpu;
+    let mut g = Graph::new(Shape { channels: 5, h: 4, w: 3 });
+    g.batch_norm("bn", Value(0), false);
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::Portable));
+    let x = Var::from_tensor(&tensor(&[6, 5, 4, 3], 1, DType::F64, &device)?)?;
+    let p = Var::from_tensor(&tensor(&[10], 2, DType::F64, &device)?)?;
+    let (y, statistics) = stage.forward(&x, &p, &[0.0; 10], Mode::Train)?;
+    let map = VarMap::new();
+    let bn = batch_norm(
+        5,
+        BatchNormConfig { eps: 1e-5, momentum: 1.0, ..Default::default() },
+        VarBuilder::from_varmap(&map, DType::F64, &device),
+    )?;
+    let data = map.data().lock().unwrap().clone();
+    data["weight"].set(&p.narrow(0, 0, 5)?)?;
+    data["bias"].set(&p.narrow(0, 5, 5)?)?;
+    let theirs = bn.forward_t(&x, true)?;
+    assert_close("output", &values(&y)?, &values(&theirs)?, 1e-12);
+    let ours = values(weighted(&y)?.backward()?.get(&x).unwrap())?;
+    let grads = weighted(&theirs)?.backward()?;
+    assert_close("input gradient", &ours, &values(grads.get(&x).unwrap())?, 1e-10);
+    assert_close("mean", &statistics[0].mean, &values(&data["running_mean"])?, 1e-12);
+    let unbiased: Vec<f64> = statistics[0].var.iter().map(|v| v * 72.0 / 71.0).collect();
+    assert_close("variance", &unbiased, &values(&data["running_var"])?, 1e-12);
+    Ok(())
+}
+
+#[test]
+fn no_images_and_wrong_sizes() -> Result<()> {
+    let g = network();
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::best()));
+    let p = Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?;
+    let none = Tensor::zeros((0, 3, 9, 7), DType::F32, &Device::Cpu)?;
+    let (y, _) = stage.forward(&none, &p, &running(&g), Mode::Eval)?;
+    assert_eq!(y.dims4()?.0, 0);
+    let wrong = Tensor::zeros((1, 3, 8, 7), DType::F32, &Device::Cpu)?;
+    let error = stage.forward(&wrong, &p, &running(&g), Mode::Eval).unwrap_err().to_string();
+    assert!(error.contains("(3, 8, 7)") && error.contains("(3, 9, 7)"), "{error}");
+    Ok(())
+}

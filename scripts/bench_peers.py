@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Times the work of `trainer bench step` in PyTorch on the CPU and prints one JSON line.
+
+Needs: torch (scripts/bench.sh installs it into its own virtual environment).
+Same work: a WRN student's training step (forward, cross-entropy, backward, SGD), the same with a live
+WRN teacher, KD and explanation matching (closed-form Grad-CAM at the last layer), and the teacher's
+forward pass alone. Fixed input, medians.
+"""
+import argparse
+import json
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, c_in, c_out, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.shortcut = None
+        if c_in != c_out or stride != 1:
+            self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+
+    def forward(self, x):
+        o = F.relu(self.bn1(x), inplace=True)
+        y = self.conv2(F.relu(self.bn2(self.conv1(o)), inplace=True))
+        return y + (x if self.shortcut is None else self.shortcut(o))
+
+
+class WideResNet(nn.Module):
+    def __init__(self, depth, width, classes=10):
+        super().__init__()
+        n = (depth - 4) // 6
+        widths = [16, 16 * width, 32 * width, 64 * width]
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        for g in range(3):
+            blocks = [Block(widths[g] if i == 0 else widths[g + 1], widths[g + 1], 2 if g > 0 and i == 0 else 1) for i in range(n)]
+            setattr(self, f"layer{g + 1}", nn.Sequential(*blocks))
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.fc = nn.Linear(widths[3], classes)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        features = F.relu(self.bn1(x))
+        return features, self.fc(features.mean((2, 3)))
+
+
+def wrn(name):
+    _, depth, width = name.split("-")
+    return WideResNet(int(depth), int(width))
+
+
+def cam(model, features, labels):
+    return F.relu(torch.einsum("nk,nkhw->nhw", model.fc.weight[labels], features) / 64)
+
+
+def median_ms(step, repeats):
+    step()
+    step()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--student", default="wrn-16-2")
+    p.add_argument("--teacher", default="wrn-40-2")
+    p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
+    p.add_argument("--layout", choices=["nchw", "channels_last"], default="channels_last")
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    layout = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
+    student, teacher = wrn(a.student).to(memory_format=layout), wrn(a.teacher).to(memory_format=layout).eval()
+    x = torch.randn(a.batch, 3, 32, 32).to(memory_format=layout)
+    y = torch.randint(0, 10, (a.batch,))
+
+    def optimiser(model):
+        return torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True)
+
+    def train(model, opt):
+        def step():
+            opt.zero_grad(set_to_none=True)
+            F.cross_entropy(model(x)[1], y).backward()
+            opt.step()
+        return step
+
+    opt = optimiser(student)
+
+    def kd():
+        opt.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            tf, tl = teacher(x)
+            tm = cam(teacher, tf, y)
+        f, l = student(x)
+        soft = F.kl_div(F.log_softmax(l / 4, 1), F.softmax(tl / 4, 1), reduction="batchmean") * 16
+        loss = 0.1 * F.cross_entropy(l, y) + 0.9 * soft + 0.01 * (cam(student, f, y) - tm).square().sum((1, 2)).mean()
+        loss.backward()
+        opt.step()
+
+    def infer():
+        with torch.no_grad():
+            teacher(x)
+
+    result = {
+        "train_ms": median_ms(train(student, opt), a.repeats),
+        "kd_ms": median_ms(kd, a.repeats),
+        "teacher_ms": median_ms(infer, a.repeats),
+    }
+    teacher.train()
+    result["teacher_train_ms"] = median_ms(train(teacher, optimiser(teacher)), a.repeats)
+    result |= {"threads": a.threads, "layout": a.layout, "torch": torch.__version__}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
