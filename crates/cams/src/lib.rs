@@ -61,7 +61,10 @@ pub struct LinearHead {
 impl LinearHead {
     /// Activations (n, k, h, w) to logits (n, classes).
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
-        features.mean((2, 3))?.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        // Not a matrix product: its rows may be rounded differently in a batch of another size, and what
+        // is said about an image must not depend on its neighbours.
+        let pooled = features.mean((2, 3))?.unsqueeze(1)?; // (n, 1, k)
+        pooled.broadcast_mul(&self.weight.unsqueeze(0)?)?.sum(2)?.broadcast_add(&self.bias)
     }
     /// The classes' rows of the weight, (n, k).
     pub fn class_weight(&self, classes: &Tensor) -> Result<Tensor> {

@@ -227,14 +227,20 @@ impl Graph {
         self.push(Node::BatchNorm { input, gamma, running, relu }, shape)
     }
 
-    /// ReLU; one behind a BatchNorm becomes part of it.
+    /// ReLU; one right behind a BatchNorm becomes part of it, unless the network can be cut in between.
     pub fn relu(&mut self, input: Value) -> Value {
         if input == self.last()
+            && self.cuts.last().is_none_or(|(_, cut)| *cut != input)
             && let Some(Node::BatchNorm { relu, .. }) = self.nodes.last_mut()
         {
             *relu = true;
             return input;
         }
+        self.separate_relu(input)
+    }
+
+    /// ReLU whose input is needed elsewhere too.
+    pub fn separate_relu(&mut self, input: Value) -> Value {
         self.push(Node::Relu { input }, self.shape(input))
     }
 

@@ -1,1 +1,32 @@
-//! x
+//! Distils students from a teacher's logits and explanation maps.
+//!
+//! ```text
+//! args -> Config -> Images -> Batch { pixels, labels, ids }
+//!                      |-> Teacher::signal ------------> Signal { logits, map }
+//!                      '-> Network::pass --------------> Pass { layers, logits }
+//!                            '-> Interpreter::signed --> map
+//!        objective::losses -> Losses { ce, kd, explanation, attention }
+//!        total.backward() -> Sgd::step -> Recorder; at an epoch's end: evaluate, State::save
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod checkpoint;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod evaluate;
+pub mod gallery;
+pub mod loss;
+pub mod models;
+pub mod nn;
+pub mod objective;
+pub mod optim;
+pub mod random;
+pub mod record;
+pub mod schedule;
+pub mod state;
+pub mod teacher;
+pub mod train;

@@ -1,0 +1,37 @@
+//! One file a command.
+
+pub mod bench;
+pub mod convert;
+pub mod data;
+pub mod eval;
+pub mod explain;
+pub mod list;
+pub mod train;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+
+use crate::checkpoint::File;
+use crate::cli::ModelArgs;
+use crate::nn::Network;
+
+/// The frozen model that `--checkpoint`, or `--arch` and `--weights`, name; hands out `layers`.
+pub fn load_model(args: &ModelArgs, layers: &[&str], device: &Device) -> Result<Network> {
+    let path: &PathBuf =
+        args.checkpoint.as_ref().or(args.weights.as_ref()).context("give --checkpoint, or --arch and --weights")?;
+    let file = File::read(path)?;
+    let architecture = file.architecture(args.arch.as_deref())?;
+    let weights = file.weights(&architecture)?;
+    Network::new(
+        architecture,
+        weights,
+        file.normalization()?,
+        layers,
+        false,
+        Network::engine(device),
+        DType::F32,
+        device,
+    )
+}

@@ -1,0 +1,176 @@
+//! Data sets: u8 images in memory, the list of names, and what is read from where.
+
+pub mod augment;
+mod cifar;
+pub mod fetch;
+mod folder;
+pub mod loader;
+pub mod mini;
+mod planted;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::error::unknown;
+pub use folder::read_image;
+
+/// Part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Split {
+    /// For training.
+    Train,
+    /// For the final figure, read once a run.
+    Test,
+}
+
+/// Labelled images of one size, as they were stored: u8, channels first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Images {
+    /// (n, channels, h, w).
+    pub pixels: Vec<u8>,
+    /// (n,).
+    pub labels: Vec<u32>,
+    /// Channels, height, width.
+    pub shape: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Position of each image in the set it was taken from: the key of its views.
+    pub index: Vec<u64>,
+    /// Where the object is, (x0, y0, x1, y1), x0 <= x < x1, if the set says so.
+    pub boxes: Option<Vec<[u32; 4]>>,
+}
+
+impl Images {
+    /// Checks sizes and labels.
+    pub fn new(pixels: Vec<u8>, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
+        let len: usize = shape.iter().product();
+        ensure!(
+            pixels.len() == labels.len() * len,
+            "{} bytes are not {} images of {shape:?}",
+            pixels.len(),
+            labels.len()
+        );
+        if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
+            bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
+        }
+        let index = (0..labels.len() as u64).collect();
+        Ok(Images { pixels, labels, shape, classes, index, boxes: None })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Bytes of an image.
+    pub fn image_len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The pixels of image `i`.
+    pub fn image(&self, i: usize) -> &[u8] {
+        &self.pixels[i * self.image_len()..][..self.image_len()]
+    }
+
+    /// The images at these positions, which keep their index.
+    pub fn select(&self, positions: &[usize]) -> Images {
+        Images {
+            pixels: positions.iter().flat_map(|&i| self.image(i).iter().copied()).collect(),
+            labels: positions.iter().map(|&i| self.labels[i]).collect(),
+            index: positions.iter().map(|&i| self.index[i]).collect(),
+            boxes: self.boxes.as_ref().map(|b| positions.iter().map(|&i| b[i]).collect()),
+            ..*self
+        }
+    }
+
+    /// Mean and standard deviation of each channel of the pixels / 255.
+    pub fn mean_std(&self) -> (Vec<f64>, Vec<f64>) {
+        let [channels, h, w] = self.shape;
+        let mut mean = vec![0.0; channels];
+        let mut std = vec![1.0; channels];
+        let count = (self.len() * h * w).max(1) as f64;
+        for c in 0..channels {
+            let values =
+                || (0..self.len()).flat_map(move |i| self.image(i)[c * h * w..][..h * w].iter().map(|p| f64::from(*p)));
+            let m = values().sum::<f64>() / count;
+            let v = values().map(|p| (p - m) * (p - m)).sum::<f64>() / count;
+            mean[c] = m / 255.0;
+            if v > 0.0 {
+                std[c] = v.sqrt() / 255.0;
+            }
+        }
+        (mean, std)
+    }
+}
+
+/// A data set as a command or a configuration names it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// A name of [`NAMES`].
+    pub name: String,
+    /// Its folder; `data/<name>` where none is given.
+    pub dir: Option<PathBuf>,
+    /// Height and width for the sets that let one choose.
+    pub size: Option<usize>,
+    /// Seed of a procedural set.
+    pub seed: u64,
+}
+
+/// One entry of the list.
+pub struct DataSet {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub about: &'static str,
+    load: fn(&Source, Split) -> Result<Images>,
+}
+
+/// The one list of data sets.
+pub const LIST: &[DataSet] = &[
+    DataSet {
+        name: "cifar10",
+        about: "60,000 images of 10 classes (binary files; `trainer data fetch cifar10`)",
+        load: cifar::cifar10,
+    },
+    DataSet { name: "cifar100", about: "60,000 images of 100 classes (binary files)", load: cifar::cifar100 },
+    DataSet { name: "cifar10-mini", about: "6,000 images of CIFAR-10, inside the program", load: mini::load },
+    DataSet {
+        name: "planted",
+        about: "procedural: small objects on textured backgrounds, with labels and boxes",
+        load: planted::load,
+    },
+    DataSet { name: "folder", about: "train/ and test/, in each a folder a class; PNG and JPEG", load: folder::load },
+];
+
+impl Source {
+    /// Parses `NAME[:DIR]`.
+    pub fn parse(text: &str) -> Result<Source> {
+        let (name, dir) = text.split_once(':').map_or((text, None), |(n, d)| (n, Some(PathBuf::from(d))));
+        let source = Source { name: name.to_string(), dir, size: None, seed: 0 };
+        source.entry()?;
+        Ok(source)
+    }
+
+    fn entry(&self) -> Result<&'static DataSet> {
+        LIST.iter().find(|d| d.name == self.name).ok_or_else(|| {
+            let names: Vec<_> = LIST.iter().map(|d| d.name).collect();
+            unknown("data set", &self.name, &names)
+        })
+    }
+
+    /// The folder to read.
+    pub fn folder(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| Path::new("data").join(&self.name))
+    }
+
+    /// Reads one split.
+    pub fn load(&self, split: Split) -> Result<Images> {
+        (self.entry()?.load)(self, split).with_context(|| format!("data set {}", self.name))
+    }
+}

@@ -1,0 +1,67 @@
+//! CIFAR-10 and CIFAR-100 in their official binary form (Krizhevsky 2009).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Images, Source, Split};
+
+const PIXELS: usize = 3 * 32 * 32;
+
+/// CIFAR-10: one label byte, then 1024 bytes of red, green and blue.
+pub fn cifar10(source: &Source, split: Split) -> Result<Images> {
+    let train = ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
+    let files = if split == Split::Train { &train[..] } else { &["test_batch.bin"] };
+    let dir = locate(&source.folder(), "cifar-10-batches-bin", files[0], "trainer data fetch cifar10")?;
+    load(&dir, files, 1, 10, 10_000)
+}
+
+/// CIFAR-100: a coarse and a fine label byte, then the pixels; the fine label is used.
+pub fn cifar100(source: &Source, split: Split) -> Result<Images> {
+    let (file, records) = if split == Split::Train { ("train.bin", 50_000) } else { ("test.bin", 10_000) };
+    let hint = "unpack the official cifar-100-binary.tar.gz there";
+    let dir = locate(&source.folder(), "cifar-100-binary", file, hint)?;
+    load(&dir, &[file], 2, 100, records)
+}
+
+/// The folder itself, or the official archive's folder in it.
+fn locate(dir: &Path, inner: &str, file: &str, hint: &str) -> Result<PathBuf> {
+    for dir in [dir.to_path_buf(), dir.join(inner)] {
+        if dir.join(file).is_file() {
+            return Ok(dir);
+        }
+    }
+    bail!("no {file} in {} or in its {inner}: {hint} (or give another folder)", dir.display())
+}
+
+fn load(dir: &Path, files: &[&str], label_bytes: usize, classes: usize, records: usize) -> Result<Images> {
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    for file in files {
+        let path = dir.join(file);
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let record = label_bytes + PIXELS;
+        if bytes.len() != records * record {
+            bail!(
+                "{} has {} bytes, {} are expected ({records} images): it is truncated or not a CIFAR file; fetch it again",
+                path.display(),
+                bytes.len(),
+                records * record
+            );
+        }
+        for r in bytes.chunks_exact(record) {
+            labels.push(u32::from(r[label_bytes - 1]));
+            pixels.extend_from_slice(&r[label_bytes..]);
+        }
+        if let Some(i) = labels.iter().position(|l| *l as usize >= classes) {
+            bail!(
+                "{}: image {} has label {}, accepted are 0 to {}",
+                path.display(),
+                i % records,
+                labels[i],
+                classes - 1
+            );
+        }
+    }
+    Images::new(pixels, labels, [3, 32, 32], classes)
+}

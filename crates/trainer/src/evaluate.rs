@@ -1,0 +1,63 @@
+//! The error of a network on labelled images.
+
+use anyhow::{Result, ensure};
+use candle_core::{D, DType};
+use kernels::stage::Mode;
+
+use crate::data::Images;
+use crate::data::augment::Augment;
+use crate::data::loader::Plan;
+use crate::loss;
+use crate::nn::Network;
+use crate::objective::labels;
+
+/// Errors in percent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Of all images.
+    pub error: f64,
+    /// Of each class's images; None where there are none.
+    pub error_per_class: Vec<Option<f64>>,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Number of images.
+    pub n: usize,
+}
+
+/// Images a forward pass.
+const BATCH: usize = 250;
+
+/// Evaluates `network` on images as they are. The mean loss is summed in f64, in order.
+pub fn evaluate(network: &Network, images: &Images) -> Result<Evaluation> {
+    let classes = network.architecture.classes;
+    ensure!(
+        classes == images.classes,
+        "the model has {classes} classes, the data {}: they do not belong together",
+        images.classes
+    );
+    ensure!(!images.is_empty(), "there are no images to evaluate");
+    let plan = Plan { batch: BATCH, seed: 0, data_seed: 0, views: 0, augment: Augment::default() };
+    let mut wrong = vec![0usize; classes];
+    let mut count = vec![0usize; classes];
+    let mut loss = 0.0;
+    let positions: Vec<usize> = (0..images.len()).collect();
+    for positions in positions.chunks(BATCH) {
+        let batch = plan.batch(images, positions, 0);
+        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+        let ce = loss::cross_entropy(&pass.logits, &labels(network, &batch)?, 0.0)?;
+        loss += loss::value(&ce)? * batch.len() as f64;
+        let predicted = pass.logits.to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+        for (p, l) in predicted.iter().zip(&batch.labels) {
+            count[*l as usize] += 1;
+            wrong[*l as usize] += usize::from(p != l);
+        }
+    }
+    let percent = |wrong: usize, n: usize| 100.0 * wrong as f64 / n as f64;
+    let n = images.len();
+    Ok(Evaluation {
+        error: percent(wrong.iter().sum(), n),
+        error_per_class: wrong.iter().zip(&count).map(|(w, n)| (*n > 0).then(|| percent(*w, *n))).collect(),
+        loss: loss / n as f64,
+        n,
+    })
+}

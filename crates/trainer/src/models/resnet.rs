@@ -1,0 +1,34 @@
+use anyhow::{Result, ensure};
+use kernels::Value;
+use kernels::graph::{Graph, Shape};
+
+use super::Shortcut;
+
+/// `resnetD`: He et al. 2016 (arXiv 1512.03385, section 4.2), option A, D = 6 N + 2.
+pub fn build(name: &str, input: Shape, _: Shortcut) -> Option<Result<Graph>> {
+    Some(resnet(name.strip_prefix("resnet")?.parse().ok()?, input))
+}
+
+fn resnet(depth: usize, input: Shape) -> Result<Graph> {
+    let fits = depth >= 8 && depth <= 2000 && (depth - 2) % 6 == 0;
+    ensure!(fits, "resnet{depth}: the depth must be 6 N + 2 (8, 14, 20, 32, 44, 56, 110, ...)");
+    let mut g = Graph::new(input);
+    let x = g.conv("conv1", Value(0), 16, 3, 1, 1);
+    let mut x = g.batch_norm("bn1", x, true);
+    for group in 0..3 {
+        for i in 0..(depth - 2) / 6 {
+            let (name, stride) = (format!("layer{}.{i}", group + 1), if group > 0 && i == 0 { 2 } else { 1 });
+            let channels = 16 << group;
+            let y = g.conv(&format!("{name}.conv1"), x, channels, 3, stride, 1);
+            let y = g.batch_norm(&format!("{name}.bn1"), y, true);
+            let y = g.conv(&format!("{name}.conv2"), y, channels, 3, 1, 1);
+            let y = g.batch_norm(&format!("{name}.bn2"), y, false);
+            let side = g.subsample(x, stride, channels);
+            let y = g.add(y, side);
+            x = g.relu(y);
+        }
+        g.cut(&format!("layer{}", group + 1));
+    }
+    g.cut("last");
+    Ok(g)
+}

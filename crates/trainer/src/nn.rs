@@ -1,0 +1,349 @@
+//! A network: an architecture with weights on a device. The one place that chooses between the CPU kernels
+//! and candle's own ops.
+
+mod by_ops;
+
+use anyhow::{Result, anyhow, bail};
+use cams::{CamModel, LinearHead};
+use candle_core::{DType, Device, Tensor, Var};
+use kernels::Value;
+use kernels::batch_norm::Statistics;
+use kernels::graph::{Graph, Init};
+use kernels::stage::{Memory, Mode, Stage};
+use rand::{Rng, RngExt};
+
+use crate::data::loader::Batch;
+use crate::models::Architecture;
+use crate::random::{Purpose, stream};
+
+/// BatchNorm's momentum, as in PyTorch.
+const MOMENTUM: f64 = 0.1;
+
+/// How a model turns u8 pixels into its input: (pixel / 255 - mean) / std.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Normalization {
+    /// Per channel.
+    pub mean: Vec<f64>,
+    /// Per channel.
+    pub std: Vec<f64>,
+}
+
+impl Normalization {
+    /// Normalised images (n, c, h, w).
+    pub fn apply(
+        &self,
+        pixels: &[u8],
+        [c, h, w]: [usize; 3],
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let n = pixels.len() / (c * h * w).max(1);
+        if dtype == DType::F64 {
+            let values: Vec<f64> = self.values(pixels, c, h * w);
+            return Tensor::from_vec(values, (n, c, h, w), device);
+        }
+        // A table of 256 values a channel: the same rounding as computing in f64, and no division a pixel.
+        let table: Vec<f32> = (0..c)
+            .flat_map(|c| (0..256).map(move |p| ((f64::from(p) / 255.0 - self.mean[c]) / self.std[c]) as f32))
+            .collect();
+        let mut values = Vec::with_capacity(pixels.len());
+        for (i, plane) in pixels.chunks_exact((h * w).max(1)).enumerate() {
+            let table = &table[i % c * 256..][..256];
+            values.extend(plane.iter().map(|p| table[*p as usize]));
+        }
+        Tensor::from_vec(values, (n, c, h, w), device)?.to_dtype(dtype)
+    }
+
+    fn values(&self, pixels: &[u8], c: usize, plane: usize) -> Vec<f64> {
+        let channel = |i: usize| i / plane % c;
+        let value = |(i, p): (usize, &u8)| (f64::from(*p) / 255.0 - self.mean[channel(i)]) / self.std[channel(i)];
+        pixels.iter().enumerate().map(value).collect()
+    }
+}
+
+/// Which engine runs the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Our CPU kernels.
+    Kernels,
+    /// candle's ops, on any device.
+    Ops,
+}
+
+enum Segment {
+    Kernels(Box<Stage>),
+    Ops(Box<Graph>),
+}
+
+/// An architecture with weights.
+pub struct Network {
+    /// What it is.
+    pub architecture: Architecture,
+    /// How it sees pixels.
+    pub normalization: Normalization,
+    /// All parameters, flat; tracked by candle if the network is trained.
+    parameters: Tensor,
+    var: Option<Var>,
+    /// BatchNorm's running statistics, flat.
+    pub running: Vec<f32>,
+    layers: Vec<String>,
+    segments: Vec<Segment>,
+    device: Device,
+    dtype: DType,
+}
+
+/// Everything one forward pass through a network gives.
+pub struct Pass {
+    /// Normalised images.
+    pub images: Tensor,
+    /// The outputs at the network's layers, in their order; the last is `last`.
+    pub layers: Vec<Tensor>,
+    /// (n, classes).
+    pub logits: Tensor,
+    /// Batch statistics, in train mode.
+    pub statistics: Vec<Statistics>,
+}
+
+/// Weights as plain numbers, and where they live.
+pub struct Weights {
+    /// Parameters, flat.
+    pub parameters: Vec<f32>,
+    /// Running statistics, flat.
+    pub running: Vec<f32>,
+}
+
+impl Weights {
+    /// Seeded start: He-normal convolutions and classifier, beta 0, gamma as asked.
+    pub fn init(architecture: &Architecture, seed: u64, uniform_gamma: bool) -> Weights {
+        let graph = &architecture.graph;
+        let mut parameters = vec![0.0; graph.parameter_len()];
+        let mut running = vec![0.0; graph.statistics_len()];
+        for (i, entry) in graph.parameters.iter().enumerate() {
+            let mut rng = stream(seed, Purpose::Init, i as u64);
+            let slice = &mut parameters[entry.range()];
+            match entry.init {
+                Init::Kaiming { fan_in } => {
+                    let std = (2.0 / fan_in as f64).sqrt();
+                    slice.iter_mut().for_each(|p| *p = (normal(&mut rng) * std) as f32);
+                }
+                Init::Gamma if uniform_gamma => slice.iter_mut().for_each(|p| *p = rng.random::<f32>()),
+                Init::Gamma | Init::Ones => slice.fill(1.0),
+                Init::Zeros => {}
+            }
+        }
+        for entry in &graph.statistics {
+            running[entry.range()].fill(if entry.init == Init::Ones { 1.0 } else { 0.0 });
+        }
+        Weights { parameters, running }
+    }
+}
+
+/// One standard normal number (Box & Muller 1958).
+fn normal(rng: &mut impl Rng) -> f64 {
+    let (u, v): (f64, f64) = (rng.random(), rng.random());
+    (-2.0 * (1.0 - u).ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
+}
+
+impl Network {
+    /// A network that hands out the outputs of `layers` (`last` is always among them). `trained` makes its
+    /// parameters a variable; otherwise nothing of it is ever differentiated.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        architecture: Architecture,
+        weights: Weights,
+        normalization: Normalization,
+        layers: &[&str],
+        trained: bool,
+        engine: Engine,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Network> {
+        let parameters = Tensor::from_vec(weights.parameters, architecture.parameters(), device)?.to_dtype(dtype)?;
+        let var = if trained { Some(Var::from_tensor(&parameters)?) } else { None };
+        let parameters = var.as_ref().map_or(parameters, |v| v.as_tensor().clone());
+        let mut network = Network {
+            architecture,
+            normalization,
+            parameters,
+            var,
+            running: weights.running,
+            layers: vec![],
+            segments: vec![],
+            device: device.clone(),
+            dtype,
+        };
+        network.cut(layers, engine)?;
+        Ok(network)
+    }
+
+    /// The engine for a device.
+    pub fn engine(device: &Device) -> Engine {
+        if device.is_cpu() { Engine::Kernels } else { Engine::Ops }
+    }
+
+    fn cut(&mut self, layers: &[&str], engine: Engine) -> Result<()> {
+        let graph = &self.architecture.graph;
+        if let Some(wrong) = layers.iter().find(|l| !graph.cuts.iter().any(|(name, _)| name == *l)) {
+            return Err(crate::error::unknown("layer", wrong, &self.architecture.layer_names()));
+        }
+        let memory = Memory::new(kernels::Isa::best());
+        let mut from = Value(0);
+        for (name, value) in &graph.cuts {
+            let wanted = name == "last" || layers.contains(&name.as_str());
+            if !wanted {
+                continue;
+            }
+            if *value > from {
+                let part = graph.between(from, *value);
+                let part =
+                    part.ok_or_else(|| anyhow!("the model cannot be cut at {name}: a later layer reads past it"))?;
+                self.segments.push(match engine {
+                    Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &memory))),
+                    Engine::Ops => Segment::Ops(Box::new(part)),
+                });
+                self.layers.push(name.clone());
+            } else if name == "last"
+                && let Some(same) = self.layers.last_mut()
+            {
+                *same = name.clone(); // In a ResNet the output of layer3 is what enters the pooling.
+            }
+            from = *value;
+        }
+        Ok(())
+    }
+
+    /// The variable that holds all parameters, if the network is trained.
+    pub fn var(&self) -> Option<&Var> {
+        self.var.as_ref()
+    }
+
+    /// Parameters and statistics as plain numbers.
+    pub fn weights(&self) -> Result<Weights> {
+        let parameters = self.parameters.to_dtype(DType::F32)?.to_vec1()?;
+        Ok(Weights { parameters, running: self.running.clone() })
+    }
+
+    /// The network's own view of a batch's pixels.
+    pub fn images(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        self.normalization.apply(&batch.pixels, batch.shape, self.dtype, &self.device)
+    }
+
+    /// Pooling and classifier, as functions of the flat parameters.
+    pub fn linear_head(&self) -> candle_core::Result<LinearHead> {
+        let (classes, k) = (self.architecture.classes, self.architecture.channels());
+        let weight = self.parameters.narrow(0, self.architecture.fc, classes * k)?.reshape((classes, k))?;
+        let bias = self.parameters.narrow(0, self.architecture.fc + classes * k, classes)?;
+        Ok(LinearHead { weight, bias })
+    }
+
+    /// Runs segments `from..to` on `x`, collecting every segment's output.
+    fn run(
+        &self,
+        mut x: Tensor,
+        segments: std::ops::Range<usize>,
+        mode: Mode,
+        out: &mut Vec<Tensor>,
+    ) -> candle_core::Result<Vec<Statistics>> {
+        let mut all = Vec::new();
+        for segment in &self.segments[segments] {
+            let (y, statistics) = match segment {
+                Segment::Kernels(stage) => stage.forward(&x, &self.parameters, &self.running, mode)?,
+                Segment::Ops(graph) => by_ops::forward(graph, &x, &self.parameters, &self.running, mode)?,
+            };
+            all.extend(statistics);
+            out.push(y.clone());
+            x = y;
+        }
+        Ok(all)
+    }
+
+    /// One forward pass, in train or eval mode.
+    pub fn pass(&self, images: &Tensor, mode: Mode) -> Result<Pass> {
+        let mut layers = Vec::new();
+        let statistics = self.run(images.clone(), 0..self.segments.len(), mode, &mut layers)?;
+        let Some(last) = layers.last() else { bail!("the model has no layers") };
+        let logits = self.linear_head()?.logits(last)?;
+        Ok(Pass { images: images.clone(), layers, logits, statistics })
+    }
+
+    /// Folds batch statistics into the running ones, with PyTorch's momentum and unbiased variance.
+    pub fn update_running(&mut self, statistics: &[Statistics]) {
+        let mut at = 0;
+        for s in statistics {
+            let c = s.mean.len();
+            let unbiased = s.count as f64 / (s.count as f64 - 1.0).max(1.0);
+            for i in 0..c {
+                let mix = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
+                self.running[at + i] = mix(self.running[at + i], s.mean[i]);
+                self.running[at + c + i] = mix(self.running[at + c + i], s.var[i] * unbiased);
+            }
+            at += 2 * c;
+        }
+    }
+
+    /// Index of a layer among [`Pass::layers`].
+    pub fn layer(&self, name: &str) -> Result<usize> {
+        let names: Vec<_> = self.layers.iter().map(String::as_str).collect();
+        // Where two layers are one (layer3 and last of a ResNet) either name will do.
+        let cut = |n: &str| self.architecture.graph.cuts.iter().find(|(c, _)| c == n).map(|(_, v)| *v);
+        let found = self.layers.iter().position(|l| l == name || (cut(name).is_some() && cut(l) == cut(name)));
+        found.ok_or_else(|| crate::error::unknown("layer", name, &names))
+    }
+
+    /// The network in eval mode, cut at one of its layers, for explanations.
+    pub fn view(&self, layer: &str) -> Result<View<'_>> {
+        Ok(View { network: self, layer: self.layer(layer)?, mode: Mode::Eval })
+    }
+
+    /// The same in train mode: maps of the student that is being trained.
+    pub fn train_view(&self, layer: &str) -> Result<View<'_>> {
+        Ok(View { mode: Mode::Train, ..self.view(layer)? })
+    }
+
+    /// Device of the weights.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// A network cut at a layer.
+pub struct View<'n> {
+    network: &'n Network,
+    layer: usize,
+    mode: Mode,
+}
+
+impl View<'_> {
+    /// This view of a pass that was made already.
+    pub fn forward(&self, pass: &Pass, ids: Vec<cams::SampleId>) -> cams::Forward<'_> {
+        cams::Forward {
+            model: self,
+            images: pass.images.clone(),
+            features: pass.layers[self.layer].clone(),
+            logits: pass.logits.clone(),
+            ids,
+        }
+    }
+}
+
+impl CamModel for View<'_> {
+    fn features(&self, images: &Tensor) -> candle_core::Result<Tensor> {
+        let mut out = Vec::new();
+        self.network.run(images.clone(), 0..self.layer + 1, self.mode, &mut out)?;
+        out.pop().ok_or_else(|| candle_core::Error::msg("the model has no layers"))
+    }
+
+    fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
+        let mut out = Vec::new();
+        let n = self.network.segments.len();
+        self.network.run(features.clone(), self.layer + 1..n, self.mode, &mut out)?;
+        self.network.linear_head()?.logits(out.last().unwrap_or(features))
+    }
+
+    fn linear_head(&self) -> Option<LinearHead> {
+        if self.layer + 1 < self.network.segments.len() {
+            return None;
+        }
+        self.network.linear_head().ok()
+    }
+}

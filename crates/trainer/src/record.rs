@@ -1,0 +1,108 @@
+//! Where a run's measurements go: metrics.jsonl, TensorBoard, and the terminal.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use tensorboard_rs::summary_writer::SummaryWriter;
+
+use crate::checkpoint::write_atomically;
+
+/// Writes measurements.
+pub struct Recorder {
+    metrics: File,
+    events: SummaryWriter,
+    bar: ProgressBar,
+    plain: bool,
+    last_line: Instant,
+}
+
+/// Time between two plain lines inside an epoch.
+const QUIET: Duration = Duration::from_secs(30);
+
+impl Recorder {
+    /// Continues a run's files after step `step`; lines of later steps, written before a crash, are dropped.
+    pub fn new(dir: &Path, step: usize, total: usize, quiet: bool) -> Result<Recorder> {
+        let path = dir.join("metrics.jsonl");
+        if path.exists() {
+            let kept = BufReader::new(File::open(&path)?).lines().map_while(Result::ok).filter(|line| {
+                let value: Option<Value> = serde_json::from_str(line).ok();
+                value.and_then(|v| v["step"].as_u64()).is_some_and(|s| s as usize <= step)
+            });
+            let text: String = kept.map(|l| l + "\n").collect();
+            write_atomically(&path, text.as_bytes())?;
+        }
+        let metrics = OpenOptions::new().create(true).append(true).open(&path);
+        let metrics = metrics.with_context(|| format!("opening {}", path.display()))?;
+        let plain = !quiet && !std::io::stderr().is_terminal();
+        let bar = ProgressBar::new(total as u64).with_position(step as u64);
+        bar.set_draw_target(if quiet || plain {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(4)
+        });
+        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  ETA {eta}")?);
+        bar.reset_eta();
+        Ok(Recorder { metrics, events: SummaryWriter::new(dir), bar, plain, last_line: Instant::now() })
+    }
+
+    /// Appends a line to metrics.jsonl and its numbers to TensorBoard under `kind/`.
+    pub fn write(&mut self, kind: &str, step: usize, values: &Map<String, Value>) -> Result<()> {
+        let mut line = Map::from_iter([("kind".to_string(), json!(kind)), ("step".to_string(), json!(step))]);
+        line.extend(values.clone());
+        writeln!(self.metrics, "{}", Value::Object(line)).context("writing metrics.jsonl")?;
+        for (name, value) in values {
+            if let Some(x) = value.as_f64() {
+                self.events.add_scalar(&format!("{kind}/{name}"), x as f32, step);
+            }
+        }
+        Ok(())
+    }
+
+    /// A picture for TensorBoard: (3, h, w) u8.
+    pub fn image(&mut self, tag: &str, pixels: &[u8], [c, h, w]: [usize; 3], step: usize) {
+        self.events.add_image(tag, pixels, &[c, h, w], step);
+    }
+
+    /// Moves the bar; without a terminal, a line now and then.
+    pub fn progress(&mut self, step: usize, message: impl Fn() -> String) {
+        self.bar.set_position(step as u64);
+        if !self.bar.is_hidden() {
+            self.bar.set_message(message());
+        } else if self.plain && self.last_line.elapsed() > QUIET {
+            self.last_line = Instant::now();
+            eprintln!("step {step}/{}  {}", self.bar.length().unwrap_or(0), message());
+        }
+    }
+
+    /// A line that stays.
+    pub fn say(&mut self, line: &str) {
+        self.last_line = Instant::now();
+        if self.plain {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+
+    /// Makes sure that everything is on disk.
+    pub fn flush(&mut self) -> Result<()> {
+        self.events.flush();
+        self.metrics.sync_data().context("writing metrics.jsonl")
+    }
+
+    /// Removes the bar.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Reads a run's metrics back: (kind, object) in order.
+pub fn read_metrics(dir: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(dir.join("metrics.jsonl"))?;
+    text.lines().map(|l| Ok(serde_json::from_str(l)?)).collect()
+}
