@@ -185,6 +185,16 @@ pub enum Differentiable {
     WeightsConstant,
 }
 
+impl Differentiable {
+    /// The fact as words.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Differentiable::ClosedForm => "differentiable by a closed form, at the last layer",
+            Differentiable::WeightsConstant => "differentiable through the activations, channel weights held constant",
+        }
+    }
+}
+
 /// A method. Its fields are its hyper-parameters.
 pub trait Interpreter: Send + Sync {
     /// The map before any final ReLU.

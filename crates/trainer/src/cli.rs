@@ -107,6 +107,7 @@ pub struct ModelArgs {
 /// `trainer eval`.
 #[derive(Args)]
 pub struct EvalArgs {
+    /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
     /// The data set, and perhaps its folder.
@@ -120,6 +121,7 @@ pub struct EvalArgs {
 /// `trainer explain`.
 #[derive(Args)]
 pub struct ExplainArgs {
+    /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
     /// Image files, a folder, a slice like cifar10:test[0..16], or a safetensors file with images_u8.

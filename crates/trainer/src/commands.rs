@@ -1,4 +1,5 @@
 //! One file a command.
+#![allow(missing_docs)] // each module is its command; the commands are described in `cli`
 
 pub mod bench;
 pub mod convert;

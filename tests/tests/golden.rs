@@ -1,0 +1,262 @@
+//! Against reference values of real checkpoints: every file that lies in `GOLDEN_DIR`.
+//! The definitions, and where the tolerances come from, stand in that folder's README.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cams::{Forward, Interpreter, methods};
+use candle_core::{DType, Device, Tensor, Var};
+use kernels::sgd::SgdStep;
+use kernels::stage::Mode;
+use testkit::{assert_close, deviation, values};
+use trainer::checkpoint::File;
+use trainer::config::{Config, Distance};
+use trainer::data::Images;
+use trainer::data::augment::Augment;
+use trainer::data::loader::{Batch, Plan};
+use trainer::nn::{Engine, Network};
+use trainer::objective;
+use trainer::optim::Sgd;
+
+/// The golden files whose name starts so, or why there are none.
+fn files(prefix: &str) -> Vec<PathBuf> {
+    let Some(dir) = std::env::var_os("GOLDEN_DIR") else {
+        println!("skipped: GOLDEN_DIR is not set, so there are no golden files to compare with");
+        return vec![];
+    };
+    let entries = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("GOLDEN_DIR {}: {e}", dir.display()));
+    let mut found: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+    found.retain(|p| {
+        let name = p.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with(prefix) && name.ends_with(".safetensors")
+    });
+    found.sort();
+    found.iter().for_each(|f| println!("golden file {}", f.display()));
+    assert!(!found.is_empty(), "GOLDEN_DIR holds no {prefix}*.safetensors");
+    found
+}
+
+fn network(path: &Path, layers: &[&str], trained: bool, dtype: DType, engine: Engine) -> Result<Network> {
+    let file = File::read(path)?;
+    let architecture = file.architecture(None)?;
+    let weights = file.weights(&architecture)?;
+    Network::new(architecture, weights, file.normalization()?, layers, trained, engine, dtype, &Device::Cpu)
+}
+
+fn images(file: &File) -> Result<Images> {
+    let pixels = file.f64("images_u8")?.into_iter().map(|p| p as u8).collect();
+    Images::new(pixels, file.f64("labels")?.into_iter().map(|l| l as u32).collect(), [3, 32, 32], 10)
+}
+
+fn batch(images: &Images, positions: &[usize]) -> Batch {
+    Plan { batch: 1, seed: 0, data_seed: 0, views: 0, augment: Augment::default() }.batch(images, positions, 0)
+}
+
+/// Both engines, as the test's device axis: the CPU kernels and candle's own ops.
+const ENGINES: [Engine; 2] = [Engine::Kernels, Engine::Ops];
+
+#[test]
+fn golden_maps() -> Result<()> {
+    for path in files("maps-") {
+        let golden = File::read(&path)?;
+        let weights = path.parent().unwrap().join("..").join(golden.get("weights")?);
+        let images = images(&golden)?;
+        let all: Vec<usize> = (0..images.len()).collect();
+        let batch = batch(&images, &all);
+        for engine in ENGINES {
+            let network = network(&weights, &["layer2"], false, DType::F32, engine)?;
+            let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+            let close = |what: &str, found: &Tensor, tolerance: f64| -> Result<()> {
+                let expected = golden.f64(what)?;
+                println!("{engine:?} {what}: {:.1e}", deviation(&values(found)?, &expected));
+                assert_close(what, &values(found)?, &expected, tolerance);
+                Ok(())
+            };
+            close("logits", &pass.logits, 1e-5)?;
+            close("features_last", &pass.layers[network.layer("last")?], 1e-5)?;
+            close("features_layer2", &pass.layers[network.layer("layer2")?], 1e-5)?;
+            let labels = objective::labels(&network, &batch)?;
+            let shap = |fill| methods::ShapCam { fill };
+            let at_last: [(&str, &dyn Interpreter, f64); 6] = [
+                ("last.grad_cam", &methods::GradCam {}, 1e-5),
+                ("last.grad_cam_pp", &methods::GradCamPp::default(), 1e-5),
+                ("last.score_cam", &methods::ScoreCam::default(), 1e-4),
+                ("shap_cam_logit_zero", &shap(methods::Fill::Zero), 1e-5),
+                ("shap_cam_logit_mean", &shap(methods::Fill::ChannelMean), 1e-5),
+                ("last.grad_cam.signed", &Signed(methods::GradCam {}), 1e-5),
+            ];
+            let view = network.view("last")?;
+            let forward = view.forward(&pass, batch.ids.clone());
+            for (what, method, tolerance) in at_last {
+                close(what, &method.explain(&forward, &labels)?.map, tolerance)?;
+            }
+            let view = network.view("layer2")?;
+            let forward = view.forward(&pass, batch.ids.clone());
+            close("layer2.grad_cam", &methods::GradCam {}.explain(&forward, &labels)?.map, 2e-5)?;
+            // On a layer with negative values Grad-CAM++ is ill-conditioned: see the folder's README.
+            let negative = values(&pass.layers[network.layer("layer2")?])?.iter().any(|v| *v < 0.0);
+            let pp = methods::GradCamPp::default().explain(&forward, &labels)?.map;
+            close("layer2.grad_cam_pp", &pp, if negative { 5e-2 } else { 2e-5 })?;
+        }
+    }
+    Ok(())
+}
+
+/// In f64 even the ill-conditioned map is reproduced.
+#[test]
+fn golden_grad_cam_pp_in_f64() -> Result<()> {
+    for path in files("maps-") {
+        let golden = File::read(&path)?;
+        let weights = path.parent().unwrap().join("..").join(golden.get("weights")?);
+        let images = images(&golden)?;
+        let batch = batch(&images, &(0..images.len()).collect::<Vec<_>>());
+        for engine in ENGINES {
+            let network = network(&weights, &["layer2"], false, DType::F64, engine)?;
+            let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+            let view = network.view("layer2")?;
+            let forward = view.forward(&pass, batch.ids.clone());
+            let map = methods::GradCamPp::default().explain(&forward, &objective::labels(&network, &batch)?)?.map;
+            assert_close("layer2.grad_cam_pp", &values(&map)?, &golden.f64("layer2.grad_cam_pp")?, 1e-6);
+        }
+    }
+    Ok(())
+}
+
+/// A method without its final ReLU.
+struct Signed<I>(I);
+
+impl<I: Interpreter> Interpreter for Signed<I> {
+    fn signed(&self, forward: &Forward, classes: &Tensor) -> candle_core::Result<cams::Explanation> {
+        self.0.signed(forward, classes)
+    }
+    fn has_relu(&self) -> bool {
+        false
+    }
+    fn differentiable(&self) -> cams::Differentiable {
+        self.0.differentiable()
+    }
+}
+
+fn config(distance: Distance) -> Result<Config> {
+    let text = "student.arch = 'wrn-16-2'\nteacher.checkpoint = 'golden'\n[loss]\ntemperature = 4.0\ninterpreter = 'grad_cam'\nweights = { ce = 0.1, kd = 0.9, explanation = 0.01 }";
+    let mut config = Config::from_table(text.parse()?)?;
+    config.loss.distance = distance;
+    Ok(config)
+}
+
+/// A student's named parameter in a flat gradient.
+fn named(network: &Network, flat: &[f64], name: &str) -> Vec<f64> {
+    let entry = network.architecture.graph.parameters.iter().find(|e| e.name == name);
+    flat[entry.unwrap_or_else(|| panic!("no parameter {name}")).range()].to_vec()
+}
+
+struct Golden {
+    file: File,
+    images: Images,
+    student: Network,
+    teacher: Network,
+}
+
+impl Golden {
+    fn open(path: &Path, dtype: DType, engine: Engine) -> Result<Golden> {
+        let file = File::read(path)?;
+        let images = images(&file)?;
+        let weights = |key: &str| -> Result<PathBuf> { Ok(path.parent().context("folder")?.join("..").join(file.get(key)?)) };
+        let student = network(&weights("student")?, &[], true, dtype, engine)?;
+        let teacher = network(&weights("teacher")?, &[], false, dtype, engine)?;
+        Ok(Golden { images, student, teacher, file })
+    }
+
+    /// The losses of a batch in train mode, their gradients and the batch statistics.
+    fn losses(&self, config: &Config, batch: &Batch) -> Result<(trainer::loss::Losses, trainer::nn::Pass)> {
+        let pass = self.teacher.pass(&self.teacher.images(batch)?, Mode::Eval)?;
+        let signal = objective::signal(config, &self.teacher, &pass, batch)?;
+        let pass = self.student.pass(&self.student.images(batch)?, Mode::Train)?;
+        let weights = &config.loss.weights;
+        Ok((objective::losses(config, weights, &self.student, &pass, batch, Some(&signal))?, pass))
+    }
+
+    fn gradient(&self, of: &Tensor) -> Result<Vec<f64>> {
+        let var: &Var = self.student.var().context("trained")?;
+        values(of.backward()?.get(var.as_tensor()).context("no gradient")?)
+    }
+}
+
+#[test]
+fn golden_training_trajectory() -> Result<()> {
+    for path in files("train-") {
+        for (dtype, engine, loose) in [
+            (DType::F32, Engine::Kernels, 1.0),
+            (DType::F32, Engine::Ops, 1.0),
+            // In f64 nothing but the formulas is left.
+            (DType::F64, Engine::Kernels, 1e-4),
+        ] {
+            println!("{dtype:?} {engine:?}");
+            let mut g = Golden::open(&path, dtype, engine)?;
+            let config = config(Distance::RawL2)?;
+            let var = g.student.var().context("trained")?.clone();
+            let mut sgd = Sgd::new(&var, vec![0.0; var.elem_count()])?;
+            let step = SgdStep { lr: 0.001, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
+            for k in 0..10 {
+                let positions: Vec<usize> = (0..32).map(|i| i + k % 2 * 32).collect();
+                let batch = batch(&g.images, &positions);
+                let (losses, pass) = g.losses(&config, &batch)?;
+                let total = losses.total(&config.loss.weights)?;
+                let tolerance = if k == 0 { 1e-5 } else { 1e-3 } * loose;
+                for (name, term, _) in losses.terms(&config.loss.weights).into_iter().chain([("total", &total, 1.0)]) {
+                    assert_close(&format!("step {k} {name}"), &[values(term)?[0]], &[g.file.f64(name)?[k]], tolerance);
+                }
+                let gradient = g.gradient(&total)?;
+                if k == 0 {
+                    assert_close("logits", &values(&pass.logits)?, &g.file.f64("step0.student_logits")?, 1e-5 * loose);
+                    for name in g.file.shapes()?.into_keys() {
+                        if let Some(parameter) = name.strip_prefix("grad0.") {
+                            let found = named(&g.student, &gradient, parameter);
+                            assert_close(&name, &found, &g.file.f64(&name)?, 1e-4 * loose);
+                        }
+                    }
+                }
+                let gradient = Tensor::new(gradient, &Device::Cpu)?.to_dtype(dtype)?;
+                sgd.step(&var, &gradient, step)?;
+                g.student.update_running(&pass.statistics);
+            }
+            let last = g.student.weights()?;
+            let mut compared = 0;
+            for name in g.file.shapes()?.into_keys() {
+                let Some(tensor) = name.strip_prefix("final.") else { continue };
+                let (entry, parameter) = g.student.architecture.entries().find(|(e, _)| e.name == tensor).context("a name")?;
+                let flat = if parameter { &last.parameters } else { &last.running };
+                let found: Vec<f64> = flat[entry.range()].iter().map(|v| f64::from(*v)).collect();
+                assert_close(&name, &found, &g.file.f64(&name)?, 1e-5);
+                compared += 1;
+            }
+            assert!(compared > 0, "the file holds no final weights");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn golden_explanation_gradients() -> Result<()> {
+    for path in files("train-") {
+        for engine in ENGINES {
+            let g = Golden::open(&path, DType::F32, engine)?;
+            let batch = batch(&g.images, &(0..32).collect::<Vec<_>>());
+            for (prefix, distance) in [("", Distance::RawL2), ("at_l2.", Distance::AtL2), ("cosine.", Distance::Cosine)] {
+                let config = config(distance)?;
+                let (losses, _) = g.losses(&config, &batch)?;
+                let term = losses.explanation.as_ref().context("the term")?;
+                let value = g.file.f64(&format!("{prefix}explanation"))?[0];
+                // 1 - cos cancels: its absolute error is that of a number near 1.
+                let tolerance = if prefix.is_empty() { 1e-5 } else { 1e-4 };
+                assert_close(&format!("{prefix}explanation"), &values(term)?, &[value], tolerance);
+                let gradient = g.gradient(term)?;
+                for parameter in ["fc.weight", "conv1.weight"] {
+                    let name = format!("{prefix}explanation_grad0.{parameter}");
+                    assert_close(&name, &named(&g.student, &gradient, parameter), &g.file.f64(&name)?, 1e-4);
+                }
+            }
+        }
+    }
+    Ok(())
+}
