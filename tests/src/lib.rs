@@ -1,5 +1,7 @@
 //! The kit the tests share: closeness, gradient checks by central differences, reproducible numbers.
 
+pub mod program;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Reproducible numbers in [-1, 1): a test's data must not depend on any library's generator.

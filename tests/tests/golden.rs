@@ -12,9 +12,8 @@ use testkit::{assert_close, deviation, values};
 use trainer::checkpoint::File;
 use trainer::config::{Config, Distance};
 use trainer::data::Images;
-use trainer::data::augment::Augment;
 use trainer::data::loader::{Batch, Plan};
-use trainer::nn::{Engine, Network};
+use trainer::nn::{Backend, Engine, Network};
 use trainer::objective;
 use trainer::optim::Sgd;
 
@@ -40,7 +39,14 @@ fn network(path: &Path, layers: &[&str], trained: bool, dtype: DType, engine: En
     let file = File::read(path)?;
     let architecture = file.architecture(None)?;
     let weights = file.weights(&architecture)?;
-    Network::new(architecture, weights, file.normalization()?, layers, trained, engine, dtype, &Device::Cpu)
+    Network::new(
+        architecture,
+        weights,
+        file.normalization()?,
+        layers,
+        trained,
+        Backend { engine, dtype, device: Device::Cpu },
+    )
 }
 
 fn images(file: &File) -> Result<Images> {
@@ -49,7 +55,7 @@ fn images(file: &File) -> Result<Images> {
 }
 
 fn batch(images: &Images, positions: &[usize]) -> Batch {
-    Plan { batch: 1, seed: 0, data_seed: 0, views: 0, augment: Augment::default() }.batch(images, positions, 0)
+    Plan::plain(1).batch(images, positions, 0)
 }
 
 /// Both engines, as the test's device axis: the CPU kernels and candle's own ops.
@@ -161,7 +167,8 @@ impl Golden {
     fn open(path: &Path, dtype: DType, engine: Engine) -> Result<Golden> {
         let file = File::read(path)?;
         let images = images(&file)?;
-        let weights = |key: &str| -> Result<PathBuf> { Ok(path.parent().context("folder")?.join("..").join(file.get(key)?)) };
+        let weights =
+            |key: &str| -> Result<PathBuf> { Ok(path.parent().context("folder")?.join("..").join(file.get(key)?)) };
         let student = network(&weights("student")?, &[], true, dtype, engine)?;
         let teacher = network(&weights("teacher")?, &[], false, dtype, engine)?;
         Ok(Golden { images, student, teacher, file })
@@ -224,7 +231,8 @@ fn golden_training_trajectory() -> Result<()> {
             let mut compared = 0;
             for name in g.file.shapes()?.into_keys() {
                 let Some(tensor) = name.strip_prefix("final.") else { continue };
-                let (entry, parameter) = g.student.architecture.entries().find(|(e, _)| e.name == tensor).context("a name")?;
+                let (entry, parameter) =
+                    g.student.architecture.entries().find(|(e, _)| e.name == tensor).context("a name")?;
                 let flat = if parameter { &last.parameters } else { &last.running };
                 let found: Vec<f64> = flat[entry.range()].iter().map(|v| f64::from(*v)).collect();
                 assert_close(&name, &found, &g.file.f64(&name)?, 1e-5);
@@ -242,7 +250,8 @@ fn golden_explanation_gradients() -> Result<()> {
         for engine in ENGINES {
             let g = Golden::open(&path, DType::F32, engine)?;
             let batch = batch(&g.images, &(0..32).collect::<Vec<_>>());
-            for (prefix, distance) in [("", Distance::RawL2), ("at_l2.", Distance::AtL2), ("cosine.", Distance::Cosine)] {
+            for (prefix, distance) in [("", Distance::RawL2), ("at_l2.", Distance::AtL2), ("cosine.", Distance::Cosine)]
+            {
                 let config = config(distance)?;
                 let (losses, _) = g.losses(&config, &batch)?;
                 let term = losses.explanation.as_ref().context("the term")?;

@@ -37,8 +37,12 @@ fn map_distances() {
     let teacher = t(&[N, 4, 4], 3).abs().unwrap();
     for distance in [Distance::RawL2, Distance::AtL2, Distance::Cosine] {
         check(&format!("{distance:?}"), &t(&[N, 4, 4], 4), |m| loss::map_distance(distance, m, &teacher));
-        check(&format!("{distance:?}, larger student"), &t(&[N, 7, 6], 4), |m| loss::map_distance(distance, m, &teacher));
-        check(&format!("{distance:?} behind a ReLU"), &t(&[N, 4, 4], 4), |m| loss::map_distance(distance, &maps::relu(m)?, &teacher));
+        check(&format!("{distance:?}, larger student"), &t(&[N, 7, 6], 4), |m| {
+            loss::map_distance(distance, m, &teacher)
+        });
+        check(&format!("{distance:?} behind a ReLU"), &t(&[N, 4, 4], 4), |m| {
+            loss::map_distance(distance, &maps::relu(m)?, &teacher)
+        });
     }
     check("all_class_pooled", &t(&[N, CLASSES, 5, 4], 5), |m| loss::all_class_pooled(m, &t(&[N, CLASSES, 4, 4], 6)));
     check("attention", &t(&[N, K, 4, 4], 7), |a| {
@@ -88,14 +92,17 @@ fn features() -> Tensor {
 /// The student's map is differentiable in its activations and in the classifier's weights.
 #[test]
 fn closed_forms() {
-    let fills = [methods::Fill::Zero, methods::Fill::ChannelMean, methods::Fill::ScalarMean, methods::Fill::PresentMean];
+    let fills =
+        [methods::Fill::Zero, methods::Fill::ChannelMean, methods::Fill::ScalarMean, methods::Fill::PresentMean];
     let mut closed: Vec<(String, Box<dyn Interpreter>)> = vec![
         ("grad_cam".into(), Box::new(methods::GradCam {})),
         ("grad_cam_pp".into(), Box::new(methods::GradCamPp::default())),
         ("grad_cam_pp exp".into(), Box::new(methods::GradCamPp { exp_scale: true, alpha_norm: false })),
         ("grad_cam_pp norm".into(), Box::new(methods::GradCamPp { exp_scale: false, alpha_norm: true })),
     ];
-    closed.extend(fills.map(|fill| (format!("shap_cam {fill:?}"), Box::new(methods::ShapCam { fill }) as Box<dyn Interpreter>)));
+    closed.extend(
+        fills.map(|fill| (format!("shap_cam {fill:?}"), Box::new(methods::ShapCam { fill }) as Box<dyn Interpreter>)),
+    );
     let target = t(&[N, 3, 3], 10);
     let term = |method: &dyn Interpreter, features: &Tensor, weight: &Tensor| {
         let model = Gap { weight: weight.clone() };

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::graph::Shape;
 use kernels::sgd::SgdStep;
 use kernels::stage::Mode;
@@ -12,7 +12,7 @@ use rand::RngExt;
 use crate::config::Config;
 use crate::data::loader::Batch;
 use crate::models::{Architecture, Shortcut};
-use crate::nn::{Network, Normalization, Weights};
+use crate::nn::{Backend, Network, Normalization, Weights};
 use crate::objective;
 use crate::optim::Sgd;
 use crate::random::{Purpose, stream};
@@ -48,7 +48,7 @@ fn network(name: &str, trained: bool, device: &Device) -> Result<Network> {
     let architecture = Architecture::named(name, input, 10, Shortcut::Preact)?;
     let weights = Weights::init(&architecture, 0, false);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    Network::new(architecture, weights, normalization, &[], trained, Network::engine(device), DType::F32, device)
+    Network::new(architecture, weights, normalization, &[], trained, Backend::f32(device))
 }
 
 fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {

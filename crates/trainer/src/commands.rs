@@ -12,11 +12,11 @@ pub mod train;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
+use candle_core::Device;
 
 use crate::checkpoint::File;
 use crate::cli::ModelArgs;
-use crate::nn::Network;
+use crate::nn::{Backend, Network};
 
 /// The frozen model that `--checkpoint`, or `--arch` and `--weights`, name; hands out `layers`.
 pub fn load_model(args: &ModelArgs, layers: &[&str], device: &Device) -> Result<Network> {
@@ -25,14 +25,5 @@ pub fn load_model(args: &ModelArgs, layers: &[&str], device: &Device) -> Result<
     let file = File::read(path)?;
     let architecture = file.architecture(args.arch.as_deref())?;
     let weights = file.weights(&architecture)?;
-    Network::new(
-        architecture,
-        weights,
-        file.normalization()?,
-        layers,
-        false,
-        Network::engine(device),
-        DType::F32,
-        device,
-    )
+    Network::new(architecture, weights, file.normalization()?, layers, false, Backend::f32(device))
 }

@@ -11,8 +11,11 @@ mod planted;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rand::seq::SliceRandom;
 
+use crate::config;
 use crate::error::unknown;
+use crate::random::{Purpose, stream};
 pub use folder::read_image;
 
 /// Part of a data set.
@@ -172,5 +175,45 @@ impl Source {
     /// Reads one split.
     pub fn load(&self, split: Split) -> Result<Images> {
         (self.entry()?.load)(self, split).with_context(|| format!("data set {}", self.name))
+    }
+}
+
+/// The images of a run.
+pub struct Portions {
+    /// For training.
+    pub train: Images,
+    /// For the curve, after each epoch: the held-out images, or the test set where none are held out.
+    pub curve: Images,
+    /// Whether the curve's images were held out of the training set.
+    pub held_out: bool,
+}
+
+impl Portions {
+    /// Reads and splits what `[data]` names.
+    pub fn load(data: &config::Data) -> Result<Portions> {
+        let all = data.source().load(Split::Train)?;
+        let mut positions: Vec<usize> = (0..all.len()).collect();
+        let mut held_out = Vec::new();
+        if data.validation > 0 {
+            ensure!(
+                data.validation < all.len(),
+                "data.validation is {}, but there are only {} training images",
+                data.validation,
+                all.len()
+            );
+            positions.shuffle(&mut stream(data.seed, Purpose::Split, 0));
+            held_out = positions.split_off(all.len() - data.validation);
+            positions.sort_unstable();
+            held_out.sort_unstable();
+        }
+        if data.limit > 0 && data.limit < positions.len() {
+            // Evenly spread, so that a set sorted by class keeps all of them.
+            positions = (0..data.limit).map(|i| positions[i * positions.len() / data.limit]).collect();
+        }
+        let train = all.select(&positions);
+        if data.validation > 0 {
+            return Ok(Portions { train, curve: all.select(&held_out), held_out: true });
+        }
+        Ok(Portions { train, curve: data.source().load(Split::Test)?, held_out: false })
     }
 }

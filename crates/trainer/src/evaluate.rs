@@ -5,7 +5,6 @@ use candle_core::{D, DType};
 use kernels::stage::Mode;
 
 use crate::data::Images;
-use crate::data::augment::Augment;
 use crate::data::loader::Plan;
 use crate::loss;
 use crate::nn::Network;
@@ -36,7 +35,7 @@ pub fn evaluate(network: &Network, images: &Images) -> Result<Evaluation> {
         images.classes
     );
     ensure!(!images.is_empty(), "there are no images to evaluate");
-    let plan = Plan { batch: BATCH, seed: 0, data_seed: 0, views: 0, augment: Augment::default() };
+    let plan = Plan::plain(BATCH);
     let mut wrong = vec![0usize; classes];
     let mut count = vec![0usize; classes];
     let mut loss = 0.0;

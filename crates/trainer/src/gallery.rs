@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use html_escape::encode_text;
-use image::imageops::{FilterType, resize};
+use image::imageops::{FilterType, replace, resize};
 use image::{Rgb, RgbImage};
 
 use crate::checkpoint::write_atomically;
@@ -80,6 +80,23 @@ pub fn overlay(original: &RgbImage, map: &[f32], [h, w]: [usize; 2]) -> Result<R
         *pixel = Rgb([mix(colour.r), mix(colour.g), mix(colour.b)]);
     }
     Ok(out)
+}
+
+/// A row of images and, under it, a row a network of its maps (count, h, w).
+pub fn sheet(images: &Images, maps: &[Tensor]) -> Result<RgbImage> {
+    let originals: Vec<RgbImage> = (0..images.len()).map(|i| picture(images, i)).collect();
+    let (width, height) = originals.first().map_or((0, 0), RgbImage::dimensions);
+    let mut sheet = RgbImage::new(width * originals.len() as u32, height * (maps.len() + 1) as u32);
+    for (i, original) in originals.iter().enumerate() {
+        let x = i64::from(width) * i as i64;
+        replace(&mut sheet, original, x, 0);
+        for (row, maps) in maps.iter().enumerate() {
+            let (_, h, w) = maps.dims3()?;
+            let values: Vec<f32> = maps.get(i)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
+            replace(&mut sheet, &overlay(original, &values, [h, w])?, x, i64::from(height) * (row as i64 + 1));
+        }
+    }
+    Ok(sheet)
 }
 
 fn save(picture: &RgbImage, path: &Path) -> Result<()> {

@@ -70,6 +70,30 @@ pub enum Engine {
     Ops,
 }
 
+/// What a network computes with.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Our kernels on the CPU, candle's ops elsewhere.
+    pub engine: Engine,
+    /// `F32`, or `F64` for checks.
+    pub dtype: DType,
+    /// Where.
+    pub device: Device,
+}
+
+impl Backend {
+    /// The engine that serves this device best.
+    pub fn new(dtype: DType, device: &Device) -> Backend {
+        let engine = if device.is_cpu() { Engine::Kernels } else { Engine::Ops };
+        Backend { engine, dtype, device: device.clone() }
+    }
+
+    /// In single precision.
+    pub fn f32(device: &Device) -> Backend {
+        Backend::new(DType::F32, device)
+    }
+}
+
 enum Segment {
     Kernels(Box<Stage>),
     Ops(Box<Graph>),
@@ -88,8 +112,7 @@ pub struct Network {
     pub running: Vec<f32>,
     layers: Vec<String>,
     segments: Vec<Segment>,
-    device: Device,
-    dtype: DType,
+    backend: Backend,
 }
 
 /// Everything one forward pass through a network gives.
@@ -147,18 +170,16 @@ fn normal(rng: &mut impl Rng) -> f64 {
 impl Network {
     /// A network that hands out the outputs of `layers` (`last` is always among them). `trained` makes its
     /// parameters a variable; otherwise nothing of it is ever differentiated.
-    #[allow(clippy::too_many_arguments)]
     pub fn new(
         architecture: Architecture,
         weights: Weights,
         normalization: Normalization,
         layers: &[&str],
         trained: bool,
-        engine: Engine,
-        dtype: DType,
-        device: &Device,
+        backend: Backend,
     ) -> Result<Network> {
-        let parameters = Tensor::from_vec(weights.parameters, architecture.parameters(), device)?.to_dtype(dtype)?;
+        let parameters = Tensor::from_vec(weights.parameters, architecture.parameters(), &backend.device)?;
+        let parameters = parameters.to_dtype(backend.dtype)?;
         let var = if trained { Some(Var::from_tensor(&parameters)?) } else { None };
         let parameters = var.as_ref().map_or(parameters, |v| v.as_tensor().clone());
         let mut network = Network {
@@ -169,19 +190,13 @@ impl Network {
             running: weights.running,
             layers: vec![],
             segments: vec![],
-            device: device.clone(),
-            dtype,
+            backend,
         };
-        network.cut(layers, engine)?;
+        network.cut(layers)?;
         Ok(network)
     }
 
-    /// The engine for a device.
-    pub fn engine(device: &Device) -> Engine {
-        if device.is_cpu() { Engine::Kernels } else { Engine::Ops }
-    }
-
-    fn cut(&mut self, layers: &[&str], engine: Engine) -> Result<()> {
+    fn cut(&mut self, layers: &[&str]) -> Result<()> {
         let graph = &self.architecture.graph;
         if let Some(wrong) = layers.iter().find(|l| !graph.cuts.iter().any(|(name, _)| name == *l)) {
             return Err(crate::error::unknown("layer", wrong, &self.architecture.layer_names()));
@@ -197,7 +212,7 @@ impl Network {
                 let part = graph.between(from, *value);
                 let part =
                     part.ok_or_else(|| anyhow!("the model cannot be cut at {name}: a later layer reads past it"))?;
-                self.segments.push(match engine {
+                self.segments.push(match self.backend.engine {
                     Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &memory))),
                     Engine::Ops => Segment::Ops(Box::new(part)),
                 });
@@ -225,7 +240,7 @@ impl Network {
 
     /// The network's own view of a batch's pixels.
     pub fn images(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        self.normalization.apply(&batch.pixels, batch.shape, self.dtype, &self.device)
+        self.normalization.apply(&batch.pixels, batch.shape, self.backend.dtype, &self.backend.device)
     }
 
     /// Pooling and classifier, as functions of the flat parameters.
@@ -290,19 +305,15 @@ impl Network {
         found.ok_or_else(|| crate::error::unknown("layer", name, &names))
     }
 
-    /// The network in eval mode, cut at one of its layers, for explanations.
+    /// The network cut at one of its layers, for explanations. Whatever a method computes beyond the given pass it
+    /// computes in eval mode: in train mode BatchNorm would mix the images of a batch.
     pub fn view(&self, layer: &str) -> Result<View<'_>> {
-        Ok(View { network: self, layer: self.layer(layer)?, mode: Mode::Eval })
-    }
-
-    /// The same in train mode: maps of the student that is being trained.
-    pub fn train_view(&self, layer: &str) -> Result<View<'_>> {
-        Ok(View { mode: Mode::Train, ..self.view(layer)? })
+        Ok(View { network: self, layer: self.layer(layer)? })
     }
 
     /// Device of the weights.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.backend.device
     }
 }
 
@@ -310,7 +321,6 @@ impl Network {
 pub struct View<'n> {
     network: &'n Network,
     layer: usize,
-    mode: Mode,
 }
 
 impl View<'_> {
@@ -329,14 +339,14 @@ impl View<'_> {
 impl CamModel for View<'_> {
     fn features(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let mut out = Vec::new();
-        self.network.run(images.clone(), 0..self.layer + 1, self.mode, &mut out)?;
+        self.network.run(images.clone(), 0..self.layer + 1, Mode::Eval, &mut out)?;
         out.pop().ok_or_else(|| candle_core::Error::msg("the model has no layers"))
     }
 
     fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
         let mut out = Vec::new();
         let n = self.network.segments.len();
-        self.network.run(features.clone(), self.layer + 1..n, self.mode, &mut out)?;
+        self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, &mut out)?;
         self.network.linear_head()?.logits(out.last().unwrap_or(features))
     }
 

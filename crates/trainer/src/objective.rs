@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use cams::{Forward, maps};
 use candle_core::{D, Tensor};
+use kernels::stage::Mode;
 
 use crate::config::{Class, Config, Control, Distance, Weights};
 use crate::data::loader::Batch;
@@ -83,6 +84,16 @@ pub fn signal(config: &Config, teacher: &Network, pass: &Pass, batch: &Batch) ->
     Ok(Signal { logits: pass.logits.clone(), map: map_of, attention })
 }
 
+/// The map of the labels' classes that a run shows of a network, in eval mode: of its interpreter, (n, h, w).
+pub fn shown_map(config: &Config, network: &Network, batch: &Batch) -> Result<Tensor> {
+    let pass = network.pass(&network.images(batch)?, Mode::Eval)?;
+    let view = network.view(&config.loss.layer)?;
+    let method =
+        config.interpreter.get(&config.loss.interpreter).context("the interpreter was checked at the start")?;
+    let explanation = method.explain(&view.forward(&pass, batch.ids.clone()), &labels(network, batch)?)?;
+    Ok(explanation.map.detach())
+}
+
 /// Every term whose weight is not 0.
 pub fn losses(
     config: &Config,
@@ -104,7 +115,7 @@ pub fn losses(
     if weights.explanation > 0.0
         && let Some(target) = &signal.map
     {
-        let view = student.train_view(&config.loss.layer)?;
+        let view = student.view(&config.loss.layer)?;
         let forward = view.forward(pass, batch.ids.clone());
         let classes = classes(config, &labels, Some(&signal.logits))?;
         let own = map(config, student, &forward, &classes)?;

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use tensorboard_rs::summary_writer::SummaryWriter;
 
 use crate::checkpoint::write_atomically;
+use crate::train::Measurements;
 
 /// Writes measurements.
 pub struct Recorder {
@@ -63,13 +65,25 @@ impl Recorder {
         Ok(())
     }
 
-    /// A picture for TensorBoard: (3, h, w) u8.
-    pub fn image(&mut self, tag: &str, pixels: &[u8], [c, h, w]: [usize; 3], step: usize) {
-        self.events.add_image(tag, pixels, &[c, h, w], step);
+    /// Moves the bar and, on logged steps, writes what was measured.
+    pub fn step(&mut self, measured: &Measurements, epochs: usize) -> Result<()> {
+        let Measurements { step, epoch, total, images_per_second: speed, .. } = measured;
+        self.progress(*step, || format!("epoch {epoch}/{epochs}  loss {total:.4}  {speed:.0} images/s"));
+        if measured.gradient_norms.is_some() {
+            self.write("step", *step, &measured.values())?;
+        }
+        Ok(())
+    }
+
+    /// A picture for TensorBoard.
+    pub fn image(&mut self, tag: &str, picture: &RgbImage, step: usize) {
+        let (w, h) = picture.dimensions();
+        let planes: Vec<u8> = (0..3).flat_map(|c| picture.as_raw().iter().skip(c).step_by(3).copied()).collect();
+        self.events.add_image(tag, &planes, &[3, h as usize, w as usize], step);
     }
 
     /// Moves the bar; without a terminal, a line now and then.
-    pub fn progress(&mut self, step: usize, message: impl Fn() -> String) {
+    fn progress(&mut self, step: usize, message: impl Fn() -> String) {
         self.bar.set_position(step as u64);
         if !self.bar.is_hidden() {
             self.bar.set_message(message());

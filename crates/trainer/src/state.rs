@@ -4,8 +4,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Entry, File, Metadata, write_tensors};
+
+/// What an epoch has added up so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sums {
+    /// Images seen.
+    pub images: f64,
+    /// Images classified wrongly.
+    pub wrong: f64,
+    /// Total loss, times images.
+    pub total: f64,
+    /// Terms of the loss, times images.
+    pub terms: BTreeMap<String, f64>,
+}
 
 /// A training run between two steps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,8 +34,8 @@ pub struct State {
     pub momentum: Vec<f32>,
     /// Moving average of parameters and of running statistics; empty if off.
     pub ema: [Vec<f32>; 2],
-    /// Sums over the current epoch: images, wrong, total loss, ce, kd, explanation, attention.
-    pub sums: [f64; 7],
+    /// Sums over the current epoch.
+    pub sums: Sums,
     /// Best validation error so far.
     pub best: f64,
     /// Training time so far.
@@ -41,25 +55,24 @@ impl State {
         let mut tensors: BTreeMap<String, Entry> =
             vectors.iter().map(|(name, v)| (name.to_string(), Entry::f32(&[v.len()], v))).collect();
         let scalars = [self.best, self.seconds];
-        tensors.insert("sums".into(), Entry::f64(&[7], &self.sums));
         tensors.insert("scalars".into(), Entry::f64(&[2], &scalars));
-        let metadata = Metadata::from([("step".to_string(), self.step.to_string())]);
+        let sums = serde_json::to_string(&self.sums)?;
+        let metadata = Metadata::from([("step".to_string(), self.step.to_string()), ("sums".into(), sums)]);
         write_tensors(path, &tensors, &metadata)
     }
 
     /// Reads the file.
     pub fn load(path: &Path) -> Result<State> {
         let file = File::read(path)?;
-        let sums = file.f64("sums")?;
         let scalars = file.f64("scalars")?;
-        ensure!(sums.len() == 7 && scalars.len() == 2, "{} is not a training state of this version", path.display());
+        ensure!(scalars.len() == 2, "{} is not a training state of this version", path.display());
         Ok(State {
             step: file.get("step")?.parse().context("the step in the training state")?,
             parameters: file.f32("parameters")?,
             running: file.f32("running")?,
             momentum: file.f32("momentum")?,
             ema: [file.f32("ema.parameters")?, file.f32("ema.running")?],
-            sums: std::array::from_fn(|i| sums[i]),
+            sums: serde_json::from_str(file.get("sums")?).context("the sums in the training state")?,
             best: scalars[0],
             seconds: scalars[1],
         })

@@ -14,7 +14,7 @@ use crate::data::fetch::sha256;
 use crate::data::loader::Batch;
 use crate::data::{Images, Split};
 use crate::evaluate::evaluate;
-use crate::nn::Network;
+use crate::nn::{Backend, Network};
 use crate::objective::{self, Signal};
 
 /// A frozen teacher, with or without a cache.
@@ -31,7 +31,11 @@ const SPOT_CHECK: usize = 500;
 
 impl Teacher {
     /// Loads the teacher of a configuration.
-    pub fn load(section: &Section, config: &Config, images: &Images, dtype: DType, device: &Device) -> Result<Teacher> {
+    pub fn load(section: &Section, config: &Config, images: &Images, backend: Backend) -> Result<Teacher> {
+        ensure!(
+            section.cache.is_none() || backend.dtype == DType::F32,
+            "teacher.cache keeps f32 signals: use train.dtype = \"f32\" with it"
+        );
         let file = File::read(&section.checkpoint).context("the teacher's checkpoint")?;
         let architecture = file.architecture(section.arch.as_deref())?;
         let classes = architecture.classes;
@@ -43,19 +47,13 @@ impl Teacher {
         );
         let layers = objective::layers(&config.loss.weights);
         let weights = file.weights(&architecture)?;
-        let engine = Network::engine(device);
-        let network =
-            Network::new(architecture, weights, file.normalization()?, &layers, false, engine, dtype, device)?;
+        let network = Network::new(architecture, weights, file.normalization()?, &layers, false, backend)?;
         let test_error = check_error(&file, &network, config)?;
         let cache = section
             .cache
             .as_ref()
             .map(|dir| Cache::new(dir.clone(), config, &fs::read(&section.checkpoint)?, images))
             .transpose()?;
-        ensure!(
-            cache.is_none() || dtype == DType::F32,
-            "teacher.cache keeps f32 signals: use train.dtype = \"f32\" with it"
-        );
         Ok(Teacher { network, test_error, cache })
     }
 

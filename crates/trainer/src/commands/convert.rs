@@ -56,7 +56,10 @@ pub fn run(args: &ConvertArgs) -> Result<Done> {
         args.arch,
         if unexpected.is_empty() { String::new() } else { format!("not used: {}\n", unexpected.join(", ")) }
     );
-    Ok(Done::Result(text, json!({ "parameters": architecture.parameters(), "missing": missing, "unexpected": unexpected })))
+    Ok(Done::Result(
+        text,
+        json!({ "parameters": architecture.parameters(), "missing": missing, "unexpected": unexpected }),
+    ))
 }
 
 /// The file's tensors under their new names, without PyTorch's batch counters.
@@ -79,7 +82,11 @@ fn read(args: &ConvertArgs) -> Result<BTreeMap<String, Tensor>> {
             }
         }
     };
-    ensure!(!tensors.is_empty(), "{} holds no tensors (a state dict is read, not a whole pickled model)", args.input.display());
+    ensure!(
+        !tensors.is_empty(),
+        "{} holds no tensors (a state dict is read, not a whole pickled model)",
+        args.input.display()
+    );
     let rules = match &args.rename {
         Some(path) => {
             #[derive(serde::Deserialize)]
@@ -88,7 +95,9 @@ fn read(args: &ConvertArgs) -> Result<BTreeMap<String, Tensor>> {
                 rename: toml::map::Map<String, toml::Value>,
             }
             let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-            toml::from_str::<Rules>(&text).with_context(|| format!("{}: expected a [rename] table", path.display()))?.rename
+            toml::from_str::<Rules>(&text)
+                .with_context(|| format!("{}: expected a [rename] table", path.display()))?
+                .rename
         }
         None => toml::map::Map::new(),
     };
@@ -102,5 +111,7 @@ fn read(args: &ConvertArgs) -> Result<BTreeMap<String, Tensor>> {
 
 fn triple(option: &str, text: &str) -> Result<Vec<f64>> {
     let numbers: Option<Vec<f64>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
-    numbers.filter(|n| n.len() == 3).with_context(|| format!("{option} {text}: expected three numbers, as in 0.49,0.48,0.45"))
+    numbers
+        .filter(|n| n.len() == 3)
+        .with_context(|| format!("{option} {text}: expected three numbers, as in 0.49,0.48,0.45"))
 }

@@ -12,7 +12,6 @@ use super::load_model;
 use crate::checkpoint::{Entry, File, Metadata, write_tensors};
 use crate::cli::{Done, ExplainArgs, Global};
 use crate::config::{explain as explain_toml, parse_set};
-use crate::data::augment::Augment;
 use crate::data::loader::Plan;
 use crate::data::{Images, Source, Split, read_image};
 use crate::error::unknown;
@@ -60,7 +59,9 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
         None | Some("top1") => Class::Top1,
         Some("label") if input.labelled => Class::Label,
         Some("label") => bail!("--class label: these images have no labels; use top1 or a number"),
-        Some(n) => Class::Number(n.parse().ok().with_context(|| format!("--class \"{n}\"; accepted: label, top1 or a class number"))?),
+        Some(n) => Class::Number(
+            n.parse().ok().with_context(|| format!("--class \"{n}\"; accepted: label, top1 or a class number"))?,
+        ),
     };
     let all = args.method == "all";
     let mut outcomes = Vec::new();
@@ -70,7 +71,9 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
         (classes.clear(), logits.clear());
         match explain(name, &methods, &network, &args.layer, &input, &class, &mut classes, &mut logits) {
             Ok(outcome) => outcomes.push(outcome),
-            Err(e) if all && outcomes.len() + skipped.len() + 1 < Methods::NAMES.len() => skipped.push(format!("{name}: {e:#}")),
+            Err(e) if all && outcomes.len() + skipped.len() + 1 < Methods::NAMES.len() => {
+                skipped.push(format!("{name}: {e:#}"))
+            }
             Err(e) => return Err(e.context(format!("method {name}"))),
         }
     }
@@ -120,7 +123,8 @@ fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static
         }
     }
     if !table.is_empty() {
-        methods = toml::from_str(&toml::to_string(&table)?).map_err(|e| anyhow::anyhow!("--set: {}", explain_toml(&e)))?;
+        methods =
+            toml::from_str(&toml::to_string(&table)?).map_err(|e| anyhow::anyhow!("--set: {}", explain_toml(&e)))?;
     }
     if args.method == "all" {
         return Ok((methods, Methods::NAMES.to_vec()));
@@ -146,9 +150,17 @@ fn explain(
 ) -> Result<Outcome> {
     let method = methods.get(name).context("the name was checked")?;
     let view = network.view(layer)?;
-    let plan = Plan { batch: BATCH, seed: 0, data_seed: 0, views: 0, augment: Augment::default() };
+    let plan = Plan::plain(BATCH);
     let positions: Vec<usize> = (0..input.images.len()).collect();
-    let mut outcome = Outcome { method: name, estimator: "", evaluations: 0, seconds: 0.0, shape: [0; 2], values: vec![], error: vec![] };
+    let mut outcome = Outcome {
+        method: name,
+        estimator: "",
+        evaluations: 0,
+        seconds: 0.0,
+        shape: [0; 2],
+        values: vec![],
+        error: vec![],
+    };
     for positions in positions.chunks(BATCH) {
         let batch = plan.batch(&input.images, positions, 0);
         let images = network.images(&batch)?;
@@ -214,7 +226,11 @@ fn read(given: &[String], network: &Network) -> Result<Input> {
     let path = Path::new(first);
     if path.is_dir() {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(path)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
-        paths.retain(|p| p.is_file() && p.extension().is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.to_string_lossy().to_lowercase().as_str())));
+        paths.retain(|p| {
+            p.is_file()
+                && p.extension()
+                    .is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.to_string_lossy().to_lowercase().as_str()))
+        });
         paths.sort();
         ensure!(!paths.is_empty(), "the folder {} holds no PNG or JPEG file", path.display());
         return files(paths, shape, classes);
@@ -274,8 +290,16 @@ fn files(paths: Vec<PathBuf>, shape: [usize; 3], classes: usize) -> Result<Input
 fn tensors(path: &Path, shape: [usize; 3], classes: usize) -> Result<Input> {
     let file = File::read(path)?;
     let found = file.shapes()?;
-    let dims = found.get("images_u8").with_context(|| format!("{} holds no tensor images_u8 (n, 3, h, w)", path.display()))?;
-    ensure!(dims.len() == 4 && dims[1..] == shape, "{}: images_u8 is {dims:?}, the model takes (n, {}, {}, {})", path.display(), shape[0], shape[1], shape[2]);
+    let dims =
+        found.get("images_u8").with_context(|| format!("{} holds no tensor images_u8 (n, 3, h, w)", path.display()))?;
+    ensure!(
+        dims.len() == 4 && dims[1..] == shape,
+        "{}: images_u8 is {dims:?}, the model takes (n, {}, {}, {})",
+        path.display(),
+        shape[0],
+        shape[1],
+        shape[2]
+    );
     let pixels = file.f64("images_u8")?.into_iter().map(|p| p as u8).collect();
     let labelled = found.contains_key("labels");
     let labels = if labelled { file.f64("labels")?.into_iter().map(|l| l as u32).collect() } else { vec![0; dims[0]] };

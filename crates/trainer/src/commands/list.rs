@@ -34,7 +34,9 @@ pub fn run(what: Option<What>) -> Result<Done> {
             for (key, value) in options.as_object().into_iter().flatten() {
                 text += &format!("  {:16}   {key} = {value}\n", "");
             }
-            items.push(json!({ "kind": format!("{kind:?}").to_lowercase(), "name": name, "about": about, "options": options }));
+            items.push(
+                json!({ "kind": format!("{kind:?}").to_lowercase(), "name": name, "about": about, "options": options }),
+            );
         }
     }
     Ok(Done::Result(text, json!({ "items": items })))
@@ -49,10 +51,17 @@ fn of(kind: What) -> Result<Vec<Item>> {
                 let method = methods.get(name).context("listed methods exist")?;
                 Ok(format!("in a loss: {}", method.differentiable().sentence()))
             };
-            Methods::NAMES.iter().map(|n| Ok((n.to_string(), about(n)?, defaults[*n].clone()))).collect::<Result<_>>()?
+            Methods::NAMES
+                .iter()
+                .map(|n| Ok((n.to_string(), about(n)?, defaults[*n].clone())))
+                .collect::<Result<_>>()?
         }
         What::Models => {
-            let own = ("layers".to_string(), "one's own, from a list of [[student.layers]]: conv, bn, relu, pool, residual, cut, linear".to_string(), json!({}));
+            let own = (
+                "layers".to_string(),
+                "one's own, from a list of [[student.layers]]: conv, bn, relu, pool, residual, cut, linear".to_string(),
+                json!({}),
+            );
             let named = models::LIST.iter().map(|f| (f.pattern.to_string(), f.about.to_string(), json!({})));
             named.chain([own]).collect()
         }
@@ -60,13 +69,18 @@ fn of(kind: What) -> Result<Vec<Item>> {
         What::Losses => {
             let defaults = serde_json::to_value(Loss::default())?;
             let item = |name: &str, about: &str, keys: &[&str]| {
-                let options = keys.iter().map(|k| (k.to_string(), defaults[*k].clone())).collect::<serde_json::Map<_, _>>();
+                let options =
+                    keys.iter().map(|k| (k.to_string(), defaults[*k].clone())).collect::<serde_json::Map<_, _>>();
                 (name.to_string(), about.to_string(), Value::Object(options))
             };
             vec![
                 item("ce", "cross-entropy with the labels", &["label_smoothing"]),
                 item("kd", "KL divergence from the teacher's softened output, times T^2", &["temperature"]),
-                item("explanation", "distance of student and teacher maps: raw_l2, at_l2, cosine, all_class_pooled", &["interpreter", "distance", "class", "layer", "relu", "control"]),
+                item(
+                    "explanation",
+                    "distance of student and teacher maps: raw_l2, at_l2, cosine, all_class_pooled",
+                    &["interpreter", "distance", "class", "layer", "relu", "control"],
+                ),
                 item("attention", "activation attention transfer at layer1, layer2, layer3", &[]),
             ]
         }

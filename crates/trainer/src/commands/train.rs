@@ -31,7 +31,8 @@ pub fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
     match train(&config, &options)? {
         Outcome::Stopped(why) => {
             let files: Vec<_> = args.configs.iter().map(|c| c.display().to_string()).collect();
-            let sets: String = args.set.iter().map(|s| format!(" --set '{s}'")).collect();
+            let mut sets: String = args.set.iter().map(|s| format!(" --set '{s}'")).collect();
+            sets.extend(global.seed.map(|s| format!(" --seed {s}")));
             Ok(Done::Interrupted(format!(
                 "{why}; the state is saved. Go on with:\n  trainer train {}{sets} --run {} --resume",
                 files.join(" "),

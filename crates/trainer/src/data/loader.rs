@@ -51,6 +51,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The images as they are, in order.
+    pub fn plain(batch: usize) -> Plan {
+        Plan { batch, seed: 0, data_seed: 0, views: 0, augment: Augment::default() }
+    }
+
     /// Steps an epoch.
     pub fn steps(&self, images: usize) -> usize {
         images.div_ceil(self.batch)

@@ -1,0 +1,129 @@
+//! From a configuration and images to a trainer at its first step, or where it was left.
+
+use anyhow::{Context, Result, bail, ensure};
+use cams::methods::Space;
+use candle_core::DType;
+use kernels::graph::Shape;
+
+use super::{Options, Trainer};
+use crate::checkpoint::File;
+use crate::config::{BnGamma, Config, Control, Distance, Precision};
+use crate::data::Images;
+use crate::data::loader::Plan;
+use crate::models::Architecture;
+use crate::nn::{Backend, Network, Normalization, Weights};
+use crate::objective;
+use crate::optim::Sgd;
+use crate::state::State;
+use crate::teacher::Teacher;
+
+/// How the epochs' batches are made.
+pub fn plan(config: &Config, images: &Images) -> Result<Plan> {
+    let (t, d) = (&config.train, &config.data);
+    ensure!(
+        t.batch <= images.len(),
+        "train.batch is {}, but there are only {} training images: use a smaller batch",
+        t.batch,
+        images.len()
+    );
+    Ok(Plan { batch: t.batch, seed: t.seed, data_seed: d.seed, views: d.views, augment: d.augment })
+}
+
+/// The student's architecture for these images.
+fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
+    let [channels, h, w] = images.shape;
+    let (input, s) = (Shape { channels, h, w }, &config.student);
+    let architecture = match (&s.layers, &s.arch, &s.checkpoint) {
+        (Some(layers), _, _) => Architecture::from_layers(layers, input, images.classes)?,
+        (None, Some(arch), _) => Architecture::named(arch, input, images.classes, s.shortcut)?,
+        (None, None, Some(checkpoint)) => File::read(checkpoint)?.architecture(None)?,
+        (None, None, None) => bail!("[student] needs arch or layers"),
+    };
+    let classes = architecture.classes;
+    ensure!(classes == images.classes, "the student has {classes} classes, the data {}", images.classes);
+    Ok(architecture)
+}
+
+/// CIFAR-10's mean and standard deviation, as everybody uses them; other sets' own.
+fn normalization(config: &Config, images: &Images) -> Normalization {
+    if ["cifar10", "cifar10-mini"].contains(&config.data.name.as_str()) {
+        return Normalization { mean: vec![0.4914, 0.4822, 0.4465], std: vec![0.2470, 0.2435, 0.2616] };
+    }
+    let (mean, std) = images.mean_std();
+    Normalization { mean, std }
+}
+
+/// A trainer in its saved state if it is to go on and has one, else at the start.
+pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan: &Plan) -> Result<Trainer<'c>> {
+    let dtype = match config.train.dtype {
+        Precision::F32 => DType::F32,
+        Precision::F64 => DType::F64,
+    };
+    let backend = Backend::new(dtype, &options.device);
+    let architecture = architecture(config, images)?;
+    let mut normalization = normalization(config, images);
+    let mut start = Weights::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
+    if let Some(checkpoint) = &config.student.checkpoint {
+        let file = File::read(checkpoint).context("the student's warm start")?;
+        start = file.weights(&architecture)?;
+        normalization = file.normalization()?;
+    }
+    let state = state(config, options, start)?;
+    let weights = Weights { parameters: state.parameters.clone(), running: state.running.clone() };
+    let layers = objective::layers(&config.loss.weights);
+    let student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
+    let teacher = match &config.teacher {
+        Some(section) => Some(Teacher::load(section, config, images, backend)?),
+        None => None,
+    };
+    let optimiser = Sgd::new(student.var().context("the student is trained")?, state.momentum.clone())?;
+    Ok(Trainer { config, student, teacher, optimiser, state, steps: plan.steps(images.len()) })
+}
+
+fn state(config: &Config, options: &Options, start: Weights) -> Result<State> {
+    let path = options.run.join("state.safetensors");
+    if options.resume && path.exists() {
+        let state = State::load(&path)?;
+        let fits = state.parameters.len() == start.parameters.len() && state.running.len() == start.running.len();
+        ensure!(fits, "{} belongs to another model", path.display());
+        return Ok(state);
+    }
+    let ema = if config.train.ema > 0.0 { [start.parameters.clone(), start.running.clone()] } else { [vec![], vec![]] };
+    Ok(State {
+        momentum: vec![0.0; start.parameters.len()],
+        parameters: start.parameters,
+        running: start.running,
+        ema,
+        best: f64::MAX,
+        ..State::default()
+    })
+}
+
+/// What a user should know about this run, beyond the configuration.
+pub fn notes(config: &Config) -> Vec<String> {
+    let (l, mut notes) = (&config.loss, Vec::new());
+    if l.weights.explanation == 0.0 {
+        return notes;
+    }
+    let uses_interpreter = l.distance != Distance::AllClassPooled;
+    if uses_interpreter && let Some(method) = config.interpreter.get(&l.interpreter) {
+        notes.push(format!("maps of {}: {}", l.interpreter, method.differentiable().sentence()));
+    }
+    if uses_interpreter && l.interpreter == "score_cam" {
+        notes.push(match config.interpreter.score_cam.space {
+            Space::Features => {
+                "score_cam masks the features (space = \"features\"): one evaluation of the head a channel; \
+                                interpreter.score_cam.space = \"image\" masks the image, one forward pass a channel"
+                    .into()
+            }
+            Space::Image => {
+                "score_cam masks the image (space = \"image\"): one forward pass a channel and image".into()
+            }
+        });
+    }
+    if l.control != Control::None {
+        let what = if l.control == Control::Random { "randomly weighted" } else { "those of other images" };
+        notes.push(format!("control experiment: the teacher's maps are {what}"));
+    }
+    notes
+}

@@ -1,0 +1,170 @@
+//! One step: forward, losses, backward, update.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{D, DType, Tensor};
+use kernels::sgd::SgdStep;
+use kernels::stage::Mode;
+use serde_json::{Map, Value, json};
+
+use super::Trainer;
+use crate::config::Weights;
+use crate::data::loader::Batch;
+use crate::loss::{self, Losses};
+use crate::optim::norm;
+use crate::{objective, schedule};
+
+/// What one step has shown.
+#[derive(Clone, Debug, Default)]
+pub struct Measurements {
+    /// Steps done, this one included.
+    pub step: usize,
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// The terms that took part, unweighted.
+    pub terms: Vec<(&'static str, f64)>,
+    /// Their weighted sum.
+    pub total: f64,
+    /// Norm of each term's gradient, unweighted, and of the whole; on logged steps.
+    pub gradient_norms: Option<Vec<(&'static str, f64)>>,
+    /// Speed of this step.
+    pub images_per_second: f64,
+}
+
+impl Measurements {
+    /// The line of metrics.jsonl.
+    pub fn values(&self) -> Map<String, Value> {
+        let mut values = Map::from_iter([("epoch".to_string(), json!(self.epoch)), ("lr".into(), json!(self.lr))]);
+        values.extend(self.terms.iter().map(|(name, value)| (name.to_string(), json!(value))));
+        values.insert("total".into(), json!(self.total));
+        let norms = self.gradient_norms.iter().flatten();
+        values.extend(norms.map(|(name, value)| (format!("gradient_norm_{name}"), json!(value))));
+        values.insert("images_per_second".into(), json!(self.images_per_second));
+        values
+    }
+}
+
+impl Trainer<'_> {
+    /// The terms' weights at this point of the run.
+    fn weights(&self) -> Weights {
+        let (w, s) = (&self.config.loss.weights, &self.config.loss.schedule);
+        let epoch = self.state.step as f64 / self.steps as f64;
+        Weights {
+            ce: w.ce * s.ce.factor(epoch),
+            kd: w.kd * s.kd.factor(epoch),
+            explanation: w.explanation * s.explanation.factor(epoch),
+            attention: w.attention * s.attention.factor(epoch),
+        }
+    }
+
+    /// Learns from one batch.
+    pub(super) fn step(&mut self, batch: &Batch) -> Result<Measurements> {
+        let clock = Instant::now();
+        let (config, step) = (self.config, self.state.step);
+        let (t, o) = (&config.train, &config.optim);
+        let weights = self.weights();
+        let signal = self.teacher.as_mut().map(|teacher| teacher.signal(config, batch)).transpose()?;
+        let pass = self.student.pass(&self.student.images(batch)?, Mode::Train)?;
+        let losses = objective::losses(config, &weights, &self.student, &pass, batch, signal.as_ref())?;
+        let total = losses.total(&weights)?;
+        let mut measured = Measurements {
+            step: step + 1,
+            epoch: step / self.steps + 1,
+            lr: schedule::lr(o, step, self.steps, t.epochs),
+            total: loss::value(&total)?,
+            ..Measurements::default()
+        };
+        for (name, term, _) in losses.terms(&weights) {
+            measured.terms.push((name, loss::value(term)?));
+        }
+        check("loss", measured.total, &measured)?;
+
+        let mut gradient = self.gradient(&total)?;
+        let logged = t.log_every > 0 && step.is_multiple_of(t.log_every);
+        if logged || t.clip > 0.0 {
+            let size = norm(&gradient)?;
+            check("gradient", size, &measured)?;
+            if logged {
+                measured.gradient_norms = Some(self.gradient_norms(&losses, &weights, size)?);
+            }
+            if t.clip > 0.0 && size > t.clip {
+                gradient = (gradient * (t.clip / size))?;
+            }
+        }
+        if o.reset_momentum_at_drops && schedule::is_drop(o, step, self.steps) {
+            self.optimiser.reset()?;
+        }
+        let update =
+            SgdStep { lr: measured.lr, momentum: o.momentum, nesterov: o.nesterov, weight_decay: o.weight_decay };
+        let var = self.student.var().context("the student is trained")?;
+        self.optimiser.step(var, &gradient, update)?;
+        self.student.update_running(&pass.statistics);
+        if t.ema > 0.0 {
+            self.update_ema()?;
+        }
+        self.count(batch, &pass.logits, &measured)?;
+        self.state.step += 1;
+        measured.images_per_second = batch.len() as f64 / clock.elapsed().as_secs_f64();
+        Ok(measured)
+    }
+
+    fn gradient(&self, of: &Tensor) -> Result<Tensor> {
+        let var = self.student.var().context("the student is trained")?;
+        Ok(of.backward()?.get(var.as_tensor()).context("no gradient reached the student")?.clone())
+    }
+
+    /// Norms of the terms' gradients and, last, of the whole one, which is `total`.
+    fn gradient_norms(&self, losses: &Losses, weights: &Weights, total: f64) -> Result<Vec<(&'static str, f64)>> {
+        let terms = losses.terms(weights);
+        let mut norms = Vec::new();
+        for (name, term, weight) in &terms {
+            // A single term's gradient is the whole one: no second pass is needed.
+            let size = if terms.len() == 1 { total / weight } else { norm(&self.gradient(term)?)? };
+            norms.push((*name, size));
+        }
+        norms.push(("total", total));
+        Ok(norms)
+    }
+
+    fn update_ema(&mut self) -> Result<()> {
+        let now = self.student.weights()?;
+        let decay = self.config.train.ema as f32;
+        for (ema, now) in self.state.ema.iter_mut().zip([&now.parameters, &now.running]) {
+            ema.iter_mut().zip(now).for_each(|(e, n)| *e = decay * *e + (1.0 - decay) * n);
+        }
+        Ok(())
+    }
+
+    /// Adds a step to the epoch's sums.
+    fn count(&mut self, batch: &Batch, logits: &Tensor, measured: &Measurements) -> Result<()> {
+        let predicted = logits.detach().to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+        let wrong = predicted.iter().zip(&batch.labels).filter(|(p, l)| p != l).count();
+        let n = batch.len() as f64;
+        let sums = &mut self.state.sums;
+        sums.images += n;
+        sums.wrong += wrong as f64;
+        sums.total += measured.total * n;
+        for (name, value) in &measured.terms {
+            *sums.terms.entry(name.to_string()).or_insert(0.0) += value * n;
+        }
+        Ok(())
+    }
+}
+
+/// Stops a run whose numbers are none any more.
+fn check(what: &str, value: f64, measured: &Measurements) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let terms: Vec<_> = measured.terms.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
+    bail!(
+        "the {what} is {value} at step {}: {}, learning rate {:.4}. Nothing of this step was kept; a smaller optim.lr \
+         or train.clip = 1.0 usually helps",
+        measured.step,
+        terms.join(", "),
+        measured.lr
+    )
+}

@@ -1,0 +1,28 @@
+#!/bin/sh
+# The main job in one command: builds the program, then distils a student from checkpoints/wrn-16-2-cifar10
+# on the embedded cifar10-mini, measures it and draws its maps.
+#
+#   scripts/quickstart.sh [SEED]
+#
+# Needs: git, gcc, and cargo (the script says how to install it). The first build takes some minutes.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/cargo.sh
+seed=${1:-0}
+run=runs/quickstart-s$seed
+
+echo "== 1/4 building (some minutes the first time)"
+cargo build --release --quiet --package trainer
+trainer=target/release/trainer
+
+echo "== 2/4 distilling a student (three minutes on two cores; stop and run again to go on)"
+"$trainer" train configs/quickstart.toml --seed "$seed" --run "$run" --resume
+
+echo "== 3/4 its error on the test images"
+"$trainer" eval --checkpoint "$run/last.safetensors" --data cifar10-mini
+
+echo "== 4/4 where it looks"
+"$trainer" explain --checkpoint "$run/last.safetensors" --images 'cifar10-mini:test[0..8]' --gallery "$run/maps"
+
+echo
+echo "Open $run/maps/index.html for the maps, or: tensorboard --logdir runs"

@@ -1,0 +1,36 @@
+#!/bin/sh
+# All checks and tests: format, lints, documentation, unit and end-to-end tests, and a look at a run's events
+# with the real TensorBoard.
+#
+#   scripts/test.sh
+#
+# Needs: git, gcc, Python 3 and cargo (the script says how to install it). Golden files are compared with where
+# GOLDEN_DIR names their folder. About 15 minutes on two cores from nothing.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/cargo.sh
+
+step() { printf '\n== %s\n' "$*"; }
+
+# Rust's components may be missing in a minimal installation.
+for tool in fmt clippy; do
+    cargo $tool --version >/dev/null 2>&1 || rustup component add "$(echo $tool | sed s/fmt/rustfmt/)"
+done
+
+step "format"
+cargo fmt --all --check
+
+step "tests"
+cargo build --release --package trainer
+cargo test --release --workspace
+
+step "lints"
+cargo clippy --release --workspace --all-targets -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+step "TensorBoard reads what a run writes"
+scripts/check-tensorboard.sh
+
+step "everything passed"

@@ -1,0 +1,329 @@
+//! Whatever is wrong, the program says so in one line that names the fault and the remedy, and fails.
+
+use std::path::Path;
+
+use anyhow::Result;
+use tempfile::TempDir;
+use testkit::program::{Call, call, command, finish};
+
+const QUICK: &str = "
+    [data]
+    name = 'cifar10-mini'
+    limit = 64
+    [student]
+    arch = 'wrn-10-1'
+    [train]
+    epochs = 1
+    batch = 32
+";
+
+fn lab() -> Result<TempDir> {
+    let dir = tempfile::tempdir()?;
+    std::fs::write(dir.path().join("quick.toml"), QUICK)?;
+    Ok(dir)
+}
+
+fn path(dir: &TempDir, name: &str) -> String {
+    dir.path().join(name).display().to_string()
+}
+
+fn train(dir: &TempDir, run: &str, sets: &[&str]) -> Call {
+    let (config, run) = (path(dir, "quick.toml"), path(dir, run));
+    let mut arguments = vec!["train", &config, "--quiet", "--run", &run];
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    call(&arguments)
+}
+
+#[test]
+fn wrong_settings() -> Result<()> {
+    let dir = lab()?;
+    let cases: [(&[&str], &[&str]); 24] = [
+        (&["train.epoch=3"], &["[train]", "unknown field `epoch`", "did you mean `epochs`", "`batch`"]),
+        (&["optim.weigth_decay=1e-4"], &["[optim]", "did you mean `weight_decay`"]),
+        (&["nonsense.key=1"], &["unknown field `nonsense`", "`data`", "`train`"]),
+        (&["train.epochs=many"], &["train.epochs", "invalid type", "many"]),
+        (&["train.epochs=0"], &["train.epochs", "at least 1"]),
+        (&["train.batch=0"], &["train.batch", "at least 1"]),
+        (&["train.batch=65"], &["train.batch is 65", "only 64 training images", "smaller batch"]),
+        (&["optim.lr=-1.0"], &["optim.lr is -1", "positive"]),
+        (&["optim.lr=nan"], &["optim.lr", "positive"]),
+        (&["train.profile=fats"], &["unknown variant `fats`", "did you mean `fast`", "`paper`"]),
+        (&["data.name=cifar11"], &["unknown data set \"cifar11\"", "did you mean \"cifar10\"", "planted"]),
+        (&["data.limit=-3"], &["data.limit"]),
+        (&["data.validation=5000"], &["data.validation is 5000", "only 5000"]),
+        (&["student.arch=wrn-17-2"], &["6 N + 4"]),
+        (&["student.arch=wrm-16-2"], &["unknown architecture \"wrm-16-2\"", "did you mean \"wrn-16-2\"", "resnetD"]),
+        (&["student.arch=wrn-1000000000000000000000-2"], &["unknown architecture"]),
+        (&["loss.interpreter=shapcam"], &["unknown interpreter \"shapcam\"", "did you mean \"shap_cam\"", "grad_cam_pp"]),
+        (&["loss.interpreter=shap_cam", "interpreter.shap_cam.fil=zero"], &["[interpreter.shap_cam]", "did you mean `fill`"]),
+        (&["loss.distance=l3"], &["unknown variant `l3`", "raw_l2"]),
+        (&["loss.temperature=0.0"], &["loss.temperature is 0", "positive"]),
+        (&["loss.weights.kd=1.0"], &["need a [teacher]"]),
+        (&["loss.weights.ce=-1.0"], &["loss.weights", "at least 0"]),
+        (&["train.ema=1.5"], &["train.ema is 1.5", "[0, 1)"]),
+        (&["justakey"], &["--set \"justakey\"", "a.b=value"]),
+    ];
+    for (i, (sets, parts)) in cases.iter().enumerate() {
+        let run = format!("run{i}");
+        train(&dir, &run, sets).assert_fails(1, parts);
+        assert!(!Path::new(&path(&dir, &run)).exists(), "{sets:?} left a folder behind");
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_usage() {
+    for arguments in [
+        &["tarin"][..],
+        &["train"],
+        &["eval", "--data", "cifar10"],
+        &["eval", "--checkpoint", "x"],
+        &["bench", "step", "--batch", "0"],
+        &["bench", "step", "--dtype", "f8"],
+        &["--threads", "0", "list"],
+        &["list", "everything"],
+    ] {
+        let call = call(arguments);
+        assert_eq!(call.code, 2, "{arguments:?}: {}", call.stderr);
+        assert!(!call.stderr.is_empty() && call.stdout.is_empty());
+    }
+}
+
+#[test]
+fn wrong_devices() {
+    let checkpoint = ["eval", "--checkpoint", "nothing.safetensors", "--data", "cifar10-mini", "--device"];
+    for (device, part) in [("gpu", "accepted: cpu, cuda, cuda:N, metal"), ("cuda:x", "expected a number"), ("metal", "Metal")] {
+        call(&[&checkpoint[..], &[device]].concat()).assert_fails(1, &[part]);
+    }
+}
+
+#[test]
+fn wrong_configuration_files() -> Result<()> {
+    let dir = lab()?;
+    call(&["train", "no/such.toml"]).assert_fails(1, &["reading the configuration no/such.toml"]);
+    std::fs::write(dir.path().join("quick.toml"), "[train\nepochs = ")?;
+    train(&dir, "run", &[]).assert_fails(1, &["quick.toml is not TOML"]);
+    std::fs::write(dir.path().join("quick.toml"), [0xff, 0xfe, 0x00])?;
+    train(&dir, "run", &[]).assert_fails(1, &["quick.toml"]);
+    Ok(())
+}
+
+/// Six files of CIFAR-10's form with labels in order.
+fn write_cifar10(dir: &Path) -> Result<()> {
+    let bytes: Vec<u8> = (0..10_000).flat_map(|i| std::iter::once((i % 10) as u8).chain(vec![(i % 251) as u8; 3072])).collect();
+    for (file, _) in trainer::data::fetch::CIFAR10 {
+        std::fs::write(dir.join(file), &bytes)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_cifar_files() -> Result<()> {
+    let dir = lab()?;
+    let model = path(&dir, "run/last.safetensors");
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data)?;
+    let name = format!("cifar10:{}", data.display());
+    let eval = || call(&["eval", "--checkpoint", &model, "--data", &name]);
+    eval().assert_fails(1, &["no test_batch.bin in", "trainer data fetch cifar10"]);
+    write_cifar10(&data)?;
+    assert_eq!(eval().code, 0);
+    let test = data.join("test_batch.bin");
+    let mut bytes = std::fs::read(&test)?;
+    std::fs::write(&test, &bytes[..bytes.len() - 1])?;
+    eval().assert_fails(1, &["test_batch.bin has 30729999 bytes", "30730000 are expected", "truncated"]);
+    bytes[3073 * 77] = 10;
+    std::fs::write(&test, &bytes)?;
+    eval().assert_fails(1, &["test_batch.bin: image 77 has label 10, accepted are 0 to 9"]);
+    let verify = ["data", "verify", "cifar10", "--dir", &data.display().to_string()].map(str::to_string);
+    let verify: Vec<&str> = verify.iter().map(String::as_str).collect();
+    call(&verify).assert_fails(1, &["data_batch_1.bin has sha256", "CIFAR-10's is cee916563c9f", "damaged"]);
+
+    // Fetching refuses what is not CIFAR-10, leaves nothing, and can be repeated.
+    let target = path(&dir, "fetched");
+    let from = data.display().to_string();
+    for _ in 0..2 {
+        let call = call(&["data", "fetch", "cifar10", "--dir", &target, "--from", &from]);
+        call.assert_fails(1, &["data_batch_1.bin came with sha256", "nothing was kept"]);
+        assert!(!Path::new(&target).join("cifar-10-batches-bin").exists());
+    }
+    let archive = path(&dir, "broken.tgz");
+    std::fs::write(&archive, b"not an archive")?;
+    call(&["data", "fetch", "cifar10", "--dir", &target, "--from", &archive]).assert_fails(1, &["damaged or truncated"]);
+    call(&["data", "fetch", "cifar11"]).assert_fails(1, &["did you mean \"cifar10\""]);
+    call(&["data", "fetch", "planted"]).assert_fails(1, &["made by the program itself"]);
+    Ok(())
+}
+
+/// A checkpoint with its header changed.
+fn edit(path: &str, change: impl Fn(&mut serde_json::Value)) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path)?;
+    let len = u64::from_le_bytes(bytes[..8].try_into()?) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + len])?;
+    change(&mut header);
+    let header = serde_json::to_vec(&header)?;
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend(&header);
+    out.extend(&bytes[8 + len..]);
+    Ok(out)
+}
+
+#[test]
+fn wrong_checkpoints() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let good = path(&dir, "run/last.safetensors");
+    let bad = path(&dir, "bad.safetensors");
+    let eval = || call(&["eval", "--checkpoint", &bad, "--data", "cifar10-mini"]);
+    eval().assert_fails(1, &["reading", "bad.safetensors"]);
+    let bytes = std::fs::read(&good)?;
+    for cut in [0, 7, 20, 1000, bytes.len() - 1] {
+        std::fs::write(&bad, &bytes[..cut])?;
+        eval().assert_fails(1, &["bad.safetensors is not a whole safetensors file", "truncated"]);
+    }
+    let mut huge = bytes.clone();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    std::fs::write(&bad, &huge)?;
+    eval().assert_fails(1, &["not a whole safetensors file"]);
+    let metadata = |key: &'static str, value: &'static str| {
+        edit(&good, move |h| h["__metadata__"][key] = serde_json::json!(value))
+    };
+    for (bytes, parts) in [
+        (metadata("arch", "wrn-16-1")?, &["does not fit wrn-16-1", "missing: ", "layer1.1.bn1"][..]),
+        (metadata("arch", "resnet8")?, &["does not fit resnet8", "missing: ", "unexpected: "]),
+        (metadata("arch", "wrn-10-2")?, &["does not fit wrn-10-2", "of another shape: ", "instead of"]),
+        (metadata("arch", "vit")?, &["unknown architecture \"vit\""]),
+        (metadata("num_classes", "7")?, &["of another shape: fc.weight is [10, 64] instead of [7, 64]"]),
+        (metadata("num_classes", "99999999999")?, &["num_classes 99999999999"]),
+        (metadata("std", "[0.2, 0.0, 0.2]")?, &["std positive"]),
+        (metadata("mean", "grey")?, &["\"mean\" in the metadata"]),
+        (metadata("shortcut", "sideways")?, &["accepted are preact and raw"]),
+        (metadata("input_size", "100000000")?, &["input_size"]),
+    ] {
+        std::fs::write(&bad, bytes)?;
+        eval().assert_fails(1, parts);
+    }
+    let mut nan = bytes.clone();
+    let end = nan.len();
+    nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&bad, &nan)?;
+    eval().assert_fails(1, &["holds the value NaN", "damaged"]);
+
+    // A model for other data is refused, as teacher, as student and in eval.
+    call(&["eval", "--checkpoint", &good, "--data", "planted"]).assert_fails(1, &["10 classes, the data 6"]);
+    let teacher = format!("teacher.checkpoint={good}");
+    let planted = ["data.name=planted", &teacher, "loss.weights.kd=1.0"];
+    train(&dir, "other", &planted).assert_fails(1, &["the teacher", "has 10 classes, the data 6"]);
+    let warm = format!("student.checkpoint={good}");
+    train(&dir, "other", &[&warm, "student.arch=wrn-10-2"]).assert_fails(1, &["warm start", "of another shape"]);
+    Ok(())
+}
+
+/// A teacher that is not what its metadata says is found out before training starts.
+#[test]
+fn a_teacher_that_does_not_keep_its_promise() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let liar = path(&dir, "liar.safetensors");
+    let bytes = edit(&path(&dir, "run/last.safetensors"), |h| h["__metadata__"]["test_error"] = serde_json::json!("5.00"))?;
+    std::fs::write(&liar, bytes)?;
+    let teacher = format!("teacher.checkpoint={liar}");
+    train(&dir, "student", &[&teacher, "loss.weights.kd=1.0"]).assert_fails(1, &["should have 5.00 % test error", "normalisation"]);
+    Ok(())
+}
+
+#[test]
+fn a_folder_with_another_run() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let before = std::fs::read(path(&dir, "run/last.safetensors"))?;
+    train(&dir, "run", &[]).assert_fails(1, &["already holds this run", "--resume"]);
+    train(&dir, "run", &["train.seed=1"]).assert_fails(1, &["already holds a different run", "--run"]);
+    let (config, run) = (path(&dir, "quick.toml"), path(&dir, "run"));
+    call(&["train", &config, "--run", &run, "--resume", "--seed", "1"])
+        .assert_fails(1, &["another configuration", "train.seed: 0 there, 1 here"]);
+    assert!(before == std::fs::read(path(&dir, "run/last.safetensors"))?);
+    std::fs::write(path(&dir, "run/config.toml"), "garbage")?;
+    call(&["train", &config, "--run", &run, "--resume"]).assert_fails(1, &["config.toml is damaged"]);
+    Ok(())
+}
+
+#[test]
+fn a_damaged_state() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    std::fs::remove_file(path(&dir, "run/report.json"))?;
+    let state = path(&dir, "run/state.safetensors");
+    let bytes = std::fs::read(&state)?;
+    std::fs::write(&state, &bytes[..bytes.len() / 2])?;
+    let (config, run) = (path(&dir, "quick.toml"), path(&dir, "run"));
+    call(&["train", &config, "--run", &run, "--resume"]).assert_fails(1, &["state.safetensors", "truncated"]);
+    Ok(())
+}
+
+/// Divergence stops with the step, the terms and the learning rate.
+#[test]
+fn divergence_is_named() -> Result<()> {
+    let dir = lab()?;
+    let call = train(&dir, "run", &["optim.lr=1e30", "train.epochs=5", "optim.warmup=0.0"]);
+    call.assert_fails(1, &["at step", "ce ", "learning rate", "train.clip"]);
+    Ok(())
+}
+
+/// A full disk: the error names the file, and what was there before is whole.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk() -> Result<()> {
+    let dir = lab()?;
+    let config = path(&dir, "quick.toml");
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    std::fs::remove_file(path(&dir, "run/report.json"))?;
+    let before = std::fs::read(path(&dir, "run/state.safetensors"))?;
+    // A limit on the size of files acts like a disk that fills up while a file is written.
+    let run = path(&dir, "run");
+    let inner = command(&["train", &config, "--run", &run, "--resume", "--quiet"]);
+    let program = inner.get_program().to_string_lossy().into_owned();
+    let arguments: Vec<_> = inner.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "sh", &program]).args(&arguments).current_dir(testkit::program::root());
+    finish(limited).assert_fails(1, &["writing", "nothing that was there has been changed"]);
+    assert!(before == std::fs::read(path(&dir, "run/state.safetensors"))?);
+    assert_eq!(call(&["train", &config, "--run", &run, "--resume", "--quiet"]).code, 0);
+    Ok(())
+}
+
+#[test]
+fn wrong_images_and_methods() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let model = path(&dir, "run/last.safetensors");
+    let explain = |more: &[&str]| call(&[&["explain", "--checkpoint", &model, "--images"], more].concat());
+    explain(&["cifar10-mini:test[0..4]", "--method", "grad_cam2"]).assert_fails(1, &["unknown method \"grad_cam2\"", "did you mean"]);
+    explain(&["cifar10-mini:test[0..4]", "--layer", "layer9"]).assert_fails(1, &["unknown layer \"layer9\"", "layer1"]);
+    explain(&["cifar10-mini:test[0..4]", "--class", "11"]).assert_fails(1, &["class 11", "0 to 9"]);
+    explain(&["cifar10-mini:test[0..4]", "--class", "cat"]).assert_fails(1, &["cat"]);
+    explain(&["cifar10-mini:test[4..4]"]).assert_fails(1, &["the slice is empty"]);
+    explain(&["nowhere.png"]).assert_fails(1, &["nowhere.png", "no such file"]);
+    explain(&["cifar10-mini:test[0..4]", "--set", "shap_cam.fill=zero"]).assert_fails(1, &["interpreter.<method>.<key>"]);
+    explain(&["cifar10-mini:test[0..4]", "--set", "interpreter.shap_cam.fil=zero"]).assert_fails(1, &["did you mean `fill`"]);
+    let folder = dir.path().join("pictures");
+    std::fs::create_dir(&folder)?;
+    explain(&[&folder.display().to_string()]).assert_fails(1, &["holds no PNG or JPEG"]);
+    std::fs::write(folder.join("broken.png"), b"\x89PNG\r\n\x1a\n broken")?;
+    explain(&[&folder.display().to_string()]).assert_fails(1, &["broken.png"]);
+    Ok(())
+}
+
+#[test]
+fn wrong_files_to_convert() -> Result<()> {
+    let dir = lab()?;
+    let out = path(&dir, "out.safetensors");
+    call(&["convert", "nothing.pth", &out, "--arch", "wrn-16-2"]).assert_fails(1, &["nothing.pth: no such file"]);
+    let garbage = path(&dir, "garbage.pth");
+    std::fs::write(&garbage, b"garbage")?;
+    call(&["convert", &garbage, &out, "--arch", "wrn-16-2"]).assert_fails(1, &["garbage.pth"]);
+    call(&["convert", &garbage, &out, "--arch", "wrn"]).assert_fails(1, &["unknown architecture"]);
+    assert!(!Path::new(&out).exists());
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! The CPU kernels and candle's own ops are two implementations of the same networks: they must agree in
+//! outputs, statistics and gradients. A device test takes its device as a parameter.
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+use kernels::graph::Shape;
+use kernels::stage::Mode;
+use testkit::{assert_close, tensor, values};
+use trainer::models::{Architecture, Shortcut};
+use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
+
+const MODELS: [(&str, Shortcut); 4] = [
+    ("wrn-10-1", Shortcut::Preact),
+    ("wrn-16-2", Shortcut::Raw),
+    ("wrn-10-3", Shortcut::Preact),
+    ("resnet8", Shortcut::Preact),
+];
+
+fn network(name: &str, shortcut: Shortcut, engine: Engine, dtype: DType, device: &Device) -> Result<Network> {
+    let architecture = Architecture::named(name, Shape { channels: 3, h: 32, w: 32 }, 10, shortcut)?;
+    let mut weights = Weights::init(&architecture, 3, true);
+    let shift = testkit::numbers(weights.running.len(), 5);
+    weights.running.iter_mut().zip(shift).for_each(|(r, s)| *r += 0.2 * s as f32);
+    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
+    let backend = Backend { engine, dtype, device: device.clone() };
+    Network::new(architecture, weights, normalization, &["layer1", "layer2"], true, backend)
+}
+
+fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
+    for (name, shortcut) in MODELS {
+        let ours = network(name, shortcut, Backend::f32(device).engine, dtype, device)?;
+        let stock = network(name, shortcut, Engine::Ops, dtype, &Device::Cpu)?;
+        let images = tensor(&[3, 3, 32, 32], 1, dtype, &Device::Cpu)?;
+        for mode in [Mode::Eval, Mode::Train] {
+            let (a, b) = (ours.pass(&images.to_device(device)?, mode)?, stock.pass(&images, mode)?);
+            let what = |part: &str| format!("{name} {mode:?} {part}");
+            assert_close(&what("logits"), &values(&a.logits)?, &values(&b.logits)?, tolerance);
+            for (x, y) in a.layers.iter().zip(&b.layers) {
+                assert_close(&what("layer"), &values(x)?, &values(y)?, tolerance);
+            }
+            for (x, y) in a.statistics.iter().zip(&b.statistics) {
+                assert_eq!(x.count, y.count);
+                assert_close(&what("mean"), &x.mean, &y.mean, tolerance);
+                assert_close(&what("variance"), &x.var, &y.var, tolerance);
+            }
+            if mode == Mode::Train {
+                assert!(!a.statistics.is_empty() && a.statistics.len() == b.statistics.len());
+                let gradient = |network: &Network, logits: &candle_core::Tensor| -> Result<Vec<f64>> {
+                    let grads = logits.sqr()?.sum_all()?.backward()?;
+                    values(grads.get(network.var().context("trained")?.as_tensor()).context("no gradient")?)
+                };
+                let (x, y) = (gradient(&ours, &a.logits)?, gradient(&stock, &b.logits)?);
+                assert_close(&what("gradient"), &x, &y, tolerance * 10.0);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The devices that this build and this machine have.
+fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    devices.extend(Device::new_cuda(0).ok());
+    devices
+}
+
+#[test]
+fn engines_agree_in_f64() -> Result<()> {
+    agree(DType::F64, 1e-11, &Device::Cpu)
+}
+
+#[test]
+fn engines_agree_in_f32() -> Result<()> {
+    devices().iter().try_for_each(|device| agree(DType::F32, 2e-4, device))
+}

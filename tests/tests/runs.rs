@@ -1,0 +1,324 @@
+//! A run is a function of its configuration, data and seed: however it is interrupted, on however many threads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+use testkit::program::{Call, call, command, finish};
+
+/// A tiny teacher; its layers are cut where attention is transferred.
+const TEACHER: &str = "
+    [data]
+    name = 'cifar10-mini'
+    limit = 100
+    [train]
+    epochs = 1
+    batch = 50
+    [[student.layers]]
+    conv = { channels = 6, stride = 4 }
+    [[student.layers]]
+    cut = { name = 'layer1' }
+    [[student.layers]]
+    bn = {}
+    [[student.layers]]
+    relu = {}
+    [[student.layers]]
+    cut = { name = 'layer2' }
+    [[student.layers]]
+    residual = { layers = [{ conv = { channels = 6 } }, { bn = {} }] }
+    [[student.layers]]
+    cut = { name = 'layer3' }
+    [[student.layers]]
+    relu = {}
+";
+
+/// Everything a run can do, small.
+const STUDENT: &str = "
+    [train]
+    epochs = 4
+    batch = 24
+    ema = 0.9
+    clip = 2.0
+    log_every = 1
+    save_every = 2
+    [optim]
+    schedule = 'multi_step'
+    drops = [3]
+    warmup = 1.0
+    lr = 0.05
+    reset_momentum_at_drops = true
+    [loss]
+    interpreter = 'shap_cam'
+    distance = 'at_l2'
+    weights = { ce = 0.3, kd = 0.7, explanation = 10.0, attention = 10.0 }
+    schedule = { kd = { ramp = 2.0 }, attention = { cut_off = 3.0 } }
+";
+
+struct Lab {
+    dir: TempDir,
+    teacher: PathBuf,
+}
+
+impl Lab {
+    /// A folder with a trained teacher and the configurations.
+    fn new() -> Result<Lab> {
+        let dir = tempfile::tempdir()?;
+        let teacher = dir.path().join("teacher/last.safetensors");
+        std::fs::write(dir.path().join("teacher.toml"), TEACHER)?;
+        std::fs::write(dir.path().join("student.toml"), STUDENT)?;
+        let lab = Lab { dir, teacher };
+        let call = call(&["train", &lab.path("teacher.toml"), "--run", &lab.path("teacher"), "--quiet"]);
+        assert_eq!(call.code, 0, "{}", call.stderr);
+        Ok(lab)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// The arguments that train the student into `run`.
+    fn arguments(&self, run: &str, more: &[&str]) -> Vec<String> {
+        let teacher = format!("teacher.checkpoint={}", self.teacher.display());
+        let (base, student) = (self.path("teacher.toml"), self.path("student.toml"));
+        let mut all: Vec<String> = ["train", &base, &student, "--set", &teacher, "--quiet", "--json", "--run"].map(String::from).into();
+        all.push(self.path(run));
+        all.extend(more.iter().map(|s| s.to_string()));
+        all
+    }
+
+    fn train(&self, run: &str, more: &[&str]) -> Call {
+        call(&self.arguments(run, more).iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn bytes(&self, file: &str) -> Result<Vec<u8>> {
+        std::fs::read(self.path(file)).with_context(|| file.to_string())
+    }
+
+    /// The measurements without times and speeds.
+    fn metrics(&self, run: &str) -> Result<Vec<BTreeMap<String, Value>>> {
+        let text = std::fs::read_to_string(Path::new(&self.path(run)).join("metrics.jsonl"))?;
+        let line = |line: &str| -> Result<BTreeMap<String, Value>> {
+            let mut record: BTreeMap<String, Value> = serde_json::from_str(line)?;
+            record.retain(|key, _| key != "seconds" && key != "images_per_second");
+            Ok(record)
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// Panics unless two runs gave the same weights and the same measurements, to the bit.
+    #[track_caller]
+    fn assert_same(&self, a: &str, b: &str) {
+        for file in ["last.safetensors", "ema.safetensors"] {
+            let (x, y) = (self.bytes(&format!("{a}/{file}")).unwrap(), self.bytes(&format!("{b}/{file}")).unwrap());
+            assert!(x == y, "{file} of {a} and of {b} differ");
+        }
+        assert_eq!(self.metrics(a).unwrap(), self.metrics(b).unwrap(), "{a}, {b}");
+    }
+}
+
+/// Four epochs = one step, resume, one step, ..., on one, two and three threads in turn.
+#[test]
+fn resuming_is_exact() -> Result<()> {
+    let lab = Lab::new()?;
+    let whole = lab.train("whole", &["--threads", "2"]).json();
+    assert_eq!(whole["steps"], 20);
+    let mut calls = 0;
+    let parts = loop {
+        let threads = (calls % 3 + 1).to_string();
+        let call = lab.train("parts", &["--resume", "--threads", &threads, "--set", "train.max_minutes=1e-9"]);
+        calls += 1;
+        if call.code == 0 {
+            break call.json();
+        }
+        call.assert_fails(130, &["train.max_minutes is over; the state is saved", "--resume"]);
+        assert!(calls < 40);
+    };
+    assert_eq!(calls, 21, "a step a call, and one for the report");
+    assert_eq!(parts["test_error"], whole["test_error"]);
+    lab.assert_same("whole", "parts");
+    // A finished run gives its result again.
+    let again = lab.train("parts", &["--resume"]).json();
+    assert_eq!(again["test_error"], whole["test_error"]);
+    Ok(())
+}
+
+/// Killed without warning, over and over, at any moment.
+#[test]
+fn a_kill_loses_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.train("whole", &[]).json();
+    let arguments = lab.arguments("killed", &["--resume"]);
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let mut patience = Duration::from_millis(250);
+    let mut kills = 0;
+    loop {
+        let mut child = command(&arguments).spawn()?;
+        let start = Instant::now();
+        let done = loop {
+            if let Some(status) = child.try_wait()? {
+                break Some(status);
+            }
+            if start.elapsed() > patience {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if let Some(status) = done {
+            assert!(status.success());
+            break;
+        }
+        kills += 1;
+        patience += Duration::from_millis(40);
+    }
+    println!("killed {kills} times");
+    assert!(kills > 0, "the run was too fast to be killed");
+    lab.assert_same("whole", "killed");
+    Ok(())
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_saves_and_says_how_to_go_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let arguments = lab.arguments("stopped", &["--set", "train.epochs=400"]);
+    let child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).spawn()?;
+    let metrics = lab.path("stopped/metrics.jsonl");
+    let start = Instant::now();
+    while std::fs::read_to_string(&metrics).map_or(0, |t| t.lines().count()) < 3 {
+        assert!(start.elapsed() < Duration::from_secs(60), "the run does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let interrupt = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    assert!(interrupt.success());
+    let output = child.wait_with_output()?;
+    assert_eq!(output.status.code(), Some(130));
+    let stderr = String::from_utf8(output.stderr)?;
+    assert!(stderr.contains("interrupted; the state is saved. Go on with:\n  trainer train "), "{stderr}");
+    assert!(stderr.contains(" --resume"), "{stderr}");
+    assert!(Path::new(&lab.path("stopped/state.safetensors")).exists());
+    Ok(())
+}
+
+/// A run with the cache has the losses of one without; a second student reads what the first has left.
+#[test]
+fn cached_signals_change_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let views = ["--set", "data.views=2"];
+    let cache = format!("teacher.cache={}", lab.path("cache"));
+    lab.train("live", &views).json();
+    lab.train("first", &[&views[..], &["--set", &cache]].concat()).json();
+    let folders: Vec<_> = std::fs::read_dir(lab.path("cache"))?.collect::<Result<_, _>>()?;
+    assert_eq!(folders.len(), 1);
+    let files: Vec<PathBuf> = (0..2).map(|v| folders[0].path().join(format!("view-{v}.signals"))).collect();
+    let kept: Vec<_> = files.iter().map(|f| Ok(std::fs::read(f)?)).collect::<Result<_>>()?;
+    lab.train("second", &[&views[..], &["--set", &cache]].concat()).json();
+    for run in ["first", "second"] {
+        lab.assert_same("live", run);
+    }
+    // A damaged file is noticed and made again.
+    std::fs::write(&files[1], &kept[1][..kept[1].len() / 2])?;
+    let call = lab.train("third", &[&views[..], &["--set", &cache]].concat());
+    assert!(call.stderr.contains("view-1.signals is damaged"), "{}", call.stderr);
+    lab.assert_same("live", "third");
+    assert!(std::fs::read(&files[1])? == kept[1]);
+    // Another seed sees the same views in another order: the same cache serves it. Other views do not meet it.
+    lab.train("seeded", &[&views[..], &["--set", &cache, "--seed", "5"]].concat()).json();
+    assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 1);
+    lab.train("shifted", &[&views[..], &["--set", &cache, "--set", "data.seed=5"]].concat()).json();
+    assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 2);
+    Ok(())
+}
+
+/// With weight 0 a term leaves no trace: the run is the one without it.
+#[test]
+fn a_term_of_weight_zero_leaves_no_trace() -> Result<()> {
+    let lab = Lab::new()?;
+    let none = "loss.weights={ ce = 0.3, kd = 0.7, explanation = 0.0, attention = 0.0 }";
+    lab.train("none", &["--set", none]).json();
+    let other = ["--set", none, "--set", "loss.interpreter=grad_cam_pp", "--set", "loss.control=random"];
+    lab.train("other", &other).json();
+    assert_eq!(lab.metrics("none")?, lab.metrics("other")?);
+    Ok(())
+}
+
+/// Every interpreter, distance, control and class trains, and each makes a difference.
+#[test]
+fn every_choice_of_the_explanation_term_counts() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let explanation = "loss.weights={ ce = 0.3, kd = 0.0, explanation = 1.0, attention = 0.0 }";
+    for set in [
+        "loss.interpreter=grad_cam",
+        "loss.interpreter=grad_cam_pp",
+        "loss.interpreter=score_cam",
+        "loss.interpreter=random",
+        "interpreter.shap_cam.fill=channel_mean",
+        "loss.distance=raw_l2",
+        "loss.distance=cosine",
+        "loss.distance=all_class_pooled",
+        "loss.relu=false",
+        "loss.control=random",
+        "loss.control=shuffled",
+        "loss.class=teacher_top1",
+        "loss.schedule.explanation.ramp=2.0",
+    ] {
+        let run = set.replace(['.', '='], "-");
+        let call = lab.train(&run, &["--set", explanation, "--set", set, "--set", "train.epochs=1", "--set", "init.bn_gamma=uniform"]);
+        assert_eq!(call.code, 0, "{set}: {}", call.stderr);
+        let last = lab.metrics(&run)?.pop().context("an epoch")?;
+        let value = last["explanation"].as_f64().with_context(|| format!("{set}: no explanation term"))?;
+        assert!(value.is_finite() && value > 0.0, "{set}: {value}");
+        if let Some(same) = seen.insert(format!("{value:?}"), set.into()) {
+            panic!("{set} and {same} give the same loss {value}");
+        }
+    }
+    Ok(())
+}
+
+/// The two words a user needs about Score-CAM in a loss.
+#[test]
+fn score_cam_says_where_it_masks() -> Result<()> {
+    let lab = Lab::new()?;
+    for (more, part) in [(None, "space = \"features\""), (Some("interpreter.score_cam.space=image"), "space = \"image\"")] {
+        let mut arguments = lab.arguments(part, &["--set", "loss.interpreter=score_cam", "--set", "train.epochs=1"]);
+        arguments.retain(|a| a != "--quiet");
+        arguments.extend(more.into_iter().flat_map(|set| ["--set".to_string(), set.to_string()]));
+        let call = finish(command(&arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert_eq!(call.code, 0, "{}", call.stderr);
+        assert!(call.stderr.contains(part), "{}", call.stderr);
+    }
+    Ok(())
+}
+
+/// Held-out images choose `best.safetensors`; the test set is read once, at the end.
+#[test]
+fn validation_chooses_the_best() -> Result<()> {
+    let lab = Lab::new()?;
+    let report = lab.train("held-out", &["--set", "data.validation=50"]).json();
+    let metrics = lab.metrics("held-out")?;
+    let epochs: Vec<_> = metrics.iter().filter(|m| m["kind"] == "epoch").collect();
+    assert_eq!(epochs.len(), 4);
+    assert!(epochs.iter().all(|m| m.contains_key("val_error") && !m.contains_key("test_error")));
+    let best = lab.path("held-out/best.safetensors");
+    let measured = call(&["eval", "--checkpoint", &best, "--data", "cifar10-mini", "--json"]).json();
+    assert_eq!(measured["error"], report["best_test_error"]);
+    let ema = lab.path("held-out/ema.safetensors");
+    let measured = call(&["eval", "--checkpoint", &ema, "--data", "cifar10-mini", "--json"]).json();
+    assert_eq!(measured["error"], report["ema_test_error"]);
+    Ok(())
+}
+
+/// The saved configuration repeats the run alone.
+#[test]
+fn the_saved_configuration_repeats_the_run() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.train("one", &[]).json();
+    call(&["train", &lab.path("one/config.toml"), "--run", &lab.path("two"), "--quiet", "--json"]).json();
+    lab.assert_same("one", "two");
+    Ok(())
+}
