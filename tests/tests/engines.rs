@@ -47,7 +47,7 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
                 assert!(!a.statistics.is_empty() && a.statistics.len() == b.statistics.len());
                 let gradient = |network: &Network, logits: &candle_core::Tensor| -> Result<Vec<f64>> {
                     let grads = logits.sqr()?.sum_all()?.backward()?;
-                    values(grads.get(network.var().context("trained")?.as_tensor()).context("no gradient")?)
+                    Ok(values(grads.get(network.var().context("trained")?.as_tensor()).context("no gradient")?)?)
                 };
                 let (x, y) = (gradient(&ours, &a.logits)?, gradient(&stock, &b.logits)?);
                 assert_close(&what("gradient"), &x, &y, tolerance * 10.0);

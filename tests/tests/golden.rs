@@ -185,41 +185,60 @@ impl Golden {
 
     fn gradient(&self, of: &Tensor) -> Result<Vec<f64>> {
         let var: &Var = self.student.var().context("trained")?;
-        values(of.backward()?.get(var.as_tensor()).context("no gradient")?)
+        Ok(values(of.backward()?.get(var.as_tensor()).context("no gradient")?)?)
     }
 }
+
+/// What is allowed of a term's value, of a gradient and of the final weights, as a part of the largest value.
+struct Allowed {
+    first: f64,
+    later: f64,
+    gradient: f64,
+    weights: f64,
+}
+
+/// In f64 nothing but the formulas is left, and the losses are followed to 1e-9.
+const F64: Allowed = Allowed { first: 1e-9, later: 1e-9, gradient: 1e-7, weights: 1e-6 };
+
+/// In f32 an activation within rounding of 0 falls on the other side of a ReLU now and then, and changes a gradient by
+/// up to a percent of its largest element; from then on the paths part. Where that happens is chance: PyTorch's
+/// own f32 steps leave the recorded ones by 3e-3 to 2e-2, depending on layout and threads (docs/decisions/0009).
+const F32: Allowed = Allowed { first: 1e-5, later: 5e-2, gradient: 1e-2, weights: 2e-3 };
 
 #[test]
 fn golden_training_trajectory() -> Result<()> {
     for path in files("train-") {
-        for (dtype, engine, loose) in [
-            (DType::F32, Engine::Kernels, 1.0),
-            (DType::F32, Engine::Ops, 1.0),
-            // In f64 nothing but the formulas is left.
-            (DType::F64, Engine::Kernels, 1e-4),
+        for (dtype, engine, allowed) in [
+            (DType::F64, Engine::Kernels, F64),
+            (DType::F64, Engine::Ops, F64),
+            (DType::F32, Engine::Kernels, F32),
+            (DType::F32, Engine::Ops, F32),
         ] {
-            println!("{dtype:?} {engine:?}");
             let mut g = Golden::open(&path, dtype, engine)?;
             let config = config(Distance::RawL2)?;
             let var = g.student.var().context("trained")?.clone();
             let mut sgd = Sgd::new(&var, vec![0.0; var.elem_count()])?;
             let step = SgdStep { lr: 0.001, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
+            let mut worst = 0.0f64;
             for k in 0..10 {
                 let positions: Vec<usize> = (0..32).map(|i| i + k % 2 * 32).collect();
                 let batch = batch(&g.images, &positions);
                 let (losses, pass) = g.losses(&config, &batch)?;
                 let total = losses.total(&config.loss.weights)?;
-                let tolerance = if k == 0 { 1e-5 } else { 1e-3 } * loose;
+                let tolerance = if k == 0 { allowed.first } else { allowed.later };
                 for (name, term, _) in losses.terms(&config.loss.weights).into_iter().chain([("total", &total, 1.0)]) {
-                    assert_close(&format!("step {k} {name}"), &[values(term)?[0]], &[g.file.f64(name)?[k]], tolerance);
+                    let (found, expected) = (values(term)?, [g.file.f64(name)?[k]]);
+                    worst = worst.max(deviation(&found, &expected));
+                    assert_close(&format!("{dtype:?} {engine:?} step {k} {name}"), &found, &expected, tolerance);
                 }
                 let gradient = g.gradient(&total)?;
                 if k == 0 {
-                    assert_close("logits", &values(&pass.logits)?, &g.file.f64("step0.student_logits")?, 1e-5 * loose);
+                    let expected = g.file.f64("step0.student_logits")?;
+                    assert_close("logits", &values(&pass.logits)?, &expected, allowed.first);
                     for name in g.file.shapes()?.into_keys() {
                         if let Some(parameter) = name.strip_prefix("grad0.") {
                             let found = named(&g.student, &gradient, parameter);
-                            assert_close(&name, &found, &g.file.f64(&name)?, 1e-4 * loose);
+                            assert_close(&name, &found, &g.file.f64(&name)?, allowed.gradient);
                         }
                     }
                 }
@@ -227,6 +246,7 @@ fn golden_training_trajectory() -> Result<()> {
                 sgd.step(&var, &gradient, step)?;
                 g.student.update_running(&pass.statistics);
             }
+            println!("{dtype:?} {engine:?}: the terms of ten steps within {worst:.1e}");
             let last = g.student.weights()?;
             let mut compared = 0;
             for name in g.file.shapes()?.into_keys() {
@@ -235,7 +255,7 @@ fn golden_training_trajectory() -> Result<()> {
                     g.student.architecture.entries().find(|(e, _)| e.name == tensor).context("a name")?;
                 let flat = if parameter { &last.parameters } else { &last.running };
                 let found: Vec<f64> = flat[entry.range()].iter().map(|v| f64::from(*v)).collect();
-                assert_close(&name, &found, &g.file.f64(&name)?, 1e-5);
+                assert_close(&name, &found, &g.file.f64(&name)?, allowed.weights);
                 compared += 1;
             }
             assert!(compared > 0, "the file holds no final weights");
@@ -247,8 +267,13 @@ fn golden_training_trajectory() -> Result<()> {
 #[test]
 fn golden_explanation_gradients() -> Result<()> {
     for path in files("train-") {
-        for engine in ENGINES {
-            let g = Golden::open(&path, DType::F32, engine)?;
+        for (dtype, engine, allowed) in [
+            (DType::F64, Engine::Kernels, F64),
+            (DType::F64, Engine::Ops, F64),
+            (DType::F32, Engine::Kernels, F32),
+            (DType::F32, Engine::Ops, F32),
+        ] {
+            let g = Golden::open(&path, dtype, engine)?;
             let batch = batch(&g.images, &(0..32).collect::<Vec<_>>());
             for (prefix, distance) in [("", Distance::RawL2), ("at_l2.", Distance::AtL2), ("cosine.", Distance::Cosine)]
             {
@@ -257,12 +282,12 @@ fn golden_explanation_gradients() -> Result<()> {
                 let term = losses.explanation.as_ref().context("the term")?;
                 let value = g.file.f64(&format!("{prefix}explanation"))?[0];
                 // 1 - cos cancels: its absolute error is that of a number near 1.
-                let tolerance = if prefix.is_empty() { 1e-5 } else { 1e-4 };
+                let tolerance = if prefix.is_empty() { 1.0 } else { 10.0 } * allowed.first;
                 assert_close(&format!("{prefix}explanation"), &values(term)?, &[value], tolerance);
                 let gradient = g.gradient(term)?;
                 for parameter in ["fc.weight", "conv1.weight"] {
                     let name = format!("{prefix}explanation_grad0.{parameter}");
-                    assert_close(&name, &named(&g.student, &gradient, parameter), &g.file.f64(&name)?, 1e-4);
+                    assert_close(&name, &named(&g.student, &gradient, parameter), &g.file.f64(&name)?, allowed.gradient);
                 }
             }
         }

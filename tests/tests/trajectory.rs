@@ -91,7 +91,7 @@ impl Fixture {
 
     fn gradient(&self, of: &Tensor) -> Result<Vec<f64>> {
         let var = self.student.var().context("trained")?;
-        values(of.backward()?.get(var.as_tensor()).context("no gradient")?)
+        Ok(values(of.backward()?.get(var.as_tensor()).context("no gradient")?)?)
     }
 
     fn part<'a>(&self, flat: &'a [f64], name: &str) -> &'a [f64] {
