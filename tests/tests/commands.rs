@@ -45,7 +45,16 @@ fn train_and_eval() -> Result<()> {
     let trained = call(&["train", &config, "--run", &run, "--seed", "3", "--json"]);
     let report = trained.json();
     let keys = [
-        "run", "test_error", "train_loss", "epochs", "steps", "seconds", "images_per_second", "parameters", "profile", "seed",
+        "run",
+        "test_error",
+        "train_loss",
+        "epochs",
+        "steps",
+        "seconds",
+        "images_per_second",
+        "parameters",
+        "profile",
+        "seed",
     ];
     assert_keys(&report, &keys);
     assert_eq!((&report["epochs"], &report["steps"], &report["seed"]), (&2.into(), &4.into(), &3.into()));
@@ -80,7 +89,19 @@ fn train_and_eval() -> Result<()> {
 
     let checkpoint = Path::new(&run).join("last.safetensors");
     let file = File::read(&checkpoint)?;
-    for key in ["arch", "dataset", "num_classes", "mean", "std", "input_size", "config", "seed", "epoch", "commit", "test_error"] {
+    for key in [
+        "arch",
+        "dataset",
+        "num_classes",
+        "mean",
+        "std",
+        "input_size",
+        "config",
+        "seed",
+        "epoch",
+        "commit",
+        "test_error",
+    ] {
         file.get(key)?;
     }
     let text = String::from_utf8_lossy(&std::fs::read(&checkpoint)?).into_owned();
@@ -91,9 +112,11 @@ fn train_and_eval() -> Result<()> {
     assert_keys(&eval, &["error", "error_per_class", "loss", "n"]);
     assert_eq!(eval["error"], report["test_error"]);
     assert_eq!((eval["n"].as_u64(), eval["error_per_class"].as_array().map(Vec::len)), (Some(1000), Some(10)));
-    let train = call(&["eval", "--checkpoint", &checkpoint, "--data", "cifar10-mini", "--split", "train", "--json"]).json();
+    let train =
+        call(&["eval", "--checkpoint", &checkpoint, "--data", "cifar10-mini", "--split", "train", "--json"]).json();
     assert_eq!(train["n"], 5000);
-    let named = call(&["eval", "--arch", "resnet8", "--weights", &checkpoint, "--data", "cifar10-mini", "--json"]).json();
+    let named =
+        call(&["eval", "--arch", "resnet8", "--weights", &checkpoint, "--data", "cifar10-mini", "--json"]).json();
     assert_eq!(named["error"], eval["error"]);
     Ok(())
 }
@@ -117,8 +140,20 @@ fn explain() -> Result<()> {
     call(&["train", &config, "--run", &run, "--json", "--set", "train.epochs=1"]).json();
     let model = path(&dir, "run/last.safetensors");
     let explained = call(&[
-        "explain", "--checkpoint", &model, "--images", "cifar10-mini:test[98..102]", "--method", "grad_cam,shap_cam,score_cam",
-        "--class", "label", "--out", &maps, "--gallery", &gallery, "--json",
+        "explain",
+        "--checkpoint",
+        &model,
+        "--images",
+        "cifar10-mini:test[98..102]",
+        "--method",
+        "grad_cam,shap_cam,score_cam",
+        "--class",
+        "label",
+        "--out",
+        &maps,
+        "--gallery",
+        &gallery,
+        "--json",
     ]);
     let rows = explained.json()["rows"].as_array().context("rows")?.clone();
     assert_eq!(rows.len(), 3);
@@ -160,7 +195,21 @@ fn explain() -> Result<()> {
     assert_eq!(result["rows"][0]["n"], 2);
     assert!(result["bad_images"][0].as_str().is_some_and(|b| b.contains("broken.jpg")), "{result}");
     // Other layers have their own resolution.
-    call(&["explain", "--checkpoint", &model, "--images", "cifar10-mini:test[0..2]", "--layer", "layer1", "--out", &maps, "--method", "all", "--json"]).json();
+    call(&[
+        "explain",
+        "--checkpoint",
+        &model,
+        "--images",
+        "cifar10-mini:test[0..2]",
+        "--layer",
+        "layer1",
+        "--out",
+        &maps,
+        "--method",
+        "all",
+        "--json",
+    ])
+    .json();
     assert_eq!(File::read(Path::new(&maps))?.shapes()?["grad_cam"], [2, 32, 32]);
     Ok(())
 }
@@ -175,7 +224,8 @@ fn explanations_do_not_depend_on_their_neighbours() -> Result<()> {
     let explain = |slice: &str, threads: &str| -> Result<File> {
         let out = path(&dir, "maps.safetensors");
         let images = format!("cifar10-mini:test{slice}");
-        call(&["explain", "--checkpoint", &model, "--images", &images, "--threads", threads, "--out", &out, "--json"]).json();
+        call(&["explain", "--checkpoint", &model, "--images", &images, "--threads", threads, "--out", &out, "--json"])
+            .json();
         File::read(Path::new(&out))
     };
     let (all, single) = (explain("[0..40]", "2")?, explain("[37..38]", "1")?);
@@ -188,10 +238,19 @@ fn explanations_do_not_depend_on_their_neighbours() -> Result<()> {
 
 #[test]
 fn bench_step() {
-    let arguments = ["bench", "step", "--student", "wrn-10-1", "--teacher", "wrn-16-1", "--batch", "8", "--repeats", "1", "--json"];
+    let arguments =
+        ["bench", "step", "--student", "wrn-10-1", "--teacher", "wrn-16-1", "--batch", "8", "--repeats", "1", "--json"];
     let result = call(&arguments).json();
     let keys = [
-        "train_ms", "kd_ms", "teacher_ms", "teacher_train_ms", "explain_ms", "peak_rss_mb", "threads", "device", "dtype",
+        "train_ms",
+        "kd_ms",
+        "teacher_ms",
+        "teacher_train_ms",
+        "explain_ms",
+        "peak_rss_mb",
+        "threads",
+        "device",
+        "dtype",
     ];
     assert_keys(&result, &keys);
     for key in ["train_ms", "kd_ms", "teacher_ms", "teacher_train_ms"] {
@@ -220,7 +279,15 @@ fn list() -> Result<()> {
 #[test]
 fn help() {
     for arguments in [
-        &["train"][..], &["eval"], &["explain"], &["bench", "step"], &["data", "fetch"], &["data", "verify"], &["data", "convert"], &["convert"], &["list"],
+        &["train"][..],
+        &["eval"],
+        &["explain"],
+        &["bench", "step"],
+        &["data", "fetch"],
+        &["data", "verify"],
+        &["data", "convert"],
+        &["convert"],
+        &["list"],
     ] {
         let help = call(&[arguments, &["--help"]].concat());
         assert_eq!(help.code, 0);
@@ -238,7 +305,9 @@ fn planted_images_as_a_folder() -> Result<()> {
     assert_eq!(made["files"].as_array().map(Vec::len), Some(1000));
     std::os::unix::fs::symlink(path(&dir, "set/train"), path(&dir, "set/test"))?;
     let config = path(&dir, "own.toml");
-    let text = format!("[data]\nname = 'folder'\ndir = {folder:?}\nsize = 24\nlimit = 100\n[student]\narch = 'resnet8'\n[train]\nepochs = 1\nbatch = 50\n");
+    let text = format!(
+        "[data]\nname = 'folder'\ndir = {folder:?}\nsize = 24\nlimit = 100\n[student]\narch = 'resnet8'\n[train]\nepochs = 1\nbatch = 50\n"
+    );
     std::fs::write(&config, text)?;
     let report = call(&["train", &config, "--run", &path(&dir, "run"), "--json"]).json();
     assert!(report["test_error"].as_f64().is_some_and(|e| (0.0..=100.0).contains(&e)));
@@ -257,13 +326,15 @@ fn convert() -> Result<()> {
     std::fs::write(&rules, "[rename]\n'head.' = 'fc.'\n'norm' = 'bn'\n'down.' = 'shortcut.'\n")?;
     let mean = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"];
     let convert = ["convert", &fixture("wrn-10-1.pth"), &out, "--arch", "wrn-10-1", "--json"];
-    call(&[&convert[..], &mean].concat()).assert_fails(1, &["lacks", "fc.weight", "left over", "head.weight", "--rename"]);
+    call(&[&convert[..], &mean].concat())
+        .assert_fails(1, &["lacks 32", "layer1.0.bn1.weight", "left over", "head.weight", "--rename"]);
     let result = call(&[&convert[..], &mean, &["--rename", &rules]].concat()).json();
     assert_keys(&result, &["parameters", "missing", "unexpected"]);
     assert_eq!(result["parameters"], 77850);
     let expected = File::read(Path::new(&fixture("wrn-10-1.outputs.safetensors")))?;
     let images = fixture("wrn-10-1.outputs.safetensors");
-    call(&["explain", "--checkpoint", &out, "--images", &images, "--method", "grad_cam", "--out", &maps, "--json"]).json();
+    call(&["explain", "--checkpoint", &out, "--images", &images, "--method", "grad_cam", "--out", &maps, "--json"])
+        .json();
     testkit::assert_close("logits", &File::read(Path::new(&maps))?.f64("logits")?, &expected.f64("logits")?, 1e-5);
     // And from our own format again.
     let again = path(&dir, "again.safetensors");

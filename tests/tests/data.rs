@@ -114,7 +114,9 @@ fn planted_objects_lie_in_their_boxes() -> Result<()> {
     for (i, [x0, y0, x1, y1]) in boxes.iter().enumerate() {
         assert!(x0 < x1 && y0 < y1 && *x1 <= 48 && *y1 <= 48, "{:?}", boxes[i]);
         assert!((x1 - x0) * (y1 - y0) < 48 * 48 / 3, "small objects");
-        let distance = |x: usize, y: usize| (0..3).map(|c| (f64::from(images.image(i)[(c * 48 + y) * 48 + x]) - 127.5).abs()).sum::<f64>();
+        let distance = |x: usize, y: usize| {
+            (0..3).map(|c| (f64::from(images.image(i)[(c * 48 + y) * 48 + x]) - 127.5).abs()).sum::<f64>()
+        };
         let (mut inside, mut outside) = (vec![], vec![]);
         for y in 0..48 {
             for x in 0..48 {

@@ -287,7 +287,12 @@ fn golden_explanation_gradients() -> Result<()> {
                 let gradient = g.gradient(term)?;
                 for parameter in ["fc.weight", "conv1.weight"] {
                     let name = format!("{prefix}explanation_grad0.{parameter}");
-                    assert_close(&name, &named(&g.student, &gradient, parameter), &g.file.f64(&name)?, allowed.gradient);
+                    assert_close(
+                        &name,
+                        &named(&g.student, &gradient, parameter),
+                        &g.file.f64(&name)?,
+                        allowed.gradient,
+                    );
                 }
             }
         }

@@ -153,8 +153,12 @@ fn explanation_terms_follow_pytorch() -> Result<()> {
     let mut compared = 0;
     for (engine, dtype, tolerance) in CASES {
         let f = Fixture::open(engine, dtype)?;
-        for (key, interpreter) in [("grad_cam", "grad_cam"), ("grad_cam_pp", "grad_cam_pp"), ("shap_cam_mean", "shap_cam")] {
-            for (name, distance) in [("raw_l2", Distance::RawL2), ("at_l2", Distance::AtL2), ("cosine", Distance::Cosine)] {
+        for (key, interpreter) in
+            [("grad_cam", "grad_cam"), ("grad_cam_pp", "grad_cam_pp"), ("shap_cam_mean", "shap_cam")]
+        {
+            for (name, distance) in
+                [("raw_l2", Distance::RawL2), ("at_l2", Distance::AtL2), ("cosine", Distance::Cosine)]
+            {
                 let mut config = Config::from_table(SETTINGS.parse()?)?;
                 config.loss.distance = distance;
                 config.loss.interpreter = interpreter.into();

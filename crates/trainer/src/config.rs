@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use cams::methods::Methods;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::error::unknown;
 pub use loss::{Class, Control, Distance, Loss, Schedules, WeightSchedule, Weights};
 pub use sections::{BnGamma, Data, InitConfig, LrSchedule, Optim, Precision, Profile, Student, Teacher, Train};
-pub use text::{explain, parse_set};
+pub use text::{parse_set, typed};
 
 /// What a run does. Written out in full into the run's folder, it repeats the run alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,16 +67,16 @@ impl Config {
         #[derive(Deserialize)]
         struct Named {
             #[serde(default)]
+            train: ProfileOnly,
+        }
+        #[derive(Default, Deserialize)]
+        struct ProfileOnly {
+            #[serde(default)]
             profile: Profile,
         }
-        let train = given.get("train").cloned().unwrap_or_else(|| Value::Table(Table::new()));
-        let profile =
-            train.try_into::<Named>().map_err(|e| anyhow::anyhow!("configuration: [train]: {}", explain(&e)))?.profile;
-        let mut table = profile.defaults().parse::<Table>()?;
+        let mut table = text::typed::<Named>(given.clone())?.train.profile.defaults().parse::<Table>()?;
         text::merge(&mut table, given.clone());
-        let deserialised = toml::from_str::<Config>(&toml::to_string(&table)?);
-        let mut config =
-            deserialised.map_err(|e| anyhow::anyhow!("configuration: {}{}", text::place(&given, &e), explain(&e)))?;
+        let mut config: Config = text::typed(table)?;
         // Inside a loss a map is wanted at every step: Score-CAM's masks then act on the features.
         let space = given.get("interpreter").and_then(|i| i.get("score_cam")).and_then(|s| s.get("space"));
         if space.is_none() {

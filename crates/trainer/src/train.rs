@@ -74,21 +74,24 @@ pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
             let measured = trainer.step(&batch)?;
             trainer.state.seconds = before + started.elapsed().as_secs_f64();
             recorder.step(&measured, epochs)?;
+            let done = trainer.state.step;
+            let whole = done.is_multiple_of(trainer.steps);
+            if whole {
+                trainer.end_epoch(epoch, &curve, held_out, dir, &mut recorder)?;
+                trainer.state.seconds = before + started.elapsed().as_secs_f64();
+            }
             let (limit, save) = (config.train.max_minutes * 60.0, config.train.save_every);
             let late = limit > 0.0 && started.elapsed().as_secs_f64() > limit;
             let stop = late || options.interrupted.load(Ordering::Relaxed);
-            if stop || (save > 0 && trainer.state.step % save == 0) {
+            if whole || stop || (save > 0 && done.is_multiple_of(save)) {
                 recorder.flush()?;
                 trainer.save_state(dir)?;
             }
-            if stop {
+            if stop && done < total {
                 recorder.finish();
                 return Ok(Outcome::Stopped(if late { "train.max_minutes is over" } else { "interrupted" }));
             }
         }
-        trainer.end_epoch(epoch, &curve, held_out, dir, &mut recorder)?;
-        trainer.state.seconds = before + started.elapsed().as_secs_f64();
-        trainer.save_state(dir)?;
     }
     let report = trainer.report(images.len(), &curve, held_out, dir)?;
     recorder.flush()?;

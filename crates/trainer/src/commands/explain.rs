@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::load_model;
 use crate::checkpoint::{Entry, File, Metadata, write_tensors};
 use crate::cli::{Done, ExplainArgs, Global};
-use crate::config::{explain as explain_toml, parse_set};
+use crate::config::{parse_set, typed};
 use crate::data::loader::Plan;
 use crate::data::{Images, Source, Split, read_image};
 use crate::error::unknown;
@@ -123,8 +123,7 @@ fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static
         }
     }
     if !table.is_empty() {
-        methods =
-            toml::from_str(&toml::to_string(&table)?).map_err(|e| anyhow::anyhow!("--set: {}", explain_toml(&e)))?;
+        methods = typed(table).context("--set")?;
     }
     if args.method == "all" {
         return Ok((methods, Methods::NAMES.to_vec()));

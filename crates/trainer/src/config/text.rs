@@ -1,6 +1,7 @@
 //! From files and `--set` to one TOML table, and errors that teach.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::error::nearest;
@@ -33,32 +34,17 @@ pub fn parse_set(text: &str) -> Result<Table> {
     }
 }
 
-/// Adds "did you mean" to serde's list of accepted names.
-pub fn explain(error: &toml::de::Error) -> String {
-    let message = error.message().to_string();
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    match quoted.split_first() {
-        Some((given, accepted)) if message.starts_with("unknown") => {
-            let hint = nearest(given, accepted.iter().copied()).map(|n| format!(" (did you mean `{n}`?)"));
-            format!("{message}{}", hint.unwrap_or_default())
-        }
-        _ => message,
-    }
-}
-
-/// The table in which an unknown key stands, if it can be found among the given ones.
-pub fn place(given: &Table, error: &toml::de::Error) -> String {
-    fn find(table: &Table, key: &str, path: &str) -> Option<String> {
-        if table.contains_key(key) && !path.is_empty() {
-            return Some(format!("[{path}]: "));
-        }
-        table.iter().find_map(|(k, v)| {
-            let inner = if path.is_empty() { k.clone() } else { format!("{path}.{k}") };
-            v.as_table().and_then(|t| find(t, key, &inner))
-        })
-    }
-    let Some(key) = error.message().strip_prefix("unknown field `").and_then(|m| m.split('`').next()) else {
-        return String::new();
-    };
-    find(given, key, "").unwrap_or_default()
+/// A table as a typed value; an error names the place, and the nearest accepted word.
+pub fn typed<T: DeserializeOwned>(table: Table) -> Result<T> {
+    serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+        let path = e.path().to_string();
+        let message = e.inner().message();
+        let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+        let hint = match quoted.split_first() {
+            Some((given, accepted)) if message.starts_with("unknown") => nearest(given, accepted.iter().copied()),
+            _ => None,
+        };
+        let hint = hint.map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
+        anyhow!("configuration, {path}: {message}{hint}")
+    })
 }

@@ -65,7 +65,7 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
     let mut start = Weights::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
     if let Some(checkpoint) = &config.student.checkpoint {
         let file = File::read(checkpoint).context("the student's warm start")?;
-        start = file.weights(&architecture)?;
+        start = file.weights(&architecture).context("the student's warm start")?;
         normalization = file.normalization()?;
     }
     let state = state(config, options, start)?;
