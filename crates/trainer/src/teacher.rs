@@ -23,6 +23,8 @@ pub struct Teacher {
     pub network: Network,
     /// Its test error in percent, from its metadata or measured.
     pub test_error: f64,
+    /// That error in words, and where it comes from.
+    pub note: String,
     cache: Option<Cache>,
 }
 
@@ -48,13 +50,13 @@ impl Teacher {
         let layers = objective::layers(&config.loss.weights);
         let weights = file.weights(&architecture)?;
         let network = Network::new(architecture, weights, file.normalization()?, &layers, false, backend)?;
-        let test_error = check_error(&file, &network, config)?;
+        let (test_error, note) = check_error(&file, &network, config)?;
         let cache = section
             .cache
             .as_ref()
             .map(|dir| Cache::new(dir.clone(), config, &fs::read(&section.checkpoint)?, images))
             .transpose()?;
-        Ok(Teacher { network, test_error, cache })
+        Ok(Teacher { network, test_error, note, cache })
     }
 
     /// What it says about a batch: read from the cache, or computed and remembered.
@@ -74,12 +76,13 @@ impl Teacher {
 }
 
 /// The error its metadata states, spot-checked; measured in full where it states none.
-fn check_error(file: &File, network: &Network, config: &Config) -> Result<f64> {
+fn check_error(file: &File, network: &Network, config: &Config) -> Result<(f64, String)> {
     let test = config.data.source().load(Split::Test)?;
+    let name = &network.architecture.name;
     let Some(stated) = file.metadata.get("test_error").and_then(|e| e.parse::<f64>().ok()) else {
         let error = evaluate(network, &test)?.error;
-        eprintln!("teacher {}: test error {error:.2} % (measured, n = {})", network.architecture.name, test.len());
-        return Ok(error);
+        let note = format!("teacher {name}: test error {error:.2} % (measured, n = {})", test.len());
+        return Ok((error, note));
     };
     let count = SPOT_CHECK.min(test.len());
     let sample: Vec<usize> = (0..count).map(|i| i * test.len() / count).collect();
@@ -95,11 +98,9 @@ fn check_error(file: &File, network: &Network, config: &Config) -> Result<f64> {
             config.data.name
         );
     }
-    eprintln!(
-        "teacher {}: test error {stated:.2} % (its metadata; {found:.2} % on {count} test images here)",
-        network.architecture.name
-    );
-    Ok(stated)
+    let note =
+        format!("teacher {name}: test error {stated:.2} % (its metadata; {found:.2} % on {count} test images here)");
+    Ok((stated, note))
 }
 
 /// Signals on disk: a file a view, holding logits and maps of every training image, exact.

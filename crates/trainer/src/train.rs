@@ -64,7 +64,8 @@ pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
     let total = trainer.steps * epochs;
     folder::create(config, dir)?;
     let mut recorder = Recorder::new(dir, trainer.state.step, total, options.quiet)?;
-    setup::notes(config).iter().for_each(|note| recorder.say(note));
+    let teacher = trainer.teacher.as_ref().map(|t| t.note.clone());
+    teacher.into_iter().chain(setup::notes(config)).for_each(|note| recorder.say(&note));
     let started = Instant::now();
     let before = trainer.state.seconds;
 
