@@ -12,7 +12,11 @@ cd "$(dirname "$0")/.."
 
 venv=target/tensorboard
 if [ ! -x "$venv/bin/tensorboard" ]; then
-    python3 -m venv "$venv"
+    if ! python3 -m venv "$venv"; then
+        # Debian keeps venv in a package of its own.
+        $(command -v sudo || true) apt-get install -y python3-venv
+        python3 -m venv "$venv"
+    fi
     "$venv/bin/pip" install --quiet --disable-pip-version-check "tensorboard>=2.16" "setuptools<81"
 fi
 work=$(mktemp -d)

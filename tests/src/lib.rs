@@ -17,6 +17,14 @@ pub fn numbers(len: usize, seed: u64) -> Vec<f64> {
         .collect()
 }
 
+/// The devices that this build and this machine have: tests of networks run on each.
+pub fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    devices.extend(Device::new_cuda(0).ok());
+    devices.extend(Device::new_metal(0).ok());
+    devices
+}
+
 /// A tensor of [`numbers`].
 pub fn tensor(shape: &[usize], seed: u64, dtype: DType, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(numbers(shape.iter().product(), seed), shape, device)?.to_dtype(dtype)

@@ -37,7 +37,12 @@ fn train(dir: &TempDir, run: &str, sets: &[&str]) -> Call {
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 24] = [
+    let cases: [(&[&str], &[&str]); 29] = [
+        (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
+        (&["loss.layer=layer2"], &["loss.layer is \"layer2\"", "\"last\" only"]),
+        (&["optim.drops=[0]"], &["optim.drops counts epochs from 1"]),
+        (&["data.size=0"], &["data.size is 0", "between 16 and 1024"]),
+        (&["train.clip=-1.0"], &["train.clip", "negative"]),
         (&["train.epoch=3"], &["train", "unknown field `epoch`", "did you mean `epochs`", "`batch`"]),
         (&["optim.weigth_decay=1e-4"], &["optim", "did you mean `weight_decay`"]),
         (&["nonsense.key=1"], &["unknown field `nonsense`", "`data`", "`train`"]),

@@ -327,7 +327,7 @@ fn convert() -> Result<()> {
     let mean = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"];
     let convert = ["convert", &fixture("wrn-10-1.pth"), &out, "--arch", "wrn-10-1", "--json"];
     call(&[&convert[..], &mean].concat())
-        .assert_fails(1, &["lacks 32", "layer1.0.bn1.weight", "left over", "head.weight", "--rename"]);
+        .assert_fails(1, &["missing: layer1.0.bn1.weight", "unexpected: head.bias", "--rename"]);
     let result = call(&[&convert[..], &mean, &["--rename", &rules]].concat()).json();
     assert_keys(&result, &["parameters", "missing", "unexpected"]);
     assert_eq!(result["parameters"], 77850);

@@ -178,7 +178,7 @@ fn limits_and_splits_keep_an_images_identity() -> Result<()> {
         Portions::load(&Config::from_table(text.parse()?)?.data)
     };
     let all = load("")?;
-    assert!(!all.held_out && all.train.len() == 5000 && all.curve.len() == 1000);
+    assert!(all.test.is_none() && all.train.len() == 5000 && all.curve.len() == 1000);
     let limited = load("limit = 50")?.train;
     assert_eq!(limited.len(), 50);
     for class in 0..10 {
@@ -188,7 +188,7 @@ fn limits_and_splits_keep_an_images_identity() -> Result<()> {
         assert_eq!(limited.image(i), all.train.image(*index as usize));
     }
     let split = load("validation = 500")?;
-    assert!(split.held_out && split.train.len() == 4500 && split.curve.len() == 500);
+    assert!(split.test.is_some_and(|t| t.len() == 1000) && split.train.len() == 4500 && split.curve.len() == 500);
     let both: BTreeSet<u64> = split.train.index.iter().chain(&split.curve.index).copied().collect();
     assert_eq!(both.len(), 5000, "nothing is lost, nothing stands on both sides");
     assert_eq!(load("validation = 500")?.curve.index, split.curve.index);

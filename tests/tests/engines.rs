@@ -57,13 +57,6 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// The devices that this build and this machine have.
-fn devices() -> Vec<Device> {
-    let mut devices = vec![Device::Cpu];
-    devices.extend(Device::new_cuda(0).ok());
-    devices
-}
-
 #[test]
 fn engines_agree_in_f64() -> Result<()> {
     agree(DType::F64, 1e-11, &Device::Cpu)
@@ -71,5 +64,5 @@ fn engines_agree_in_f64() -> Result<()> {
 
 #[test]
 fn engines_agree_in_f32() -> Result<()> {
-    devices().iter().try_for_each(|device| agree(DType::F32, 2e-4, device))
+    testkit::devices().iter().try_for_each(|device| agree(DType::F32, 2e-4, device))
 }

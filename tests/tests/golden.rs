@@ -82,7 +82,7 @@ fn golden_maps() -> Result<()> {
             close("features_last", &pass.layers[network.layer("last")?], 1e-5)?;
             close("features_layer2", &pass.layers[network.layer("layer2")?], 1e-5)?;
             let labels = objective::labels(&network, &batch)?;
-            let shap = |fill| methods::ShapCam { fill };
+            let shap = |fill| methods::ShapCam { fill, ..Default::default() };
             let at_last: [(&str, &dyn Interpreter, f64); 6] = [
                 ("last.grad_cam", &methods::GradCam {}, 1e-5),
                 ("last.grad_cam_pp", &methods::GradCamPp::default(), 1e-5),

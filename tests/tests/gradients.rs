@@ -100,9 +100,12 @@ fn closed_forms() {
         ("grad_cam_pp exp".into(), Box::new(methods::GradCamPp { exp_scale: true, alpha_norm: false })),
         ("grad_cam_pp norm".into(), Box::new(methods::GradCamPp { exp_scale: false, alpha_norm: true })),
     ];
-    closed.extend(
-        fills.map(|fill| (format!("shap_cam {fill:?}"), Box::new(methods::ShapCam { fill }) as Box<dyn Interpreter>)),
-    );
+    closed.extend(fills.map(|fill| {
+        (
+            format!("shap_cam {fill:?}"),
+            Box::new(methods::ShapCam { fill, ..Default::default() }) as Box<dyn Interpreter>,
+        )
+    }));
     let target = t(&[N, 3, 3], 10);
     let term = |method: &dyn Interpreter, features: &Tensor, weight: &Tensor| {
         let model = Gap { weight: weight.clone() };

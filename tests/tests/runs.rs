@@ -328,3 +328,46 @@ fn the_saved_configuration_repeats_the_run() -> Result<()> {
     lab.assert_same("one", "two");
     Ok(())
 }
+
+/// A run goes on only with the teacher it began with, whatever the file's name.
+#[test]
+fn another_teacher_under_the_same_name_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let stop = ["--set", "train.max_minutes=1e-9"];
+    lab.train("run", &stop).assert_fails(130, &["--resume"]);
+    call(&["train", &lab.path("teacher.toml"), "--run", &lab.path("other"), "--quiet", "--seed", "9"]);
+    std::fs::copy(lab.path("other/last.safetensors"), &lab.teacher)?;
+    lab.train("run", &["--resume"]).assert_fails(1, &["the teacher is not what this run has been using", "--run"]);
+    Ok(())
+}
+
+/// After every epoch there is a checkpoint to look at.
+#[test]
+fn an_unfinished_run_has_a_checkpoint() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut call_again = lab.train("run", &["--set", "train.max_minutes=1e-9"]);
+    for _ in 0..5 {
+        call_again.assert_fails(130, &["the state is saved"]);
+        call_again = lab.train("run", &["--resume", "--set", "train.max_minutes=1e-9"]);
+    }
+    let last = lab.path("run/last.safetensors");
+    call(&["eval", "--checkpoint", &last, "--data", "cifar10-mini", "--json"]).json();
+    Ok(())
+}
+
+/// A model of another image size is evaluated and explained on images of its size.
+#[test]
+fn other_image_sizes() -> Result<()> {
+    let lab = Lab::new()?;
+    let planted = ["--set", "data.name=planted", "--set", "data.size=24"];
+    let arguments =
+        ["train", &lab.path("teacher.toml"), "--run", &lab.path("planted"), "--quiet", "--json"].map(String::from);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(planted).collect();
+    let report = call(&arguments).json();
+    let last = lab.path("planted/last.safetensors");
+    let measured = call(&["eval", "--checkpoint", &last, "--data", "planted", "--json"]).json();
+    assert_eq!(measured["error"], report["test_error"]);
+    call(&["explain", "--checkpoint", &last, "--images", "planted:test[0..3]", "--method", "shap_cam", "--json"])
+        .json();
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use kernels::graph::Shape;
 use kernels::sgd::SgdStep;
 use kernels::stage::Mode;
@@ -52,7 +52,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn open(engine: Engine, dtype: DType) -> Result<Fixture> {
+    fn open(backend: &Backend) -> Result<Fixture> {
         let file = File::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trajectory.safetensors"))?;
         let pixels = file.f64("images_u8")?.into_iter().map(|p| p as u8).collect();
         let labels = file.f64("labels")?.into_iter().map(|l| l as u32).collect();
@@ -68,8 +68,7 @@ impl Fixture {
                 target[entry.range()].copy_from_slice(&file.f32(&format!("{prefix}{}", entry.name))?);
             }
             let normalization = Normalization { mean: vec![0.5, 0.45, 0.4], std: vec![0.25, 0.2, 0.3] };
-            let backend = Backend { engine, dtype, device: Device::Cpu };
-            Network::new(architecture, weights, normalization, &objective::ATTENTION_LAYERS, trained, backend)
+            Network::new(architecture, weights, normalization, &objective::ATTENTION_LAYERS, trained, backend.clone())
         };
         let (student, teacher) = (network("student.", (8, 12), true)?, network("teacher.", (6, 10), false)?);
         Ok(Fixture { images, student, teacher, file })
@@ -100,19 +99,25 @@ impl Fixture {
     }
 }
 
-/// (engine, type, tolerance)
-const CASES: [(Engine, DType, f64); 4] = [
-    (Engine::Kernels, DType::F64, 1e-9),
-    (Engine::Ops, DType::F64, 1e-9),
-    (Engine::Kernels, DType::F32, 2e-4),
-    (Engine::Ops, DType::F32, 2e-4),
-];
+/// Every engine and type on every device, with the tolerance of the type.
+fn cases() -> Vec<(Backend, f64)> {
+    let mut cases = Vec::new();
+    for device in testkit::devices() {
+        for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 2e-4)] {
+            cases.push((Backend { engine: Engine::Ops, dtype, device: device.clone() }, tolerance));
+            if device.is_cpu() {
+                cases.push((Backend { engine: Engine::Kernels, dtype, device: device.clone() }, tolerance));
+            }
+        }
+    }
+    cases
+}
 
 #[test]
 fn ten_steps_follow_pytorch() -> Result<()> {
     let config = Config::from_table(SETTINGS.parse()?)?;
-    for (engine, dtype, tolerance) in CASES {
-        let mut f = Fixture::open(engine, dtype)?;
+    for (backend, tolerance) in cases() {
+        let mut f = Fixture::open(&backend)?;
         let var = f.student.var().context("trained")?.clone();
         let mut sgd = Sgd::new(&var, vec![0.0; var.elem_count()])?;
         let update = SgdStep { lr: 0.05, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
@@ -122,7 +127,7 @@ fn ten_steps_follow_pytorch() -> Result<()> {
             let terms = losses.terms(&config.loss.weights);
             assert_eq!(terms.len(), 4);
             for (name, term, _) in terms.into_iter().chain([("total", &total, 1.0)]) {
-                let what = format!("{engine:?} {dtype:?} step {step} {name}");
+                let what = format!("{backend:?} step {step} {name}");
                 assert_close(&what, &values(term)?, &[f.file.f64(name)?[step]], tolerance);
             }
             let gradient = f.gradient(&total)?;
@@ -132,7 +137,7 @@ fn ten_steps_follow_pytorch() -> Result<()> {
                     assert_close(&what, &gradient[entry.range()], &f.file.f64(&what)?, tolerance);
                 }
             }
-            sgd.step(&var, &Tensor::new(gradient, &Device::Cpu)?.to_dtype(dtype)?, update)?;
+            sgd.step(&var, &Tensor::new(gradient, &backend.device)?.to_dtype(backend.dtype)?, update)?;
             f.student.update_running(&pass.statistics);
         }
         let last = f.student.weights()?;
@@ -151,8 +156,8 @@ fn ten_steps_follow_pytorch() -> Result<()> {
 #[test]
 fn explanation_terms_follow_pytorch() -> Result<()> {
     let mut compared = 0;
-    for (engine, dtype, tolerance) in CASES {
-        let f = Fixture::open(engine, dtype)?;
+    for (backend, tolerance) in cases() {
+        let f = Fixture::open(&backend)?;
         for (key, interpreter) in
             [("grad_cam", "grad_cam"), ("grad_cam_pp", "grad_cam_pp"), ("shap_cam_mean", "shap_cam")]
         {
@@ -181,6 +186,6 @@ fn explanation_terms_follow_pytorch() -> Result<()> {
         let expected = f.file.f64("terms.all_class_pooled.grad.fc.weight")?;
         assert_close("all_class_pooled, gradient", f.part(&f.gradient(&term)?, "fc.weight"), &expected, tolerance);
     }
-    assert_eq!(compared, 4 * 3 * 3 * 2);
+    assert_eq!(compared, cases().len() * 3 * 3 * 2);
     Ok(())
 }

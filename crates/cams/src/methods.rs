@@ -10,7 +10,7 @@ pub use grad_cam::GradCam;
 pub use grad_cam_pp::GradCamPp;
 pub use random::Random;
 pub use score_cam::{ScoreCam, Space};
-pub use shap_cam::{Fill, ShapCam};
+pub use shap_cam::{Computation, Fill, ShapCam};
 
 use crate::Interpreter;
 use serde::{Deserialize, Serialize};

@@ -47,7 +47,8 @@ impl Entry<'_> {
 /// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| anyhow!("{} is not a file name", path.display()))?;
-    let partial = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+    // The process's number keeps two runs that share a cache out of each other's way.
+    let partial = path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = fs::File::create(&partial)?;
         file.write_all(bytes)?;
@@ -125,14 +126,26 @@ impl File {
                 .map(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)))
                 .collect(),
             Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
+            Dtype::I32 => data.as_chunks().0.iter().map(|b| f64::from(i32::from_le_bytes(*b))).collect(),
+            Dtype::U32 => data.as_chunks().0.iter().map(|b| f64::from(u32::from_le_bytes(*b))).collect(),
             Dtype::U8 => data.iter().map(|b| f64::from(*b)).collect(),
-            other => bail!("{}: {name} is {other:?}; accepted are F32, F64, F16, BF16, I64, U8", self.name),
+            other => bail!("{}: {name} is {other:?}; accepted are F32, F64, F16, BF16, I64, I32, U32, U8", self.name),
         })
     }
 
     /// A floating-point tensor as f32.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         Ok(self.f64(name)?.into_iter().map(|v| v as f32).collect())
+    }
+
+    /// A tensor of whole numbers from 0 to `largest`.
+    pub fn integers(&self, name: &str, largest: u32) -> Result<Vec<u32>> {
+        let whole = |v: f64| {
+            let fits = v.fract() == 0.0 && (0.0..=f64::from(largest)).contains(&v);
+            ensure!(fits, "{}: {name} holds {v}; accepted are whole numbers from 0 to {largest}", self.name);
+            Ok(v as u32)
+        };
+        self.f64(name)?.into_iter().map(whole).collect()
     }
 
     /// A metadata value that must be there.
@@ -185,43 +198,65 @@ impl File {
 
     /// Its weights for `architecture`; names what is missing, unexpected or of another shape.
     pub fn weights(&self, architecture: &Architecture) -> Result<Weights> {
-        let mut found = self.shapes()?;
-        found.retain(|name, _| !name.ends_with("num_batches_tracked"));
-        let (mut missing, mut shapes) = (Vec::new(), Vec::new());
-        let mut weights = Weights {
-            parameters: vec![0.0; architecture.graph.parameter_len()],
-            running: vec![0.0; architecture.graph.statistics_len()],
-        };
-        for (entry, parameter) in architecture.entries() {
-            match found.remove(&entry.name) {
-                None => missing.push(entry.name.clone()),
-                Some(shape) if shape != entry.shape => {
-                    shapes.push(format!("{} is {shape:?} instead of {:?}", entry.name, entry.shape))
-                }
-                Some(_) => {
-                    let values = self.f32(&entry.name)?;
-                    if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
-                        bail!("{}: {} holds the value {bad}: the checkpoint is damaged", self.name, entry.name);
-                    }
-                    let target = if parameter { &mut weights.parameters } else { &mut weights.running };
-                    target[entry.range()].copy_from_slice(&values);
-                }
+        let mut found = BTreeMap::new();
+        for (name, shape) in self.shapes()? {
+            if !name.ends_with("num_batches_tracked") {
+                found.insert(name.clone(), (shape, self.f32(&name)?));
             }
         }
-        let unexpected: Vec<_> = found.into_keys().collect();
-        if missing.is_empty() && unexpected.is_empty() && shapes.is_empty() {
-            return Ok(weights);
-        }
-        let mut parts = Vec::new();
-        for (what, names) in [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)] {
-            if !names.is_empty() {
-                let more = names.len().saturating_sub(4);
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                parts.push(format!("{what}: {}{more}", names[..names.len().min(4)].join(", ")));
-            }
-        }
-        bail!("{} does not fit {}; {}", self.name, architecture.name, parts.join("; "))
+        let (weights, unexpected) = assemble(architecture, found).with_context(|| self.name.clone())?;
+        ensure!(
+            unexpected.is_empty(),
+            "{} does not fit {}; unexpected: {}",
+            self.name,
+            architecture.name,
+            few(&unexpected)
+        );
+        Ok(weights)
     }
+}
+
+/// The first names of a list.
+fn few(names: &[String]) -> String {
+    let more = names.len().saturating_sub(4);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", names[..names.len().min(4)].join(", "))
+}
+
+/// Named tensors as the weights of `architecture`, and the names that it does not know. An error says which are missing
+/// or of another shape.
+pub fn assemble(
+    architecture: &Architecture,
+    mut found: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+) -> Result<(Weights, Vec<String>)> {
+    let (mut missing, mut shapes) = (Vec::new(), Vec::new());
+    let mut weights = Weights {
+        parameters: vec![0.0; architecture.graph.parameter_len()],
+        running: vec![0.0; architecture.graph.statistics_len()],
+    };
+    for (entry, parameter) in architecture.entries() {
+        match found.remove(&entry.name) {
+            None => missing.push(entry.name.clone()),
+            Some((shape, _)) if shape != entry.shape => {
+                shapes.push(format!("{} is {shape:?} instead of {:?}", entry.name, entry.shape))
+            }
+            Some((_, values)) => {
+                if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
+                    bail!("{} holds the value {bad}: the checkpoint is damaged", entry.name);
+                }
+                let target = if parameter { &mut weights.parameters } else { &mut weights.running };
+                target[entry.range()].copy_from_slice(&values);
+            }
+        }
+    }
+    let unexpected: Vec<String> = found.into_keys().collect();
+    if missing.is_empty() && shapes.is_empty() {
+        return Ok((weights, unexpected));
+    }
+    let lists = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)];
+    let parts = lists.iter().filter(|(_, names)| !names.is_empty());
+    let parts: Vec<_> = parts.map(|(what, names)| format!("{what}: {}", few(names))).collect();
+    bail!("it does not fit {}; {}", architecture.name, parts.join("; "))
 }
 
 /// `32`, `[32, 32]` or `[3, 32, 32]`.

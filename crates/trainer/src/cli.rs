@@ -1,5 +1,6 @@
 //! The command line: what a user types. Every command answers `--help` with an example.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -226,18 +227,18 @@ pub struct ConvertArgs {
     /// A TOML file with a [rename] table: pattern = replacement, applied in order to every name.
     #[arg(long, value_name = "RULES.toml")]
     pub rename: Option<PathBuf>,
-    /// Mean of the pixels / 255 the model was trained with.
-    #[arg(long, default_value = "0.4914,0.4822,0.4465", value_name = "R,G,B")]
-    pub mean: String,
-    /// Their standard deviation.
-    #[arg(long, default_value = "0.2470,0.2435,0.2616", value_name = "R,G,B")]
-    pub std: String,
-    /// What a WRN's 1x1 shortcut reads.
-    #[arg(long, default_value = "preact", value_parser = ["preact", "raw"])]
-    pub shortcut: String,
-    /// Number of classes.
-    #[arg(long, default_value_t = 10)]
-    pub classes: usize,
+    /// Mean of the pixels / 255 the model was trained with (default: the file's metadata, else CIFAR-10's).
+    #[arg(long, value_name = "R,G,B")]
+    pub mean: Option<String>,
+    /// Their standard deviation (default: likewise).
+    #[arg(long, value_name = "R,G,B")]
+    pub std: Option<String>,
+    /// What a WRN's 1x1 shortcut reads (default: the file's metadata, else preact).
+    #[arg(long, value_parser = ["preact", "raw"])]
+    pub shortcut: Option<String>,
+    /// Number of classes (default: the file's metadata, else 10).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub classes: Option<u32>,
 }
 
 impl Global {
@@ -298,9 +299,11 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(Done::Result(text, value)) => {
-            print!("{text}");
+            // A reader that has gone away (`| head`) is no error.
+            let mut out = std::io::stdout().lock();
+            let _ = write!(out, "{text}");
             if json {
-                println!("{value}");
+                let _ = writeln!(out, "{value}");
             }
             ExitCode::SUCCESS
         }

@@ -124,13 +124,34 @@ impl Config {
             arch != layers || (!arch && self.student.checkpoint.is_some()),
             "[student] needs either arch (as in \"wrn-16-2\") or [[student.layers]]"
         );
-        if w.explanation > 0.0 {
+        for epoch in 0..t.epochs {
+            let s = &l.schedule;
+            let factors = [(w.ce, s.ce), (w.kd, s.kd), (w.explanation, s.explanation), (w.attention, s.attention)];
             ensure!(
-                l.layer == "last",
-                "loss.layer is \"{}\": maps can be matched at \"last\" only, where their closed forms hold",
-                l.layer
+                factors.iter().any(|(weight, s)| weight * s.factor(epoch as f64) > 0.0),
+                "no term of the loss has a weight at the start of epoch {}: see loss.weights and loss.schedule",
+                epoch + 1
             );
         }
+        ensure!(
+            !(l.control == Control::Random && l.distance == Distance::AllClassPooled),
+            "loss.control = \"random\" makes one map an image, loss.distance = \"all_class_pooled\" compares one a class: \
+             use another distance, or control = \"shuffled\""
+        );
+        ensure!(
+            self.data.size.is_none_or(|s| (16..=1024).contains(&s)),
+            "data.size is {}; it must lie between 16 and 1024",
+            self.data.size.unwrap_or(0)
+        );
+        ensure!(
+            o.drop_factor > 0.0 && o.drop_factor <= 1.0 && !o.drops.contains(&0),
+            "optim.drop_factor must lie in (0, 1], and optim.drops counts epochs from 1"
+        );
+        ensure!(
+            l.layer == "last",
+            "loss.layer is \"{}\": maps can be matched at \"last\" only, where their closed forms hold",
+            l.layer
+        );
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use rand::seq::SliceRandom;
 use crate::config;
 use crate::error::unknown;
 use crate::random::{Purpose, stream};
-pub use folder::read_image;
+pub use folder::{is_image, read_image};
 
 /// Part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -79,6 +79,14 @@ impl Images {
     /// The pixels of image `i`.
     pub fn image(&self, i: usize) -> &[u8] {
         &self.pixels[i * self.image_len()..][..self.image_len()]
+    }
+
+    /// A hash of pixels, labels and positions: what a run or a cache depends on.
+    pub fn fingerprint(&self) -> String {
+        let mut bytes = self.pixels.clone();
+        bytes.extend(self.labels.iter().flat_map(|l| l.to_le_bytes()));
+        bytes.extend(self.index.iter().flat_map(|i| i.to_le_bytes()));
+        fetch::sha256(&bytes)
     }
 
     /// The images at these positions, which keep their index.
@@ -160,6 +168,11 @@ impl Source {
         Ok(source)
     }
 
+    /// The same, of the size a model takes, where the set lets one choose.
+    pub fn of_size(self, size: usize) -> Source {
+        Source { size: Some(size), ..self }
+    }
+
     fn entry(&self) -> Result<&'static DataSet> {
         LIST.iter().find(|d| d.name == self.name).ok_or_else(|| {
             let names: Vec<_> = LIST.iter().map(|d| d.name).collect();
@@ -184,8 +197,8 @@ pub struct Portions {
     pub train: Images,
     /// For the curve, after each epoch: the held-out images, or the test set where none are held out.
     pub curve: Images,
-    /// Whether the curve's images were held out of the training set.
-    pub held_out: bool,
+    /// The test set, where the curve does not use it; read at the start, so that a run cannot fail at its end.
+    pub test: Option<Images>,
 }
 
 impl Portions {
@@ -211,9 +224,10 @@ impl Portions {
             positions = (0..data.limit).map(|i| positions[i * positions.len() / data.limit]).collect();
         }
         let train = all.select(&positions);
+        let test = data.source().load(Split::Test)?;
         if data.validation > 0 {
-            return Ok(Portions { train, curve: all.select(&held_out), held_out: true });
+            return Ok(Portions { train, curve: all.select(&held_out), test: Some(test) });
         }
-        Ok(Portions { train, curve: data.source().load(Split::Test)?, held_out: false })
+        Ok(Portions { train, curve: test, test: None })
     }
 }

@@ -29,6 +29,11 @@ pub struct Normalization {
 }
 
 impl Normalization {
+    /// CIFAR-10's statistics, as everybody uses them.
+    pub fn cifar10() -> Normalization {
+        Normalization { mean: vec![0.4914, 0.4822, 0.4465], std: vec![0.2470, 0.2435, 0.2616] }
+    }
+
     /// Normalised images (n, c, h, w).
     pub fn apply(
         &self,

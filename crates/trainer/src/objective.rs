@@ -70,7 +70,8 @@ pub fn signal(config: &Config, teacher: &Network, pass: &Pass, batch: &Batch) ->
         map_of = Some(match config.loss.control {
             Control::Random => {
                 let random = config.interpreter.random.clone();
-                maps::relu(&cams::Interpreter::signed(&random, &forward, &classes)?.map)?
+                let signed = cams::Interpreter::signed(&random, &forward, &classes)?.map;
+                if config.loss.relu { maps::relu(&signed)? } else { signed }
             }
             _ => map(config, teacher, &forward, &classes)?,
         });

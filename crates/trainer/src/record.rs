@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -17,10 +18,29 @@ use crate::train::Measurements;
 /// Writes measurements.
 pub struct Recorder {
     metrics: File,
-    events: SummaryWriter,
+    events: Events,
     bar: ProgressBar,
     plain: bool,
     last_line: Instant,
+}
+
+/// TensorBoard's events. Its library panics where a file cannot be written: here that is an error.
+struct Events(Option<SummaryWriter>);
+
+impl Events {
+    fn new(dir: &Path) -> Events {
+        Events(Some(SummaryWriter::new(dir)))
+    }
+
+    fn tell(&mut self, what: impl FnOnce(&mut SummaryWriter)) -> Result<()> {
+        let Some(writer) = &mut self.0 else { bail!("TensorBoard's events cannot be written") };
+        if catch_unwind(AssertUnwindSafe(|| what(writer))).is_ok() {
+            return Ok(());
+        }
+        // Its destructor would panic again.
+        std::mem::forget(self.0.take());
+        bail!("TensorBoard's events cannot be written: is the disk full?")
+    }
 }
 
 /// Time between two plain lines inside an epoch.
@@ -49,7 +69,7 @@ impl Recorder {
         });
         bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  ETA {eta}")?);
         bar.reset_eta();
-        Ok(Recorder { metrics, events: SummaryWriter::new(dir), bar, plain, last_line: Instant::now() })
+        Ok(Recorder { metrics, events: Events::new(dir), bar, plain, last_line: Instant::now() })
     }
 
     /// Appends a line to metrics.jsonl and its numbers to TensorBoard under `kind/`.
@@ -59,7 +79,7 @@ impl Recorder {
         writeln!(self.metrics, "{}", Value::Object(line)).context("writing metrics.jsonl")?;
         for (name, value) in values {
             if let Some(x) = value.as_f64() {
-                self.events.add_scalar(&format!("{kind}/{name}"), x as f32, step);
+                self.events.tell(|e| e.add_scalar(&format!("{kind}/{name}"), x as f32, step))?;
             }
         }
         Ok(())
@@ -76,10 +96,10 @@ impl Recorder {
     }
 
     /// A picture for TensorBoard.
-    pub fn image(&mut self, tag: &str, picture: &RgbImage, step: usize) {
+    pub fn image(&mut self, tag: &str, picture: &RgbImage, step: usize) -> Result<()> {
         let (w, h) = picture.dimensions();
         let planes: Vec<u8> = (0..3).flat_map(|c| picture.as_raw().iter().skip(c).step_by(3).copied()).collect();
-        self.events.add_image(tag, &planes, &[3, h as usize, w as usize], step);
+        self.events.tell(|e| e.add_image(tag, &planes, &[3, h as usize, w as usize], step))
     }
 
     /// Moves the bar; without a terminal, a line now and then.
@@ -105,7 +125,7 @@ impl Recorder {
 
     /// Makes sure that everything is on disk.
     pub fn flush(&mut self) -> Result<()> {
-        self.events.flush();
+        self.events.tell(SummaryWriter::flush)?;
         self.metrics.sync_data().context("writing metrics.jsonl")
     }
 

@@ -21,6 +21,9 @@ pub struct Sums {
     pub terms: BTreeMap<String, f64>,
 }
 
+/// Hashes of what a run reads, by name.
+pub type Inputs = BTreeMap<String, String>;
+
 /// A training run between two steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
@@ -40,11 +43,20 @@ pub struct State {
     pub best: f64,
     /// Training time so far.
     pub seconds: f64,
+    /// What the run reads.
+    pub inputs: Inputs,
 }
 
 impl State {
-    /// Writes the file.
+    /// Writes the file; refuses numbers that are none, so that the last good state stays.
     pub fn save(&self, path: &Path) -> Result<()> {
+        let finite = self.parameters.iter().chain(&self.running).all(|v| v.is_finite());
+        ensure!(
+            finite,
+            "the weights are not finite after step {}: training has diverged. The last saved state is kept; a smaller \
+             optim.lr or train.clip = 1.0 usually helps",
+            self.step
+        );
         let vectors = [
             ("parameters", &self.parameters),
             ("running", &self.running),
@@ -57,7 +69,9 @@ impl State {
         let scalars = [self.best, self.seconds];
         tensors.insert("scalars".into(), Entry::f64(&[2], &scalars));
         let sums = serde_json::to_string(&self.sums)?;
-        let metadata = Metadata::from([("step".to_string(), self.step.to_string()), ("sums".into(), sums)]);
+        let inputs = serde_json::to_string(&self.inputs)?;
+        let step = self.step.to_string();
+        let metadata = Metadata::from([("step".to_string(), step), ("sums".into(), sums), ("inputs".into(), inputs)]);
         write_tensors(path, &tensors, &metadata)
     }
 
@@ -75,6 +89,7 @@ impl State {
             sums: serde_json::from_str(file.get("sums")?).context("the sums in the training state")?,
             best: scalars[0],
             seconds: scalars[1],
+            inputs: serde_json::from_str(file.get("inputs")?).context("the inputs in the training state")?,
         })
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Device;
 
 use crate::config::Config;
@@ -56,7 +56,8 @@ pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
     if let Some(report) = folder::check(config, options)? {
         return Ok(Outcome::Done(Box::new(report)));
     }
-    let Portions { train, curve, held_out } = Portions::load(&config.data)?;
+    let Portions { train, curve, test } = Portions::load(&config.data)?;
+    let held_out = test.is_some();
     let images = Arc::new(train);
     let plan = setup::plan(config, &images)?;
     let mut trainer = setup::trainer(config, options, &images, &plan)?;
@@ -93,8 +94,9 @@ pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
                 return Ok(Outcome::Stopped(if late { "train.max_minutes is over" } else { "interrupted" }));
             }
         }
+        ensure!(trainer.state.step.is_multiple_of(trainer.steps), "the loader has stopped in the middle of an epoch");
     }
-    let report = trainer.report(images.len(), &curve, held_out, dir)?;
+    let report = trainer.report(images.len(), test.as_ref().unwrap_or(&curve), held_out, dir)?;
     recorder.flush()?;
     recorder.finish();
     Ok(Outcome::Done(Box::new(report)))

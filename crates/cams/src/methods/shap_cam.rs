@@ -18,6 +18,17 @@ pub enum Fill {
     PresentMean,
 }
 
+/// How the Shapley values are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Computation {
+    /// Exactly, where that is possible; it is the only way so far.
+    #[default]
+    Auto,
+    /// Exactly.
+    Exact,
+}
+
 /// Shap-CAM (Zheng et al. 2022, arXiv 2208.03608) of the logit, exact.
 ///
 /// The players are the n positions of A, each with all its channels; the map is their Shapley value. With
@@ -31,6 +42,8 @@ pub enum Fill {
 pub struct ShapCam {
     /// What an absent position gets.
     pub fill: Fill,
+    /// How the values are found.
+    pub estimator: Computation,
 }
 
 impl ShapCam {

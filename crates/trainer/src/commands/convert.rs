@@ -1,85 +1,65 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
 use serde_json::json;
-use std::collections::BTreeMap;
 
-use crate::checkpoint::{self, Metadata};
+use crate::checkpoint::{self, File, Metadata};
 use crate::cli::{ConvertArgs, Done};
 use crate::models::{Architecture, Shortcut};
-use crate::nn::{Normalization, Weights};
+use crate::nn::Normalization;
 
-/// `trainer convert`.
+/// `trainer convert`. What an option does not say, a safetensors file's own metadata says, else CIFAR-10's statistics.
 pub fn run(args: &ConvertArgs) -> Result<Done> {
-    let shortcut = if args.shortcut == "raw" { Shortcut::Raw } else { Shortcut::Preact };
-    let architecture = Architecture::named(&args.arch, Shape { channels: 3, h: 32, w: 32 }, args.classes, shortcut)?;
-    let normalization = Normalization { mean: triple("--mean", &args.mean)?, std: triple("--std", &args.std)? };
-    ensure!(normalization.std.iter().all(|s| *s > 0.0), "--std {}: standard deviations are positive", args.std);
-    let mut found = read(args)?;
-    let mut weights = Weights {
-        parameters: vec![0.0; architecture.graph.parameter_len()],
-        running: vec![0.0; architecture.graph.statistics_len()],
+    ensure!(args.input.is_file(), "{}: no such file", args.input.display());
+    let metadata = if is_safetensors(args) { File::read(&args.input)?.metadata } else { Metadata::new() };
+    let known = |key: &str| metadata.get(key).cloned();
+    let shortcut = args.shortcut.clone().or(known("shortcut")).unwrap_or_else(|| "preact".into());
+    let shortcut = if shortcut == "raw" { Shortcut::Raw } else { Shortcut::Preact };
+    let classes = known("num_classes").and_then(|n| n.parse().ok()).filter(|n| (1..=100_000).contains(n));
+    let classes = args.classes.or(classes).unwrap_or(10) as usize;
+    let side = known("input_size").and_then(|s| s.parse().ok()).filter(|s| (1..=4096).contains(s)).unwrap_or(32);
+    let input = Shape { channels: 3, h: side, w: side };
+    let architecture = Architecture::named(&args.arch, input, classes, shortcut)?;
+    let cifar = Normalization::cifar10();
+    let statistics = |option: &str, given: &Option<String>, key: &str, default: Vec<f64>| match given {
+        Some(text) => triple(option, text),
+        None => known(key).map_or(Ok(default), |text| triple(key, text.trim_matches(['[', ']']))),
     };
-    let mut missing = Vec::new();
-    for (entry, parameter) in architecture.entries() {
-        let Some(tensor) = found.remove(&entry.name) else {
-            missing.push(entry.name.clone());
-            continue;
-        };
-        ensure!(
-            tensor.dims() == entry.shape,
-            "{} is {:?}, but {} has {:?} there",
-            entry.name,
-            tensor.dims(),
-            args.arch,
-            entry.shape
-        );
-        let target = if parameter { &mut weights.parameters } else { &mut weights.running };
-        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        target[entry.range()].copy_from_slice(&values);
+    let mean = statistics("--mean", &args.mean, "mean", cifar.mean)?;
+    let std = statistics("--std", &args.std, "std", cifar.std)?;
+    ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
+    let (weights, unexpected) = checkpoint::assemble(&architecture, read(args)?)
+        .with_context(|| format!("{} (a --rename file can map names)", args.input.display()))?;
+    checkpoint::save(&args.output, &architecture, &weights, &Normalization { mean, std }, &Metadata::new())?;
+    let parameters = architecture.parameters();
+    let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
+    if !unexpected.is_empty() {
+        text += &format!("not used: {}\n", unexpected.join(", "));
     }
-    let unexpected: Vec<String> = found.into_keys().collect();
-    ensure!(
-        missing.is_empty(),
-        "{} lacks {} of {}'s tensors: {}; left over: {}. A --rename file can map its names",
-        args.input.display(),
-        missing.len(),
-        args.arch,
-        missing[..missing.len().min(4)].join(", "),
-        unexpected[..unexpected.len().min(4)].join(", ")
-    );
-    checkpoint::save(&args.output, &architecture, &weights, &normalization, &Metadata::new())?;
-    let text = format!(
-        "{}: {} parameters as {}\n{}",
-        args.output.display(),
-        architecture.parameters(),
-        args.arch,
-        if unexpected.is_empty() { String::new() } else { format!("not used: {}\n", unexpected.join(", ")) }
-    );
-    Ok(Done::Result(
-        text,
-        json!({ "parameters": architecture.parameters(), "missing": missing, "unexpected": unexpected }),
-    ))
+    let missing: [&str; 0] = []; // a model with holes is an error, not a result
+    Ok(Done::Result(text, json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected })))
+}
+
+fn is_safetensors(args: &ConvertArgs) -> bool {
+    args.input.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
 }
 
 /// The file's tensors under their new names, without PyTorch's batch counters.
-fn read(args: &ConvertArgs) -> Result<BTreeMap<String, Tensor>> {
-    let extension = args.input.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+fn read(args: &ConvertArgs) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
     let context = || format!("reading {}", args.input.display());
-    ensure!(args.input.is_file(), "{}: no such file", args.input.display());
-    let tensors: Vec<(String, Tensor)> = match extension.as_str() {
-        "safetensors" => {
-            let map = candle_core::safetensors::load(&args.input, &candle_core::Device::Cpu).with_context(context)?;
-            map.into_iter().collect()
-        }
-        _ => {
-            // A state dict, or a dictionary that holds one under the usual key.
-            let plain = candle_core::pickle::read_all(&args.input).with_context(context)?;
-            if plain.is_empty() {
-                candle_core::pickle::read_all_with_key(&args.input, Some("state_dict")).with_context(context)?
-            } else {
-                plain
-            }
+    let tensors: Vec<(String, Tensor)> = if is_safetensors(args) {
+        let map = candle_core::safetensors::load(&args.input, &Device::Cpu).with_context(context)?;
+        map.into_iter().collect()
+    } else {
+        // A state dict, or a dictionary that holds one under the usual key.
+        let plain = candle_core::pickle::read_all(&args.input).with_context(context)?;
+        if plain.is_empty() {
+            candle_core::pickle::read_all_with_key(&args.input, Some("state_dict")).with_context(context)?
+        } else {
+            plain
         }
     };
     ensure!(
@@ -87,26 +67,32 @@ fn read(args: &ConvertArgs) -> Result<BTreeMap<String, Tensor>> {
         "{} holds no tensors (a state dict is read, not a whole pickled model)",
         args.input.display()
     );
-    let rules = match &args.rename {
-        Some(path) => {
-            #[derive(serde::Deserialize)]
-            #[serde(deny_unknown_fields)]
-            struct Rules {
-                rename: toml::map::Map<String, toml::Value>,
-            }
-            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-            toml::from_str::<Rules>(&text)
-                .with_context(|| format!("{}: expected a [rename] table", path.display()))?
-                .rename
-        }
-        None => toml::map::Map::new(),
-    };
-    let rename = |name: String| {
+    let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
+    let mut found = BTreeMap::new();
+    for (name, tensor) in tensors {
         let name = name.strip_prefix("module.").map(str::to_string).unwrap_or(name);
-        rules.iter().fold(name, |name, (from, to)| name.replace(from.as_str(), to.as_str().unwrap_or_default()))
+        let name = rules.iter().fold(name, |name, (from, to)| name.replace(from, to));
+        if !name.ends_with("num_batches_tracked") {
+            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            found.insert(name, (tensor.dims().to_vec(), values));
+        }
+    }
+    Ok(found)
+}
+
+/// (pattern, replacement) in the file's order.
+fn rules(path: &Path) -> Result<Vec<(String, String)>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let expected = || format!("{}: expected a [rename] table of 'pattern' = 'replacement'", path.display());
+    let file: toml::Table = text.parse().with_context(expected)?;
+    let table = file.get("rename").and_then(toml::Value::as_table).with_context(expected)?;
+    let rule = |(from, to): (&String, &toml::Value)| {
+        Ok((
+            from.clone(),
+            to.as_str().with_context(|| format!("{}: {from} = {to} is not a string", path.display()))?.into(),
+        ))
     };
-    let renamed = tensors.into_iter().map(|(name, t)| (rename(name), t));
-    Ok(renamed.filter(|(name, _)| !name.ends_with("num_batches_tracked")).collect())
+    table.iter().map(rule).collect()
 }
 
 fn triple(option: &str, text: &str) -> Result<Vec<f64>> {

@@ -13,7 +13,7 @@ use crate::checkpoint::{Entry, File, Metadata, write_tensors};
 use crate::cli::{Done, ExplainArgs, Global};
 use crate::config::{parse_set, typed};
 use crate::data::loader::Plan;
-use crate::data::{Images, Source, Split, read_image};
+use crate::data::{Images, Source, Split, is_image, read_image};
 use crate::error::unknown;
 use crate::gallery;
 use crate::nn::Network;
@@ -225,11 +225,7 @@ fn read(given: &[String], network: &Network) -> Result<Input> {
     let path = Path::new(first);
     if path.is_dir() {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(path)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
-        paths.retain(|p| {
-            p.is_file()
-                && p.extension()
-                    .is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.to_string_lossy().to_lowercase().as_str()))
-        });
+        paths.retain(|p| p.is_file() && is_image(p));
         paths.sort();
         ensure!(!paths.is_empty(), "the folder {} holds no PNG or JPEG file", path.display());
         return files(paths, shape, classes);
@@ -242,7 +238,7 @@ fn read(given: &[String], network: &Network) -> Result<Input> {
     }
     match slice(first) {
         Some((source, split, range)) => {
-            let all = source?.load(split)?;
+            let all = source?.of_size(shape[1]).load(split)?;
             let end = range.end.min(all.len());
             ensure!(range.start < end, "{first}: the slice is empty, the set has {} images", all.len());
             ensure!(all.shape == shape, "{first}: images are {:?}, the model takes {shape:?}", all.shape);
@@ -299,9 +295,10 @@ fn tensors(path: &Path, shape: [usize; 3], classes: usize) -> Result<Input> {
         shape[1],
         shape[2]
     );
-    let pixels = file.f64("images_u8")?.into_iter().map(|p| p as u8).collect();
+    let pixels = file.integers("images_u8", 255)?.into_iter().map(|p| p as u8).collect();
     let labelled = found.contains_key("labels");
-    let labels = if labelled { file.f64("labels")?.into_iter().map(|l| l as u32).collect() } else { vec![0; dims[0]] };
+    let labels = if labelled { file.integers("labels", classes as u32 - 1)? } else { vec![0; dims[0]] };
+    ensure!(labels.len() == dims[0], "{}: {} images, but {} labels", path.display(), dims[0], labels.len());
     let names = (0..dims[0]).map(|i| format!("image {i}")).collect();
     Ok(Input { images: Images::new(pixels, labels, shape, classes)?, labelled, names, bad: vec![] })
 }

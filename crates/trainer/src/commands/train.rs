@@ -33,6 +33,9 @@ pub fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
             let files: Vec<_> = args.configs.iter().map(|c| c.display().to_string()).collect();
             let mut sets: String = args.set.iter().map(|s| format!(" --set '{s}'")).collect();
             sets.extend(global.seed.map(|s| format!(" --seed {s}")));
+            if global.device != "cpu" {
+                sets += &format!(" --device {}", global.device);
+            }
             Ok(Done::Interrupted(format!(
                 "{why}; the state is saved. Go on with:\n  trainer train {}{sets} --run {} --resume",
                 files.join(" "),

@@ -22,7 +22,7 @@ pub struct Data {
     pub views: u64,
     /// Training images held out to choose `best.safetensors`; 0 for none.
     pub validation: usize,
-    /// Use only the first images of the training set (in its order); 0 for all.
+    /// Use only this many images of the training set, spread evenly over it; 0 for all.
     pub limit: usize,
     /// Seed of the views and of the held-out images, shared by all runs that are to see the same ones.
     pub seed: u64,

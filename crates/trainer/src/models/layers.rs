@@ -3,7 +3,7 @@ use kernels::Value;
 use kernels::graph::{Graph, Shape};
 use serde::{Deserialize, Serialize};
 
-/// One entry of a layer list. A `layer` key names the layer (`layer1`, ...) at which the model can be cut;
+/// One entry of a layer list. A `cut` names the place (`layer1`, ...) at which the model can be cut;
 /// the end is always `last`.
 ///
 /// ```toml
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// linear = {}
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Layer {
     /// Convolution without bias.
     Conv {
@@ -196,6 +196,10 @@ mod tests {
             ("layers = [{ pool = { kernel = 15 } }, { pool = { kernel = 15 } }]", "does not fit"),
             ("layers = [{ linear = {} }, { relu = {} }]", "must be the last"),
             ("layers = [{ gelu = {} }]", "unknown variant `gelu`"),
+            (
+                "layers = [{ conv = { channels = 8, strid = 2 } }]",
+                "unexpected keys in table: strid, available keys: channels",
+            ),
         ] {
             let error = format!("{:#}", from(text).unwrap_err());
             assert!(error.contains(part), "{error}");

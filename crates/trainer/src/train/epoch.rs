@@ -60,6 +60,7 @@ impl Trainer<'_> {
             self.state.best = evaluation.error;
             self.save_weights(&dir.join("best.safetensors"), &self.student.weights()?, epoch + 1, None)?;
         }
+        self.save_weights(&dir.join("last.safetensors"), &self.student.weights()?, epoch + 1, None)?;
         self.state.sums = Sums::default();
         Ok(())
     }
@@ -75,8 +76,7 @@ impl Trainer<'_> {
         let maps =
             networks.into_iter().map(|n| objective::shown_map(self.config, n, &batch)).collect::<Result<Vec<_>>>()?;
         let sheet = gallery::sheet(&chosen, &maps)?;
-        recorder.image("maps", &sheet, self.state.step);
-        Ok(())
+        recorder.image("maps", &sheet, self.state.step)
     }
 
     /// Writes all that resuming needs.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{COMMIT, Trainer};
 use crate::checkpoint::{File, write_atomically};
-use crate::data::{Images, Split};
+use crate::data::Images;
 use crate::evaluate::evaluate;
 use crate::nn::{Backend, Network, Weights};
 
@@ -43,10 +43,8 @@ pub struct Report {
 
 impl Trainer<'_> {
     /// Reads the test set, once, and writes the final weights and `report.json`.
-    pub(super) fn report(&self, images: usize, curve: &Images, held_out: bool, dir: &Path) -> Result<Report> {
+    pub(super) fn report(&self, images: usize, test: &Images, held_out: bool, dir: &Path) -> Result<Report> {
         let (t, architecture) = (&self.config.train, &self.student.architecture);
-        let loaded = if held_out { Some(self.config.data.source().load(Split::Test)?) } else { None };
-        let test = loaded.as_ref().unwrap_or(curve);
         let last = evaluate(&self.student, test)?;
         self.save_weights(&dir.join("last.safetensors"), &self.student.weights()?, t.epochs, Some(last.error))?;
         let mut ema_test_error = None;

@@ -1,5 +1,7 @@
 //! From a configuration and images to a trainer at its first step, or where it was left.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail, ensure};
 use cams::methods::Space;
 use candle_core::DType;
@@ -9,12 +11,13 @@ use super::{Options, Trainer};
 use crate::checkpoint::File;
 use crate::config::{BnGamma, Config, Control, Distance, Precision};
 use crate::data::Images;
+use crate::data::fetch::sha256;
 use crate::data::loader::Plan;
-use crate::models::Architecture;
+use crate::models::{Architecture, Shortcut};
 use crate::nn::{Backend, Network, Normalization, Weights};
 use crate::objective;
 use crate::optim::Sgd;
-use crate::state::State;
+use crate::state::{Inputs, State};
 use crate::teacher::Teacher;
 
 /// How the epochs' batches are made.
@@ -44,10 +47,10 @@ fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
     Ok(architecture)
 }
 
-/// CIFAR-10's mean and standard deviation, as everybody uses them; other sets' own.
+/// CIFAR-10's usual mean and standard deviation; other sets' own.
 fn normalization(config: &Config, images: &Images) -> Normalization {
     if ["cifar10", "cifar10-mini"].contains(&config.data.name.as_str()) {
-        return Normalization { mean: vec![0.4914, 0.4822, 0.4465], std: vec![0.2470, 0.2435, 0.2616] };
+        return Normalization::cifar10();
     }
     let (mean, std) = images.mean_std();
     Normalization { mean, std }
@@ -65,10 +68,18 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
     let mut start = Weights::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
     if let Some(checkpoint) = &config.student.checkpoint {
         let file = File::read(checkpoint).context("the student's warm start")?;
+        let raw = file.metadata.get("shortcut").is_some_and(|s| s == "raw");
+        ensure!(
+            architecture.shortcut.is_none_or(|s| raw == (s == Shortcut::Raw)),
+            "the student's warm start {} has shortcut = \"{}\": say so in [student]",
+            file.name(),
+            if raw { "raw" } else { "preact" }
+        );
         start = file.weights(&architecture).context("the student's warm start")?;
         normalization = file.normalization()?;
     }
-    let state = state(config, options, start)?;
+    let inputs = inputs(config, images)?;
+    let state = state(config, options, start, inputs)?;
     let weights = Weights { parameters: state.parameters.clone(), running: state.running.clone() };
     let layers = objective::layers(&config.loss.weights);
     let student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
@@ -80,12 +91,37 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
     Ok(Trainer { config, student, teacher, optimiser, state, steps: plan.steps(images.len()) })
 }
 
-fn state(config: &Config, options: &Options, start: Weights) -> Result<State> {
+/// Hashes of the files that a run depends on, beside its configuration.
+pub fn inputs(config: &Config, images: &Images) -> Result<Inputs> {
+    let hash = |path: &Path| -> Result<String> {
+        Ok(sha256(&std::fs::read(path).with_context(|| format!("reading {}", path.display()))?))
+    };
+    let mut inputs = Inputs::from([("training images".to_string(), images.fingerprint())]);
+    if let Some(teacher) = &config.teacher {
+        inputs.insert("teacher".into(), hash(&teacher.checkpoint)?);
+    }
+    if let Some(start) = &config.student.checkpoint {
+        inputs.insert("student's warm start".into(), hash(start)?);
+    }
+    Ok(inputs)
+}
+
+fn state(config: &Config, options: &Options, start: Weights, inputs: Inputs) -> Result<State> {
     let path = options.run.join("state.safetensors");
     if options.resume && path.exists() {
         let state = State::load(&path)?;
         let fits = state.parameters.len() == start.parameters.len() && state.running.len() == start.running.len();
         ensure!(fits, "{} belongs to another model", path.display());
+        for (what, hash) in &inputs {
+            ensure!(
+                state.inputs.get(what) == Some(hash),
+                "the {what} is not what this run has been using: it cannot be resumed; choose another folder with --run"
+            );
+        }
+        ensure!(
+            config.train.dtype == Precision::F32,
+            "a run in f64 cannot be resumed: its state is saved in f32; choose another folder with --run"
+        );
         return Ok(state);
     }
     let ema = if config.train.ema > 0.0 { [start.parameters.clone(), start.running.clone()] } else { [vec![], vec![]] };
@@ -95,6 +131,7 @@ fn state(config: &Config, options: &Options, start: Weights) -> Result<State> {
         running: start.running,
         ema,
         best: f64::MAX,
+        inputs,
         ..State::default()
     })
 }

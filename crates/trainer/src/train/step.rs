@@ -66,7 +66,9 @@ impl Trainer<'_> {
         let (config, step) = (self.config, self.state.step);
         let (t, o) = (&config.train, &config.optim);
         let weights = self.weights();
-        let signal = self.teacher.as_mut().map(|teacher| teacher.signal(config, batch)).transpose()?;
+        let asked = weights.kd > 0.0 || weights.explanation > 0.0 || weights.attention > 0.0;
+        let teacher = self.teacher.as_mut().filter(|_| asked);
+        let signal = teacher.map(|teacher| teacher.signal(config, batch)).transpose()?;
         let pass = self.student.pass(&self.student.images(batch)?, Mode::Train)?;
         let losses = objective::losses(config, &weights, &self.student, &pass, batch, signal.as_ref())?;
         let total = losses.total(&weights)?;
@@ -83,16 +85,13 @@ impl Trainer<'_> {
         check("loss", measured.total, &measured)?;
 
         let mut gradient = self.gradient(&total)?;
-        let logged = t.log_every > 0 && step.is_multiple_of(t.log_every);
-        if logged || t.clip > 0.0 {
-            let size = norm(&gradient)?;
-            check("gradient", size, &measured)?;
-            if logged {
-                measured.gradient_norms = Some(self.gradient_norms(&losses, &weights, size)?);
-            }
-            if t.clip > 0.0 && size > t.clip {
-                gradient = (gradient * (t.clip / size))?;
-            }
+        let size = norm(&gradient)?;
+        check("gradient", size, &measured)?;
+        if t.log_every > 0 && step.is_multiple_of(t.log_every) {
+            measured.gradient_norms = Some(self.gradient_norms(&losses, &weights, size)?);
+        }
+        if t.clip > 0.0 && size > t.clip {
+            gradient = (gradient * (t.clip / size))?;
         }
         if o.reset_momentum_at_drops && schedule::is_drop(o, step, self.steps) {
             self.optimiser.reset()?;
