@@ -85,7 +85,7 @@ unsafe fn stats_of<S: Simd, const NV: usize>(image: &[S::E], channels: usize, c:
 
 /// Mean and sum of squared deviations of one image's channels into `out` (2, channels).
 pub fn image_stats<E: Element>(isa: Isa, image: &[E], channels: usize, out: &mut [E]) {
-    assert!(channels > 0 && image.len() % channels == 0 && out.len() == 2 * channels);
+    assert!(channels > 0 && image.len().is_multiple_of(channels) && out.len() == 2 * channels);
     isa.run(ImageStats { image, channels, out });
 }
 
@@ -176,7 +176,7 @@ unsafe fn sums_of<S: Simd, const NV: usize>(
 /// Sums of g' and of g' (u - mean) over one image's pixels into `out` (2, channels).
 pub fn image_sums<E: Element>(isa: Isa, g: &[E], u: &[E], affine: Affine<'_, E>, mean: &[E], out: &mut [E]) {
     let channels = mean.len();
-    assert!(channels > 0 && g.len() % channels == 0 && g.len() == u.len() && out.len() == 2 * channels);
+    assert!(channels > 0 && g.len().is_multiple_of(channels) && g.len() == u.len() && out.len() == 2 * channels);
     isa.run(ImageSums { g, u, affine, mean, out });
 }
 

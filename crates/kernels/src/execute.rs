@@ -31,7 +31,7 @@ impl<E: Element> Buffer<E> {
         &self.data
     }
     /// Its elements, to write.
-    pub fn as_mut(&mut self) -> &mut [E] {
+    pub fn as_mut_slice(&mut self) -> &mut [E] {
         &mut self.data
     }
 }
@@ -143,7 +143,7 @@ impl<E: Element> Executor<E> {
                         saved.input(graph, plan, node.inputs()[0]),
                         saved.packed(i),
                         residual.map(|v| saved.value(v)),
-                        out.as_mut(),
+                        out.as_mut_slice(),
                         stats.as_deref_mut(),
                     );
                     per_image[target.0] = stats;
@@ -172,7 +172,7 @@ impl<E: Element> Executor<E> {
                     if !plan.lazy[i + 1] {
                         let mut out = Buffer::take(&self.runtime, n * shape.len());
                         let input = Input { u: saved.value(input), affine: saved.norms[i].as_ref().map(Norm::affine) };
-                        pointwise::apply(&self.runtime, input, c, out.as_mut());
+                        pointwise::apply(&self.runtime, input, c, out.as_mut_slice());
                         saved.values[i + 1] = Some(Arc::new(out));
                     }
                 }
@@ -180,14 +180,14 @@ impl<E: Element> Executor<E> {
                 _ => {
                     let mut out = Buffer::take(&self.runtime, n * shape.len());
                     match *node {
-                        Node::Relu { input } => pointwise::relu(saved.value(input), out.as_mut()),
-                        Node::Add { a, b } => pointwise::add(saved.value(a), saved.value(b), out.as_mut()),
+                        Node::Relu { input } => pointwise::relu(saved.value(input), out.as_mut_slice()),
+                        Node::Add { a, b } => pointwise::add(saved.value(a), saved.value(b), out.as_mut_slice()),
                         Node::Subsample { input, stride, .. } => {
-                            subsample(graph, input, stride, i, saved.value(input), out.as_mut());
+                            subsample(graph, input, stride, i, saved.value(input), out.as_mut_slice());
                         }
                         Node::Pool { input, shape } => {
                             let mut winner = vec![0; n * shape.out_h() * shape.out_w() * shape.channels];
-                            pool::pool(&self.runtime, shape, saved.value(input), out.as_mut(), &mut winner);
+                            pool::pool(&self.runtime, shape, saved.value(input), out.as_mut_slice(), &mut winner);
                             saved.winners[i] = shape.max.then_some(winner);
                         }
                         Node::Conv { .. } | Node::BatchNorm { .. } => unreachable!("handled above"),
@@ -250,7 +250,7 @@ impl<E: Element> Executor<E> {
                         saved.input(graph, plan, input),
                         g.gradient(saved, graph),
                         saved.packed(i),
-                        dx.as_mut().map(|dx| (dx.as_mut(), accumulate)),
+                        dx.as_mut().map(|dx| (dx.as_mut_slice(), accumulate)),
                         &mut dp[weight..weight + shape.weight_len()],
                         norm.zip(image_sums.as_mut()).map(|((bn, norm), out)| NormSums {
                             u: saved.value(graph.nodes[bn].inputs()[0]),
@@ -279,13 +279,13 @@ impl<E: Element> Executor<E> {
                 Node::Relu { input } => {
                     let g = self.stored(saved, out, channels);
                     let mut dx = Buffer::take(&self.runtime, g.as_slice().len());
-                    pointwise::relu_gradient(saved.value(Value(i + 1)), g.as_slice(), dx.as_mut());
+                    pointwise::relu_gradient(saved.value(Value(i + 1)), g.as_slice(), dx.as_mut_slice());
                     pending[input.0].push(Pending { g: Arc::new(dx), norm: None });
                 }
                 Node::Subsample { input, stride, .. } => {
                     let g = self.stored(saved, out, channels);
                     let mut dx = Buffer::take(&self.runtime, saved.n * graph.shape(input).len());
-                    subsample_gradient(graph, input, stride, i, g.as_slice(), dx.as_mut());
+                    subsample_gradient(graph, input, stride, i, g.as_slice(), dx.as_mut_slice());
                     pending[input.0].push(Pending { g: Arc::new(dx), norm: None });
                 }
                 Node::Pool { input, shape } => {
@@ -293,7 +293,7 @@ impl<E: Element> Executor<E> {
                     let mut dx = Buffer::take(&self.runtime, saved.n * graph.shape(input).len());
                     let none = vec![0; g.as_slice().len()];
                     let winner = saved.winners[i].as_deref().unwrap_or(&none);
-                    pool::pool_gradient(shape, g.as_slice(), winner, dx.as_mut());
+                    pool::pool_gradient(shape, g.as_slice(), winner, dx.as_mut_slice());
                     pending[input.0].push(Pending { g: Arc::new(dx), norm: None });
                 }
             }
@@ -355,7 +355,7 @@ impl<E: Element> Executor<E> {
     fn sum(&self, saved: &Saved<E>, waiting: &[Pending<E>], channels: usize) -> Arc<Buffer<E>> {
         let gradients: Vec<_> = waiting.iter().map(|p| p.gradient(saved, &self.graph)).collect();
         let mut out = Buffer::take(&self.runtime, gradients[0].g.len());
-        pointwise::add_gradients(&self.runtime, &gradients, channels, out.as_mut());
+        pointwise::add_gradients(&self.runtime, &gradients, channels, out.as_mut_slice());
         Arc::new(out)
     }
 }

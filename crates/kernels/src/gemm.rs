@@ -19,7 +19,7 @@ pub const fn padded(channels: usize) -> usize {
 /// long: a power of two would map a column's rows to a handful of cache sets.
 pub const fn leading(channels: usize) -> usize {
     let p = padded(channels);
-    if p >= 64 && p % 32 == 0 { p + STRIP } else { p }
+    if p >= 64 && p.is_multiple_of(32) { p + STRIP } else { p }
 }
 
 /// The left matrix: element (i, p) lies at `data[i * row + p * col]`.
@@ -73,7 +73,7 @@ pub struct Out<E> {
 /// `n` is a multiple of [`STRIP`]; the matrices are valid for these sizes and `c` does not overlap the others.
 #[inline(always)]
 pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<S::E>, b: Rhs<S::E>, c: Out<S::E>) {
-    debug_assert!(n % STRIP == 0);
+    debug_assert!(n.is_multiple_of(STRIP));
     let mut j = 0;
     while j < n {
         let wide = n - j >= 2 * S::LANES;

@@ -54,6 +54,7 @@ impl<E: Element> Kernel<E> for Pool<'_, E> {
             out.copy_from_slice(&self.image[corner..][..s.channels]);
             for tap in 1..s.k * s.k {
                 let pixel = &self.image[corner + (tap / s.k * s.w + tap % s.k) * s.channels..][..s.channels];
+                #[allow(clippy::eq_op)] // A NaN is what differs from itself; it wins, as in PyTorch.
                 for c in 0..s.channels {
                     if !s.max {
                         out[c] += pixel[c];
@@ -66,7 +67,7 @@ impl<E: Element> Kernel<E> for Pool<'_, E> {
                 }
             }
             if !s.max {
-                out.iter_mut().for_each(|x| *x = *x * mean);
+                out.iter_mut().for_each(|x| *x *= mean);
             }
         }
     }

@@ -28,7 +28,7 @@ pub fn sgd<E: Element>(step: SgdStep, g: &[E], buffer: &mut [E], p: &mut [E]) {
         for ((p, b), g) in p.iter_mut().zip(buffer).zip(g) {
             let g = *g + decay * *p;
             *b = momentum * *b + g;
-            *p = *p - lr * if step.nesterov { g + momentum * *b } else { *b };
+            *p -= lr * if step.nesterov { g + momentum * *b } else { *b };
         }
     });
 }

@@ -21,6 +21,8 @@ pub trait Element:
     + Sub<Output = Self>
     + Mul<Output = Self>
     + AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
     + std::iter::Sum
     + 'static
 {

@@ -164,7 +164,7 @@ impl<E: Typed> CustomOp2 for StageOp<E> {
         let n = l1.dims()[0];
         let (from, to) = (graph.shapes[0], graph.shape(graph.last()));
         let mut input = Buffer::take(E::runtime(&self.stage), x.len());
-        pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut());
+        pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
         let output = E::executor(&self.stage).forward(input, n, parameters, &self.running, self.mode, self.record);
         let mut out = vec![E::default(); n * to.len()];
         pointwise::channels_first(output.value.as_slice(), to.channels, to.h * to.w, &mut out);
@@ -188,7 +188,7 @@ impl<E: Typed> CustomOp2 for StageOp<E> {
         };
         let g_nchw = slice::<E>(g_cpu, g_layout)?;
         let mut g = Buffer::take(E::runtime(&self.stage), g_nchw.len());
-        pointwise::channels_last(g_nchw, to.channels, to.h * to.w, g.as_mut());
+        pointwise::channels_last(g_nchw, to.channels, to.h * to.w, g.as_mut_slice());
         let (dp, dx) = E::executor(&self.stage).backward(&saved, slice::<E>(p_cpu, p_layout)?, g, x.track_op());
         let dx = match dx {
             None => None,

@@ -5,6 +5,7 @@
 //! over channels is one matrix product for each of the 16 elements. The backward pass is the exact
 //! adjoint of the same three maps, so one transform of the gradient serves both the input's and the
 //! weights' gradient: `dM = A dY A^T`, `dU = V^T dM`, `dV = dM U^T`, `dd = B dV B^T`, `dg = G^T dU G`.
+#![allow(clippy::needless_range_loop)] // Tiles are indexed by row and column, as in the equations.
 
 use crate::conv::{Backward, ConvShape, Forward, Packed};
 use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, leading, padded};

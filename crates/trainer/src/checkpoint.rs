@@ -216,6 +216,9 @@ impl File {
     }
 }
 
+/// Tensors by name: shape and values.
+pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// The first names of a list.
 fn few(names: &[String]) -> String {
     let more = names.len().saturating_sub(4);
@@ -225,10 +228,7 @@ fn few(names: &[String]) -> String {
 
 /// Named tensors as the weights of `architecture`, and the names that it does not know. An error says which are missing
 /// or of another shape.
-pub fn assemble(
-    architecture: &Architecture,
-    mut found: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-) -> Result<(Weights, Vec<String>)> {
+pub fn assemble(architecture: &Architecture, mut found: Named) -> Result<(Weights, Vec<String>)> {
     let (mut missing, mut shapes) = (Vec::new(), Vec::new());
     let mut weights = Weights {
         parameters: vec![0.0; architecture.graph.parameter_len()],

@@ -69,7 +69,7 @@ pub fn signal(config: &Config, teacher: &Network, pass: &Pass, batch: &Batch) ->
         let classes = classes(config, &labels(teacher, batch)?, Some(&pass.logits))?;
         map_of = Some(match config.loss.control {
             Control::Random => {
-                let random = config.interpreter.random.clone();
+                let random = config.interpreter.random;
                 let signed = cams::Interpreter::signed(&random, &forward, &classes)?.map;
                 if config.loss.relu { maps::relu(&signed)? } else { signed }
             }

@@ -36,7 +36,7 @@ pub fn lr(optim: &Optim, step: usize, steps: usize, epochs: usize) -> f64 {
 
 /// Whether a drop of `multi_step` lies at the start of this step.
 pub fn is_drop(optim: &Optim, step: usize, steps: usize) -> bool {
-    optim.schedule == LrSchedule::MultiStep && step % steps == 0 && optim.drops.contains(&(step / steps + 1))
+    optim.schedule == LrSchedule::MultiStep && step.is_multiple_of(steps) && optim.drops.contains(&(step / steps + 1))
 }
 
 #[cfg(test)]

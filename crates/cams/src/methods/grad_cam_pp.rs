@@ -31,7 +31,7 @@ impl GradCamPp {
         &positive / ((&positive * pooled)? + 2.0)?
     }
 
-    fn from_gradient(&self, forward: &Forward, classes: &Tensor) -> Result<Tensor> {
+    fn by_gradient(&self, forward: &Forward, classes: &Tensor) -> Result<Tensor> {
         let g = forward.gradient(classes)?;
         let sum = forward.features.detach().sum_keepdim((2, 3))?;
         let denominator = (g.broadcast_mul(&sum)? + 2.0)?; // of 1 / (2 + S G): G^2 cancels
@@ -51,7 +51,7 @@ impl Interpreter for GradCamPp {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
         let (mut alpha, estimator) = match forward.model.linear_head() {
             Some(head) => (self.closed_form(forward, &head.class_weight(classes)?)?, Estimator::Exact),
-            None => (self.from_gradient(forward, classes)?, Estimator::Gradient),
+            None => (self.by_gradient(forward, classes)?, Estimator::Gradient),
         };
         if self.exp_scale {
             alpha = alpha.broadcast_mul(&scores(&forward.logits, classes)?.exp()?.unsqueeze(1)?)?;

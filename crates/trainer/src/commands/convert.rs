@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -6,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
 use serde_json::json;
 
-use crate::checkpoint::{self, File, Metadata};
+use crate::checkpoint::{self, File, Metadata, Named};
 use crate::cli::{ConvertArgs, Done};
 use crate::models::{Architecture, Shortcut};
 use crate::nn::Normalization;
@@ -48,7 +47,7 @@ fn is_safetensors(args: &ConvertArgs) -> bool {
 }
 
 /// The file's tensors under their new names, without PyTorch's batch counters.
-fn read(args: &ConvertArgs) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+fn read(args: &ConvertArgs) -> Result<Named> {
     let context = || format!("reading {}", args.input.display());
     let tensors: Vec<(String, Tensor)> = if is_safetensors(args) {
         let map = candle_core::safetensors::load(&args.input, &Device::Cpu).with_context(context)?;
@@ -68,7 +67,7 @@ fn read(args: &ConvertArgs) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> 
         args.input.display()
     );
     let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
-    let mut found = BTreeMap::new();
+    let mut found = Named::new();
     for (name, tensor) in tensors {
         let name = name.strip_prefix("module.").map(str::to_string).unwrap_or(name);
         let name = rules.iter().fold(name, |name, (from, to)| name.replace(from, to));

@@ -68,7 +68,8 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let mut skipped = Vec::new();
     let (mut classes, mut logits) = (Vec::new(), Vec::new());
     for name in names {
-        (classes.clear(), logits.clear());
+        classes.clear();
+        logits.clear();
         match explain(name, &methods, &network, &args.layer, &input, &class, &mut classes, &mut logits) {
             Ok(outcome) => outcomes.push(outcome),
             Err(e) if all && outcomes.len() + skipped.len() + 1 < Methods::NAMES.len() => {

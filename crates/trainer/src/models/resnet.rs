@@ -10,7 +10,7 @@ pub fn build(name: &str, input: Shape, _: Shortcut) -> Option<Result<Graph>> {
 }
 
 fn resnet(depth: usize, input: Shape) -> Result<Graph> {
-    let fits = depth >= 8 && depth <= 2000 && (depth - 2) % 6 == 0;
+    let fits = (8..=2000).contains(&depth) && (depth - 2).is_multiple_of(6);
     ensure!(fits, "resnet{depth}: the depth must be 6 N + 2 (8, 14, 20, 32, 44, 56, 110, ...)");
     let mut g = Graph::new(input);
     let x = g.conv("conv1", Value(0), 16, 3, 1, 1);

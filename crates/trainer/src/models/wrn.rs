@@ -13,7 +13,7 @@ pub fn build(name: &str, input: Shape, shortcut: Shortcut) -> Option<Result<Grap
 
 fn wrn(depth: usize, width: usize, input: Shape, shortcut: Shortcut) -> Result<Graph> {
     ensure!(
-        depth >= 10 && (depth - 4) % 6 == 0,
+        depth >= 10 && (depth - 4).is_multiple_of(6),
         "wrn-{depth}-{width}: the depth must be 6 N + 4 (10, 16, 22, 28, 40, ...)"
     );
     ensure!(
