@@ -1,4 +1,6 @@
 //! The command line: what a user types. Every command answers `--help` with an example.
+// The comments below are the help that a user reads, not documentation pages.
+#![allow(rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links)]
 
 use std::io::Write;
 use std::path::PathBuf;

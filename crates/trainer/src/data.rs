@@ -123,7 +123,7 @@ impl Images {
 /// A data set as a command or a configuration names it.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// A name of [`NAMES`].
+    /// A name of [`LIST`].
     pub name: String,
     /// Its folder; `data/<name>` where none is given.
     pub dir: Option<PathBuf>,
