@@ -189,6 +189,13 @@ impl Golden {
     }
 }
 
+const CASES: [(DType, Engine, Allowed); 4] = [
+    (DType::F64, Engine::Kernels, F64),
+    (DType::F64, Engine::Ops, F64),
+    (DType::F32, Engine::Kernels, F32),
+    (DType::F32, Engine::Ops, F32),
+];
+
 /// What is allowed of a term's value, of a gradient and of the final weights, as a part of the largest value.
 struct Allowed {
     first: f64,
@@ -208,12 +215,7 @@ const F32: Allowed = Allowed { first: 1e-5, later: 5e-2, gradient: 1e-2, weights
 #[test]
 fn golden_training_trajectory() -> Result<()> {
     for path in files("train-") {
-        for (dtype, engine, allowed) in [
-            (DType::F64, Engine::Kernels, F64),
-            (DType::F64, Engine::Ops, F64),
-            (DType::F32, Engine::Kernels, F32),
-            (DType::F32, Engine::Ops, F32),
-        ] {
+        for (dtype, engine, allowed) in CASES {
             let mut g = Golden::open(&path, dtype, engine)?;
             let config = config(Distance::RawL2)?;
             let var = g.student.var().context("trained")?.clone();
@@ -267,12 +269,7 @@ fn golden_training_trajectory() -> Result<()> {
 #[test]
 fn golden_explanation_gradients() -> Result<()> {
     for path in files("train-") {
-        for (dtype, engine, allowed) in [
-            (DType::F64, Engine::Kernels, F64),
-            (DType::F64, Engine::Ops, F64),
-            (DType::F32, Engine::Kernels, F32),
-            (DType::F32, Engine::Ops, F32),
-        ] {
+        for (dtype, engine, allowed) in CASES {
             let g = Golden::open(&path, dtype, engine)?;
             let batch = batch(&g.images, &(0..32).collect::<Vec<_>>());
             for (prefix, distance) in [("", Distance::RawL2), ("at_l2.", Distance::AtL2), ("cosine.", Distance::Cosine)]

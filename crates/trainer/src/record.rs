@@ -67,7 +67,7 @@ impl Recorder {
         } else {
             ProgressDrawTarget::stderr_with_hz(4)
         });
-        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  ETA {eta}")?);
+        bar.set_style(ProgressStyle::with_template("{bar:16} {pos}/{len}  {msg}  ETA {eta}")?);
         bar.reset_eta();
         Ok(Recorder { metrics, events: Events::new(dir), bar, plain, last_line: Instant::now() })
     }
