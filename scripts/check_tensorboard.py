@@ -8,6 +8,7 @@ Needs: the package tensorboard (scripts/check-tensorboard.sh installs it).
 import json
 import math
 import pathlib
+import struct
 import sys
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,5 +30,8 @@ assert compared >= 20, f"only {compared} numbers found"
 images = events.Tags()["images"]
 assert images, "no pictures of maps"
 for tag in images:
-    assert events.Images(tag)[0].encoded_image_string.startswith(b"\x89PNG"), tag
+    png = events.Images(tag)[0].encoded_image_string
+    assert png.startswith(b"\x89PNG"), tag
+    size = struct.unpack(">II", png[16:24])
+    assert size == (640, 480), f"{tag} is {size}; four images over two rows of maps are 640 x 480"
 print(f"TensorBoard agrees on {compared} numbers and reads {len(images)} pictures: {', '.join(images)}")

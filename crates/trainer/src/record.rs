@@ -98,8 +98,8 @@ impl Recorder {
     /// A picture for TensorBoard.
     pub fn image(&mut self, tag: &str, picture: &RgbImage, step: usize) -> Result<()> {
         let (w, h) = picture.dimensions();
-        let planes: Vec<u8> = (0..3).flat_map(|c| picture.as_raw().iter().skip(c).step_by(3).copied()).collect();
-        self.events.tell(|e| e.add_image(tag, &planes, &[3, h as usize, w as usize], step))
+        // The library says "CHW", but takes interleaved pixels and the width first.
+        self.events.tell(|e| e.add_image(tag, picture.as_raw(), &[3, w as usize, h as usize], step))
     }
 
     /// Moves the bar; without a terminal, a line now and then.
