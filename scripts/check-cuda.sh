@@ -1,10 +1,10 @@
 #!/bin/sh
-# Type-checks the whole workspace with the feature `cuda` on a machine without a GPU: NVIDIA's compiler and headers come
+# Type-checks the workspace's libraries and program with the feature `cuda` on a machine without a GPU: NVIDIA's compiler and headers come
 # from PyPI into target/cuda, all of candle's kernels are compiled; only the final link would need a driver.
 #
 #   scripts/check-cuda.sh
 #
-# Needs: Python 3 with venv, about 2 GB of disk and ten minutes.
+# Needs: Python 3 with venv and some GB of disk.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cargo.sh
