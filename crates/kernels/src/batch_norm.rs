@@ -2,18 +2,18 @@
 //! affine map per channel and is applied by whoever reads the activation ([`crate::operand`]).
 
 use crate::operand::{Affine, load_channels, store_channels};
-use crate::simd::{Element, Isa, Kernel, Simd};
+use crate::simd::{Element, Isa, Kernel, Simd, Wide};
 
 /// Where a backward pass leaves BatchNorm's two sums of each image.
-pub struct NormSums<'a, E> {
+pub struct NormSums<'a, E: Element> {
     /// The BatchNorm's input, NHWC, whole batch.
     pub u: &'a [E],
     /// The BatchNorm (and ReLU) itself.
     pub affine: Affine<'a, E>,
     /// Mean it subtracts, (channels,).
-    pub mean: &'a [E],
+    pub mean: &'a [E::Wide],
     /// (n, 2, channels): sum of g' and of g' (u - mean).
-    pub out: &'a mut [E],
+    pub out: &'a mut [E::Wide],
 }
 
 /// Batch statistics of one BatchNorm.
@@ -27,10 +27,10 @@ pub struct Statistics {
     pub count: usize,
 }
 
-struct ImageStats<'a, E> {
+struct ImageStats<'a, E: Element> {
     image: &'a [E],
     channels: usize,
-    out: &'a mut [E],
+    out: &'a mut [E::Wide],
 }
 
 impl<E: Element> Kernel<E> for ImageStats<'_, E> {
@@ -54,22 +54,22 @@ impl<E: Element> Kernel<E> for ImageStats<'_, E> {
 }
 
 #[inline(always)]
-unsafe fn stats_of<S: Simd, const NV: usize>(image: &[S::E], channels: usize, c: usize, out: &mut [S::E]) {
+unsafe fn stats_of<S: Simd, const NV: usize>(image: &[S::E], channels: usize, c: usize, out: &mut [Wide<S>]) {
     let pixels = image.len() / channels;
     let (means, squares) = out.split_at_mut(channels);
     // SAFETY: every pixel holds `channels` elements and the NV vectors start below `channels`.
     unsafe {
         let load =
             |p: usize, v: usize| load_channels::<S>(image.as_ptr().add(p * channels), c + v * S::LANES, channels);
-        let mut sum = [S::splat(S::E::default()); NV];
+        let mut sum = [S::splat(Wide::<S>::default()); NV];
         for p in 0..pixels {
             for (v, sum) in sum.iter_mut().enumerate() {
                 *sum = S::add(*sum, load(p, v));
             }
         }
-        let scale = S::splat(S::E::of(1.0 / pixels as f64));
+        let scale = S::splat(Wide::<S>::of(1.0 / pixels as f64));
         let mean: [S::V; NV] = std::array::from_fn(|v| S::mul(sum[v], scale));
-        let mut square = [S::splat(S::E::default()); NV];
+        let mut square = [S::splat(Wide::<S>::default()); NV];
         for p in 0..pixels {
             for (v, square) in square.iter_mut().enumerate() {
                 let d = S::sub(load(p, v), mean[v]);
@@ -77,14 +77,14 @@ unsafe fn stats_of<S: Simd, const NV: usize>(image: &[S::E], channels: usize, c:
             }
         }
         for v in 0..NV {
-            store_channels::<S>(means.as_mut_ptr(), c + v * S::LANES, channels, mean[v]);
-            store_channels::<S>(squares.as_mut_ptr(), c + v * S::LANES, channels, square[v]);
+            store_channels::<S::W>(means.as_mut_ptr(), c + v * S::LANES, channels, mean[v]);
+            store_channels::<S::W>(squares.as_mut_ptr(), c + v * S::LANES, channels, square[v]);
         }
     }
 }
 
 /// Mean and sum of squared deviations of one image's channels into `out` (2, channels).
-pub fn image_stats<E: Element>(isa: Isa, image: &[E], channels: usize, out: &mut [E]) {
+pub fn image_stats<E: Element>(isa: Isa, image: &[E], channels: usize, out: &mut [E::Wide]) {
     assert!(channels > 0 && image.len().is_multiple_of(channels) && out.len() == 2 * channels);
     isa.run(ImageStats { image, channels, out });
 }
@@ -108,12 +108,12 @@ pub fn combine<E: Element>(per_image: &[E], channels: usize, pixels: usize) -> S
     Statistics { mean, var, count: n * pixels }
 }
 
-struct ImageSums<'a, E> {
+struct ImageSums<'a, E: Element> {
     g: &'a [E],
     u: &'a [E],
     affine: Affine<'a, E>,
-    mean: &'a [E],
-    out: &'a mut [E],
+    mean: &'a [E::Wide],
+    out: &'a mut [E::Wide],
 }
 
 impl<E: Element> Kernel<E> for ImageSums<'_, E> {
@@ -142,20 +142,21 @@ unsafe fn sums_of<S: Simd, const NV: usize>(
     g: &[S::E],
     u: &[S::E],
     affine: Affine<'_, S::E>,
-    mean: &[S::E],
+    mean: &[Wide<S>],
     c: usize,
-    out: &mut [S::E],
+    out: &mut [Wide<S>],
 ) {
     let channels = mean.len();
     let (sums, products) = out.split_at_mut(channels);
     // SAFETY: every pixel holds `channels` elements and the NV vectors start below `channels`.
     unsafe {
         let load = |p: *const S::E, v: usize| load_channels::<S>(p, c + v * S::LANES, channels);
-        let scale: [S::V; NV] = std::array::from_fn(|v| load(affine.scale.as_ptr(), v));
-        let shift: [S::V; NV] = std::array::from_fn(|v| load(affine.shift.as_ptr(), v));
-        let mean: [S::V; NV] = std::array::from_fn(|v| load(mean.as_ptr(), v));
-        let mut sum = [S::splat(S::E::default()); NV];
-        let mut product = [S::splat(S::E::default()); NV];
+        let wide = |p: &[Wide<S>]| -> [S::V; NV] {
+            std::array::from_fn(|v| load_channels::<S::W>(p.as_ptr(), c + v * S::LANES, channels))
+        };
+        let (scale, shift, mean) = (wide(affine.scale), wide(affine.shift), wide(mean));
+        let mut sum = [S::splat(Wide::<S>::default()); NV];
+        let mut product = [S::splat(Wide::<S>::default()); NV];
         for at in (0..g.len()).step_by(channels) {
             for v in 0..NV {
                 let (mut g, u) = (load(g.as_ptr().add(at), v), load(u.as_ptr().add(at), v));
@@ -167,14 +168,14 @@ unsafe fn sums_of<S: Simd, const NV: usize>(
             }
         }
         for v in 0..NV {
-            store_channels::<S>(sums.as_mut_ptr(), c + v * S::LANES, channels, sum[v]);
-            store_channels::<S>(products.as_mut_ptr(), c + v * S::LANES, channels, product[v]);
+            store_channels::<S::W>(sums.as_mut_ptr(), c + v * S::LANES, channels, sum[v]);
+            store_channels::<S::W>(products.as_mut_ptr(), c + v * S::LANES, channels, product[v]);
         }
     }
 }
 
 /// Sums of g' and of g' (u - mean) over one image's pixels into `out` (2, channels).
-pub fn image_sums<E: Element>(isa: Isa, g: &[E], u: &[E], affine: Affine<'_, E>, mean: &[E], out: &mut [E]) {
+pub fn image_sums<E: Element>(isa: Isa, g: &[E], u: &[E], affine: Affine<'_, E>, mean: &[E::Wide], out: &mut [E::Wide]) {
     let channels = mean.len();
     assert!(channels > 0 && g.len().is_multiple_of(channels) && g.len() == u.len() && out.len() == 2 * channels);
     isa.run(ImageSums { g, u, affine, mean, out });

@@ -5,9 +5,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::batch_norm::{self, NormSums};
+use crate::gemm::padded;
 use crate::operand::{Gradient, Input};
 use crate::runtime::Runtime;
-use crate::simd::{Element, Kernel, Simd};
+use crate::simd::{Element, Isa, Kernel, Simd};
 use crate::{im2col, winograd};
 
 /// Partial sums of a weight gradient: fixed, so that the order of the sum does not depend on the threads.
@@ -70,35 +71,65 @@ impl ConvShape {
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// F(2x2, 3x3), only for 3x3, stride 1, padding 1.
+    /// F(4x4, 3x3), only for 3x3, stride 1, padding 1.
     Winograd,
     /// Patches times weights, for every shape.
     Im2col,
 }
 
-/// A weight rearranged for both directions; made anew whenever the weight changes.
-#[derive(Clone, Debug, Default)]
-pub struct Packed<E> {
+/// A weight as the matrix products of both directions read it.
+#[derive(Clone, Debug)]
+pub struct Sides<T> {
     /// For the output.
-    pub forward: Vec<E>,
-    /// For the input's gradient.
-    pub backward: Vec<E>,
+    pub forward: Vec<T>,
+    /// For the input's gradient; empty where none is wanted.
+    pub backward: Vec<T>,
+}
+
+/// A weight rearranged for an algorithm; made anew whenever the weight changes.
+#[derive(Clone, Debug)]
+pub enum Packed<E: Element> {
+    /// Transformed.
+    Winograd(Sides<E>),
+    /// As it is.
+    Im2col(Sides<E::Wide>),
 }
 
 impl<E: Element> Packed<E> {
-    /// Packs `weight` (c_out, c_in, k, k) for `algorithm`.
-    pub fn new(shape: &ConvShape, algorithm: Algorithm, weight: &[E]) -> Self {
-        let mut packed = Packed { forward: Vec::new(), backward: Vec::new() };
+    /// Packs `weight` (c_out, c_in, k, k) for `algorithm`; for [`backward`] too only if asked to.
+    pub fn new(isa: Isa, shape: &ConvShape, algorithm: Algorithm, weight: &[E::Wide], backward: bool) -> Self {
         match algorithm {
-            Algorithm::Winograd => winograd::pack(shape, weight, &mut packed),
-            Algorithm::Im2col => im2col::pack(shape, weight, &mut packed),
+            Algorithm::Winograd => Packed::Winograd(winograd::pack(isa, shape, weight, backward)),
+            Algorithm::Im2col => Packed::Im2col(im2col::pack(shape, weight, backward)),
         }
-        packed
+    }
+    fn images_per_chunk(&self, s: &ConvShape) -> usize {
+        match self {
+            Packed::Winograd(_) => winograd::images_per_chunk(s),
+            Packed::Im2col(_) => 1,
+        }
     }
 }
 
-/// One forward task.
-pub struct Forward<'a, E> {
+/// Lengths of a task's scratch memory.
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchLen {
+    /// Operands of matrix products.
+    pub stored: usize,
+    /// Everything else.
+    pub wide: usize,
+}
+
+/// A task's scratch memory; its content is arbitrary.
+pub struct Scratch<'a, E: Element> {
+    /// Operands of matrix products.
+    pub stored: &'a mut [E],
+    /// Everything else.
+    pub wide: &'a mut [E::Wide],
+}
+
+/// One forward task; `P` is what its weights are packed in.
+pub struct Forward<'a, E: Element, P = E> {
     /// Sizes.
     pub shape: &'a ConvShape,
     /// The images of this task, indices into the whole activation.
@@ -106,17 +137,17 @@ pub struct Forward<'a, E> {
     /// The whole batch's input.
     pub input: Input<'a, E>,
     /// Packed weight.
-    pub packed: &'a Packed<E>,
+    pub packed: &'a Sides<P>,
     /// The whole batch's residual, added to the output.
     pub residual: Option<&'a [E]>,
     /// The output of this task's images only.
     pub out: &'a mut [E],
-    /// Scratch memory of the algorithm's own size; its content is arbitrary.
-    pub scratch: &'a mut [E],
+    /// Scratch of the algorithm's own size.
+    pub scratch: Scratch<'a, E>,
 }
 
-/// One backward task.
-pub struct Backward<'a, E> {
+/// One backward task; `P` is what its weights are packed in.
+pub struct Backward<'a, E: Element, P = E> {
     /// Sizes.
     pub shape: &'a ConvShape,
     /// The images of this task, indices into the whole activation.
@@ -126,77 +157,76 @@ pub struct Backward<'a, E> {
     /// The whole batch's output gradient.
     pub gradient: Gradient<'a, E>,
     /// Packed weight.
-    pub packed: &'a Packed<E>,
+    pub packed: &'a Sides<P>,
     /// The input gradient of this task's images only, and whether to add to it.
     pub dx: Option<(&'a mut [E], bool)>,
     /// Weight gradient in the algorithm's own layout; added to.
-    pub dw: &'a mut [E],
-    /// Scratch memory of the algorithm's own size; its content is arbitrary.
-    pub scratch: &'a mut [E],
+    pub dw: &'a mut [E::Wide],
+    /// Scratch of the algorithm's own size.
+    pub scratch: Scratch<'a, E>,
 }
 
-struct Run<T>(Algorithm, T);
+enum RunForward<'a, E: Element> {
+    Winograd(Forward<'a, E>),
+    Im2col(Forward<'a, E, E::Wide>),
+}
 
-impl<E: Element> Kernel<E> for Run<Forward<'_, E>> {
+impl<E: Element> Kernel<E> for RunForward<'_, E> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         // SAFETY: `Element::run` checked the instruction set; `forward` below sizes the buffers.
         unsafe {
-            match self.0 {
-                Algorithm::Winograd => winograd::forward::<S>(self.1),
-                Algorithm::Im2col => im2col::forward::<S>(self.1),
+            match self {
+                RunForward::Winograd(task) => winograd::forward::<S>(task),
+                RunForward::Im2col(task) => im2col::forward::<S>(task),
             }
         }
     }
 }
 
-impl<E: Element> Kernel<E> for Run<Backward<'_, E>> {
+enum RunBackward<'a, E: Element> {
+    Winograd(Backward<'a, E>),
+    Im2col(Backward<'a, E, E::Wide>),
+}
+
+impl<E: Element> Kernel<E> for RunBackward<'_, E> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         // SAFETY: as above.
         unsafe {
-            match self.0 {
-                Algorithm::Winograd => winograd::backward::<S>(self.1),
-                Algorithm::Im2col => im2col::backward::<S>(self.1),
+            match self {
+                RunBackward::Winograd(task) => winograd::backward::<S>(task),
+                RunBackward::Im2col(task) => im2col::backward::<S>(task),
             }
         }
     }
 }
 
-fn images_per_chunk(s: &ConvShape, algorithm: Algorithm) -> usize {
-    match algorithm {
-        Algorithm::Winograd => winograd::images_per_chunk(s),
-        Algorithm::Im2col => 1,
-    }
-}
-
 /// `out = conv(input) [+ residual]` for `n` images. With `stats`, each image's mean and sum of squared
 /// deviations per channel, (n, 2, c_out), are taken while the image is in the cache.
-#[allow(clippy::too_many_arguments)]
 pub fn forward<E: Element>(
     runtime: &Runtime<E>,
     shape: &ConvShape,
-    algorithm: Algorithm,
     input: Input<'_, E>,
     packed: &Packed<E>,
     residual: Option<&[E]>,
     out: &mut [E],
-    stats: Option<&mut [E]>,
+    stats: Option<&mut [E::Wide]>,
 ) {
     let n = out.len() / shape.output_len();
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
-    let per_task = images_per_chunk(shape, algorithm);
-    let len = match algorithm {
-        Algorithm::Winograd => winograd::forward_scratch(shape, per_task),
-        Algorithm::Im2col => im2col::forward_scratch(shape),
+    let per_task = packed.images_per_chunk(shape);
+    let len = match packed {
+        Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),
+        Packed::Im2col(_) => im2col::forward_scratch(shape),
     };
     let mut none = Vec::new();
     let (stats, stat_len) = match stats {
         Some(s) => (s, 2 * shape.c_out),
         None => {
-            none.resize(n, E::default());
+            none.resize(n, E::Wide::default());
             (none.as_mut_slice(), 1)
         }
     };
@@ -205,10 +235,18 @@ pub fn forward<E: Element>(
         .enumerate()
         .for_each(|(task, (out, stats))| {
             let images = task * per_task..(task * per_task + out.len() / shape.output_len());
-            let mut scratch = runtime.take(len);
-            let forward = Forward { shape, images, input, packed, residual, out, scratch: &mut scratch };
-            runtime.isa.run(Run(algorithm, forward));
-            runtime.give(scratch);
+            let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
+            let scratch = Scratch { stored: &mut stored, wide: &mut wide };
+            runtime.isa.run(match packed {
+                Packed::Winograd(packed) => RunForward::Winograd(Forward {
+                    shape, images, input, packed, residual, out: &mut *out, scratch
+                }),
+                Packed::Im2col(packed) => RunForward::Im2col(Forward {
+                    shape, images, input, packed, residual, out: &mut *out, scratch
+                }),
+            });
+            runtime.give(stored);
+            runtime.give_wide(wide);
             if stat_len > 1 {
                 for (image, stats) in out.chunks_exact(shape.output_len()).zip(stats.chunks_exact_mut(2 * shape.c_out))
                 {
@@ -225,20 +263,20 @@ pub fn forward<E: Element>(
 pub fn backward<E: Element>(
     runtime: &Runtime<E>,
     shape: &ConvShape,
-    algorithm: Algorithm,
     input: Input<'_, E>,
     gradient: Gradient<'_, E>,
     packed: &Packed<E>,
     dx: Option<(&mut [E], bool)>,
-    dw: &mut [E],
+    dw: &mut [E::Wide],
     sums: Option<NormSums<'_, E>>,
 ) {
     let n = input.u.len() / shape.input_len();
-    let per_task = images_per_chunk(shape, algorithm);
-    let (scratch_len, gradient_len) = match algorithm {
-        Algorithm::Winograd => (winograd::backward_scratch(shape, per_task), winograd::gradient_len(shape)),
-        Algorithm::Im2col => (im2col::backward_scratch(shape), im2col::gradient_len(shape)),
+    let per_task = packed.images_per_chunk(shape);
+    let (scratch_len, accumulator_len) = match packed {
+        Packed::Winograd(_) => (winograd::backward_scratch(shape, per_task), winograd::accumulator_len(shape)),
+        Packed::Im2col(_) => (im2col::backward_scratch(shape), im2col::accumulator_len(shape)),
     };
+    let gradient_len = shape.k * shape.k * shape.c_in * padded(shape.c_out);
     let chunks = n.div_ceil(per_task);
     let per_group = chunks.div_ceil(GROUPS).max(1) * per_task;
     let groups = n.div_ceil(per_group);
@@ -252,53 +290,56 @@ pub fn backward<E: Element>(
         Some(s) => (Some((s.u, s.affine, s.mean)), s.out),
         None => (None, &mut [][..]),
     };
-    let mut no_sums = vec![E::default(); if norm.is_some() { 0 } else { n }];
+    let mut no_sums = vec![E::Wide::default(); if norm.is_some() { 0 } else { n }];
     let (sum_out, sum_len) = if norm.is_some() { (sum_out, 2 * shape.c_in) } else { (no_sums.as_mut_slice(), 1) };
 
-    let mut partial = runtime.take(groups * gradient_len);
+    let mut partial = runtime.take_wide(groups * gradient_len);
     partial
         .par_chunks_mut(gradient_len)
         .zip(dx.par_chunks_mut(per_group * dx_len))
         .zip(sum_out.par_chunks_mut(per_group * sum_len))
         .enumerate()
         .for_each(|(group, ((partial, dx), sum_out))| {
-            partial.fill(E::default());
-            let mut scratch = runtime.take(scratch_len);
+            let mut dw = runtime.take_wide(accumulator_len);
+            dw.fill(E::Wide::default());
+            let (mut stored, mut wide) = (runtime.take(scratch_len.stored), runtime.take_wide(scratch_len.wide));
             let mut start = group * per_group;
             let chunks = dx.chunks_mut(per_task * dx_len).zip(sum_out.chunks_mut(per_task * sum_len));
             for (dx, sum_out) in chunks {
                 let images = start..start + dx.len() / dx_len;
                 start = images.end;
-                let task = Backward {
-                    shape,
-                    images: images.clone(),
-                    input,
-                    gradient,
-                    packed,
-                    dx: wants_dx.then_some((&mut *dx, accumulate)),
-                    dw: partial,
-                    scratch: &mut scratch,
-                };
-                runtime.isa.run(Run(algorithm, task));
+                let of = images.clone();
+                let wanted = wants_dx.then_some((&mut *dx, accumulate));
+                let (dw, scratch) = (&mut *dw, Scratch { stored: &mut stored, wide: &mut wide });
+                runtime.isa.run(match packed {
+                    Packed::Winograd(packed) => RunBackward::Winograd(Backward {
+                        shape, images, input, gradient, packed, dx: wanted, dw, scratch
+                    }),
+                    Packed::Im2col(packed) => RunBackward::Im2col(Backward {
+                        shape, images, input, gradient, packed, dx: wanted, dw, scratch
+                    }),
+                });
                 if let Some((u, affine, mean)) = norm {
                     let len = shape.input_len();
-                    for ((image, dx), out) in
-                        images.zip(dx.chunks_exact(len)).zip(sum_out.chunks_exact_mut(2 * shape.c_in))
+                    for ((image, dx), out) in of.zip(dx.chunks_exact(len)).zip(sum_out.chunks_exact_mut(2 * shape.c_in))
                     {
                         batch_norm::image_sums(runtime.isa, dx, &u[image * len..][..len], affine, mean, out);
                     }
                 }
             }
-            runtime.give(scratch);
+            match packed {
+                Packed::Winograd(_) => winograd::fold(runtime.isa, shape, &dw, partial),
+                Packed::Im2col(_) => im2col::fold(shape, &dw, partial),
+            }
+            runtime.give(stored);
+            runtime.give_wide(wide);
+            runtime.give_wide(dw);
         });
-    let mut total = runtime.take(gradient_len);
+    let mut total = runtime.take_wide(gradient_len);
     sum_groups(&partial, &mut total);
-    runtime.give(partial);
-    match algorithm {
-        Algorithm::Winograd => winograd::unpack(shape, &total, dw),
-        Algorithm::Im2col => im2col::unpack(shape, &total, dw),
-    }
-    runtime.give(total);
+    runtime.give_wide(partial);
+    unpack(shape, &total, dw);
+    runtime.give_wide(total);
 }
 
 /// `total[i] = sum over groups, in order, of partial[group][i]`.
@@ -310,6 +351,18 @@ fn sum_groups<E: Element>(partial: &[E], total: &mut [E]) {
         for group in partial.chunks_exact(len) {
             for (t, p) in total.iter_mut().zip(&group[block * BLOCK..]) {
                 *t += *p;
+            }
+        }
+    });
+}
+
+/// From (k, k, c_in, padded c_out) into PyTorch's (c_out, c_in, k, k).
+fn unpack<W: Element>(s: &ConvShape, from: &[W], dw: &mut [W]) {
+    let (taps, ld) = (s.k * s.k, padded(s.c_out));
+    dw.par_chunks_mut(s.c_in * taps).enumerate().for_each(|(o, dw)| {
+        for (i, dw) in dw.chunks_exact_mut(taps).enumerate() {
+            for (tap, dw) in dw.iter_mut().enumerate() {
+                *dw = from[(tap * s.c_in + i) * ld + o];
             }
         }
     });

@@ -13,34 +13,36 @@ use crate::operand::{Affine, Input};
 use crate::plan::Plan;
 use crate::pointwise;
 use crate::pool;
-use crate::runtime::Runtime;
+use crate::runtime::{Aligned, Runtime};
 use crate::simd::Element;
 
 /// A buffer that goes back to its runtime when the last reader is gone.
 #[derive(Debug)]
 pub struct Buffer<E: Element> {
-    data: Vec<E>,
+    data: Option<Aligned<E>>,
     runtime: Arc<Runtime<E>>,
 }
 
 impl<E: Element> Buffer<E> {
     /// A buffer with arbitrary content.
     pub fn take(runtime: &Arc<Runtime<E>>, len: usize) -> Self {
-        Buffer { data: runtime.take(len), runtime: runtime.clone() }
+        Buffer { data: Some(runtime.take(len)), runtime: runtime.clone() }
     }
     /// Its elements.
     pub fn as_slice(&self) -> &[E] {
-        &self.data
+        self.data.as_deref().unwrap_or_default()
     }
     /// Its elements, to write.
     pub fn as_mut_slice(&mut self) -> &mut [E] {
-        &mut self.data
+        self.data.as_deref_mut().unwrap_or_default()
     }
 }
 
 impl<E: Element> Drop for Buffer<E> {
     fn drop(&mut self) {
-        self.runtime.give(std::mem::take(&mut self.data));
+        if let Some(data) = self.data.take() {
+            self.runtime.give(data);
+        }
     }
 }
 
@@ -55,11 +57,11 @@ pub enum Mode {
 
 /// BatchNorm as it was applied in a forward pass.
 #[derive(Debug)]
-struct Norm<E> {
-    mean: Vec<E>,
+struct Norm<E: Element> {
+    mean: Vec<E::Wide>,
     inv_std: Vec<f64>,
-    scale: Vec<E>,
-    shift: Vec<E>,
+    scale: Vec<E::Wide>,
+    shift: Vec<E::Wide>,
     relu: bool,
     mode: Mode,
 }
@@ -110,7 +112,7 @@ impl<E: Element> Executor<E> {
         &self,
         input: Buffer<E>,
         n: usize,
-        parameters: &[E],
+        parameters: &[E::Wide],
         running: &[f32],
         mode: Mode,
         record: bool,
@@ -121,10 +123,10 @@ impl<E: Element> Executor<E> {
             n,
             values: (0..=count).map(|_| None).collect(),
             norms: (0..count).map(|_| None).collect(),
-            packed: self.pack(parameters),
+            packed: self.pack(parameters, record),
             winners: (0..count).map(|_| None).collect(),
         };
-        let mut per_image: Vec<Option<Vec<E>>> = vec![None; count + 1];
+        let mut per_image: Vec<Option<Vec<E::Wide>>> = vec![None; count + 1];
         let mut statistics = Vec::new();
         saved.values[0] = Some(Arc::new(input));
         for (i, node) in graph.nodes.iter().enumerate() {
@@ -137,11 +139,10 @@ impl<E: Element> Executor<E> {
                     };
                     let mut out = Buffer::take(&self.runtime, n * shape.output_len());
                     let wants_stats = mode == Mode::Train && plan.normalised[target.0];
-                    let mut stats = wants_stats.then(|| vec![E::default(); n * 2 * shape.c_out]);
+                    let mut stats = wants_stats.then(|| vec![E::Wide::default(); n * 2 * shape.c_out]);
                     conv::forward(
                         &self.runtime,
                         &shape,
-                        shape.algorithm(),
                         saved.input(graph, plan, node.inputs()[0]),
                         saved.packed(i),
                         residual.map(|v| saved.value(v)),
@@ -209,19 +210,19 @@ impl<E: Element> Executor<E> {
         Output { value, statistics, saved: record.then_some(saved) }
     }
 
-    fn pack(&self, parameters: &[E]) -> Vec<Option<Packed<E>>> {
+    fn pack(&self, parameters: &[E::Wide], backward: bool) -> Vec<Option<Packed<E>>> {
         let one = |node: &Node| match node {
             Node::Conv { shape, weight, .. } => {
                 let weight = &parameters[*weight..weight + shape.weight_len()];
-                Some(Packed::new(shape, shape.algorithm(), weight))
+                Some(Packed::new(self.runtime.isa, shape, shape.algorithm(), weight, backward))
             }
             _ => None,
         };
         self.graph.nodes.par_iter().map(one).collect()
     }
 
-    fn image_stats(&self, u: &[E], channels: usize, len: usize) -> Vec<E> {
-        let mut out = vec![E::default(); u.len() / len * 2 * channels];
+    fn image_stats(&self, u: &[E], channels: usize, len: usize) -> Vec<E::Wide> {
+        let mut out = vec![E::Wide::default(); u.len() / len * 2 * channels];
         out.par_chunks_mut(2 * channels)
             .zip(u.par_chunks(len))
             .for_each(|(out, image)| batch_norm::image_stats(self.runtime.isa, image, channels, out));
@@ -252,15 +253,15 @@ impl<E: Element> Saved<E> {
     }
 }
 
-fn norm<E: Element>(stats: &Statistics, gamma_beta: &[E], relu: bool, mode: Mode) -> Norm<E> {
+fn norm<E: Element>(stats: &Statistics, gamma_beta: &[E::Wide], relu: bool, mode: Mode) -> Norm<E> {
     let c = stats.mean.len();
     let inv_std: Vec<f64> = stats.var.iter().map(|v| 1.0 / (v + EPS).sqrt()).collect();
     let scale: Vec<f64> = (0..c).map(|i| gamma_beta[i].f64() * inv_std[i]).collect();
-    let shift = (0..c).map(|i| E::of(gamma_beta[c + i].f64() - scale[i] * stats.mean[i])).collect();
+    let shift = (0..c).map(|i| E::Wide::of(gamma_beta[c + i].f64() - scale[i] * stats.mean[i])).collect();
     Norm {
-        mean: stats.mean.iter().map(|m| E::of(*m)).collect(),
+        mean: stats.mean.iter().map(|m| E::Wide::of(*m)).collect(),
         inv_std,
-        scale: scale.into_iter().map(E::of).collect(),
+        scale: scale.into_iter().map(E::Wide::of).collect(),
         shift,
         relu,
         mode,

@@ -1,10 +1,13 @@
 //! The one matrix product under every convolution: `C (m, n) = [C +] A (m, k) B (k, n)`.
 //!
+//! A step of the sum takes `DEPTH` elements of k at once: one in f32 and f64, two in bf16, which lie side by
+//! side in both operands. All distances are counted in stored elements; `C` is always wide.
+//!
 //! Single-threaded: the callers split their work over images, which needs no synchronisation and
 //! leaves the order of every sum fixed. Each element of `C` is summed over `k` in order, so a row's
 //! bits do not depend on how many rows it is computed with.
 
-use crate::simd::Simd;
+use crate::simd::{Element, Simd, Wide};
 
 /// Columns a strip: channels are padded to a multiple of this in all scratch matrices, so that no
 /// product has a ragged edge.
@@ -22,37 +25,42 @@ pub const fn leading(channels: usize) -> usize {
     if p >= 64 && p.is_multiple_of(32) { p + STRIP } else { p }
 }
 
-/// The left matrix: element (i, p) lies at `data[i * row + p * col]`.
+/// Steps of a sum over `k` elements.
+pub const fn steps<E: Element>(k: usize) -> usize {
+    k.div_ceil(E::DEPTH)
+}
+
+/// The left matrix: step p of row i lies at `data[i * row + p * col]`.
 #[derive(Clone, Copy)]
 pub struct Lhs<E> {
     /// First element.
     pub data: *const E,
     /// Distance of two rows.
     pub row: usize,
-    /// Distance of two columns.
+    /// Distance of two steps.
     pub col: usize,
 }
 
-/// The right matrix, in strips of [`STRIP`] columns: element (p, j) lies at
-/// `data[j / STRIP * strip + p * row + j % STRIP]`.
+/// The right matrix, in strips of [`STRIP`] columns: step p of column j lies at
+/// `data[j / STRIP * strip + p * row + j % STRIP * DEPTH]`.
 #[derive(Clone, Copy)]
 pub struct Rhs<E> {
     /// First element.
     pub data: *const E,
-    /// Distance of two rows.
+    /// Distance of two steps.
     pub row: usize,
     /// Distance of two strips.
     pub strip: usize,
 }
 
-impl<E> Rhs<E> {
-    /// A row-major matrix with rows of `row` elements.
+impl<E: Element> Rhs<E> {
+    /// A row-major matrix with steps of `row` columns.
     pub fn rows(data: *const E, row: usize) -> Self {
-        Rhs { data, row, strip: STRIP }
+        Rhs { data, row: row * E::DEPTH, strip: STRIP * E::DEPTH }
     }
-    /// A packed matrix of `k` rows: one strip after the other.
-    pub fn packed(data: *const E, k: usize) -> Self {
-        Rhs { data, row: STRIP, strip: STRIP * k }
+    /// A packed matrix: one strip of all `steps` after the other.
+    pub fn packed(data: *const E, steps: usize) -> Self {
+        Rhs { data, row: STRIP * E::DEPTH, strip: STRIP * E::DEPTH * steps }
     }
 }
 
@@ -67,12 +75,12 @@ pub struct Out<E> {
     pub accumulate: bool,
 }
 
-/// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, p < k.
+/// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, over `k` steps p.
 ///
 /// # Safety
 /// `n` is a multiple of [`STRIP`]; the matrices are valid for these sizes and `c` does not overlap the others.
 #[inline(always)]
-pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<S::E>, b: Rhs<S::E>, c: Out<S::E>) {
+pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<S::E>, b: Rhs<S::E>, c: Out<Wide<S>>) {
     debug_assert!(n.is_multiple_of(STRIP));
     let mut j = 0;
     while j < n {
@@ -98,7 +106,7 @@ unsafe fn rows<S: Simd, const NV: usize>(
     k: usize,
     a: Lhs<S::E>,
     b: Rhs<S::E>,
-    c: Out<S::E>,
+    c: Out<Wide<S>>,
 ) -> usize {
     // SAFETY: the caller's contract.
     unsafe {
@@ -120,36 +128,36 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
     k: usize,
     a: Lhs<S::E>,
     b: Rhs<S::E>,
-    c: Out<S::E>,
+    c: Out<Wide<S>>,
 ) -> usize {
     // SAFETY: the caller's contract; every index stays within (MR, k), (k, NV vectors), (MR, NV vectors).
     unsafe {
-        let mut acc = [[S::splat(S::E::default()); NV]; MR];
+        let mut acc = [[S::splat(Wide::<S>::default()); NV]; MR];
         if c.accumulate {
             for (i, row) in acc.iter_mut().enumerate() {
                 for (v, x) in row.iter_mut().enumerate() {
-                    *x = S::load(c.data.add(i * c.row + v * S::LANES));
+                    *x = S::W::load(c.data.add(i * c.row + v * S::LANES));
                 }
             }
         }
         let columns: [*const S::E; NV] = std::array::from_fn(|v| {
             let j = j + v * S::LANES;
-            b.data.add(j / STRIP * b.strip + j % STRIP)
+            b.data.add(j / STRIP * b.strip + j % STRIP * S::E::DEPTH)
         });
         let mut ap = a.data;
         for p in 0..k {
-            let bv: [S::V; NV] = std::array::from_fn(|v| S::load(columns[v].add(p * b.row)));
+            let bv: [S::B; NV] = std::array::from_fn(|v| S::load_operand(columns[v].add(p * b.row)));
             for (i, row) in acc.iter_mut().enumerate() {
-                let x = S::splat(*ap.add(i * a.row));
+                let x = S::splat_operand(ap.add(i * a.row));
                 for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = S::fma(x, bv[v], *sum);
+                    *sum = S::product(x, bv[v], *sum);
                 }
             }
             ap = ap.wrapping_add(a.col);
         }
         for (i, row) in acc.iter().enumerate() {
             for (v, x) in row.iter().enumerate() {
-                S::store(c.data.add(i * c.row + v * S::LANES), *x);
+                S::W::store(c.data.add(i * c.row + v * S::LANES), *x);
             }
         }
         MR

@@ -1,10 +1,10 @@
 //! Convolution of any kernel size, stride and padding as a matrix product: the patches of a block of
 //! output pixels become the rows of a matrix (im2col), whose product with the weights is the output.
 
-use crate::conv::{Backward, ConvShape, Forward, Packed};
+use crate::conv::{Backward, ConvShape, Forward, Scratch, ScratchLen, Sides};
 use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, leading, padded};
 use crate::operand::{GradientReader, InputReader, copy_padded, crop_padded, load_channels, store_channels};
-use crate::simd::{Element, Simd};
+use crate::simd::{Element, Simd, Wide};
 
 /// Output pixels a block.
 const PIXELS: usize = 96;
@@ -29,28 +29,31 @@ fn padded_len(s: &ConvShape) -> usize {
     h * w * c
 }
 
-/// The weights as a (patch, c_out) matrix, packed, and its transpose, packed.
-pub fn pack<E: Element>(s: &ConvShape, weight: &[E], packed: &mut Packed<E>) {
+/// The weights as a (patch, c_out) matrix, packed, and, if asked for, its transpose, packed.
+pub fn pack<W: Element>(s: &ConvShape, weight: &[W], backward: bool) -> Sides<W> {
     let (ci, co, k) = (s.c_in, s.c_out, patch(s));
-    packed.forward.clear();
-    packed.forward.resize(padded(co) * k, E::default());
-    packed.backward.clear();
-    packed.backward.resize(padded(k) * co, E::default());
+    let mut packed = Sides {
+        forward: vec![W::default(); padded(co) * k],
+        backward: vec![W::default(); if backward { padded(k) * co } else { 0 }],
+    };
     for o in 0..co {
         for i in 0..ci {
             for tap in 0..s.k * s.k {
                 let w = weight[(o * ci + i) * s.k * s.k + tap];
                 let p = tap * padded_in(s) + i;
                 packed.forward[(o / STRIP * k + p) * STRIP + o % STRIP] = w;
-                packed.backward[(p / STRIP * co + o) * STRIP + p % STRIP] = w;
+                if backward {
+                    packed.backward[(p / STRIP * co + o) * STRIP + p % STRIP] = w;
+                }
             }
         }
     }
+    packed
 }
 
 /// Scratch elements that [`forward`] needs: one padded image, the patches and the products of a block.
-pub fn forward_scratch(s: &ConvShape) -> usize {
-    padded_len(s) + PIXELS * (leading(patch(s)) + leading(s.c_out)) + 2 * STRIP
+pub fn forward_scratch(s: &ConvShape) -> ScratchLen {
+    ScratchLen { stored: 0, wide: padded_len(s) + PIXELS * (leading(patch(s)) + leading(s.c_out)) + 2 * STRIP }
 }
 
 /// Convolves the images of one chunk.
@@ -58,8 +61,8 @@ pub fn forward_scratch(s: &ConvShape) -> usize {
 /// # Safety
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
-pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
-    let Forward { shape: s, images, input, packed, residual, out, scratch } = task;
+pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E, Wide<S>>) {
+    let Forward { shape: s, images, input, packed, residual, out, scratch: Scratch { wide: scratch, .. } } = task;
     let (k, ldk, ldo) = (patch(s), leading(patch(s)), leading(s.c_out));
     let (pad, rest) = scratch.split_at_mut(padded_len(s));
     let (products, patches) = rest.split_at_mut(PIXELS * ldo);
@@ -73,8 +76,8 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
             let mut first = 0;
             while first < pixels {
                 let count = PIXELS.min(pixels - first);
-                gather_patches::<S>(s, pad, first, count, patches, ldk);
-                gemm::<S>(
+                gather_patches::<S::W>(s, pad, first, count, patches, ldk);
+                gemm::<S::W>(
                     count,
                     padded(s.c_out),
                     k,
@@ -87,7 +90,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                     let at = (local * pixels + first + i) * s.c_out;
                     let mut c = 0;
                     while c < s.c_out {
-                        let mut v = S::load(from.add(c));
+                        let mut v = S::W::load(from.add(c));
                         if let Some(r) = residual {
                             let r = r.as_ptr().add((image * pixels + first + i) * s.c_out);
                             v = S::add(v, load_channels::<S>(r, c, s.c_out));
@@ -138,12 +141,12 @@ unsafe fn gather_patches<S: Simd>(
 }
 
 /// Scratch elements that [`backward`] needs.
-pub fn backward_scratch(s: &ConvShape) -> usize {
-    2 * padded_len(s) + PIXELS * (leading(patch(s)) + leading(s.c_out)) + 2 * STRIP
+pub fn backward_scratch(s: &ConvShape) -> ScratchLen {
+    ScratchLen { stored: 0, wide: 2 * padded_len(s) + PIXELS * (leading(patch(s)) + leading(s.c_out)) + 2 * STRIP }
 }
 
 /// Length of the gradient that a group of chunks accumulates: (patch, padded c_out).
-pub fn gradient_len(s: &ConvShape) -> usize {
+pub fn accumulator_len(s: &ConvShape) -> usize {
     patch(s) * padded(s.c_out)
 }
 
@@ -152,8 +155,8 @@ pub fn gradient_len(s: &ConvShape) -> usize {
 /// # Safety
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
-pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
-    let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
+pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E, Wide<S>>) {
+    let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch: Scratch { wide: scratch, .. } } = task;
     let (k, ldk, ldo) = (patch(s), leading(patch(s)), leading(s.c_out));
     let (pad, rest) = scratch.split_at_mut(padded_len(s));
     let (dpad, rest) = rest.split_at_mut(padded_len(s));
@@ -166,20 +169,20 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
         unsafe {
             let at = image * s.h * s.w * s.c_in;
             copy_padded::<S>(&x, at, (s.h, s.w, s.c_in), pad, padded_shape(s), (s.padding, s.padding));
-            dpad.fill(S::E::default());
+            dpad.fill(Wide::<S>::default());
             let mut first = 0;
             while first < pixels {
                 let count = PIXELS.min(pixels - first);
-                gather_patches::<S>(s, pad, first, count, patches, ldk);
+                gather_patches::<S::W>(s, pad, first, count, patches, ldk);
                 for i in 0..count {
                     let at = (image * pixels + first + i) * s.c_out;
                     let mut c = 0;
                     while c < s.c_out {
-                        S::store(dy[i * ldo..].as_mut_ptr().add(c), g.load::<S>(at, c));
+                        S::W::store(dy[i * ldo..].as_mut_ptr().add(c), g.load::<S>(at, c));
                         c += S::LANES;
                     }
                 }
-                gemm::<S>(
+                gemm::<S::W>(
                     k,
                     padded(s.c_out),
                     count,
@@ -189,7 +192,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                 );
                 if dx.is_some() {
                     // The patches are not needed again: their gradient takes their place.
-                    gemm::<S>(
+                    gemm::<S::W>(
                         count,
                         padded(k),
                         s.c_out,
@@ -197,7 +200,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                         Rhs::packed(packed.backward.as_ptr(), s.c_out),
                         Out { data: patches.as_mut_ptr(), row: ldk, accumulate: false },
                     );
-                    add_patches::<S>(s, patches, ldk, first, count, dpad);
+                    add_patches::<S::W>(s, patches, ldk, first, count, dpad);
                 }
                 first += count;
             }
@@ -240,14 +243,10 @@ unsafe fn add_patches<S: Simd>(
     }
 }
 
-/// From the accumulated (patch, c_out) matrix into PyTorch's (out, in, k, k).
-pub fn unpack<E: Element>(s: &ConvShape, accumulated: &[E], dw: &mut [E]) {
-    let taps = s.k * s.k;
-    for o in 0..s.c_out {
-        for i in 0..s.c_in {
-            for tap in 0..taps {
-                dw[(o * s.c_in + i) * taps + tap] = accumulated[(tap * padded_in(s) + i) * padded(s.c_out) + o];
-            }
-        }
+/// From the accumulated (patch, padded c_out) to (k, k, c_in, padded c_out).
+pub fn fold<W: Element>(s: &ConvShape, accumulated: &[W], out: &mut [W]) {
+    let row = padded(s.c_out);
+    for (to, from) in out.chunks_exact_mut(s.c_in * row).zip(accumulated.chunks_exact(padded_in(s) * row)) {
+        to.copy_from_slice(&from[..to.len()]);
     }
 }

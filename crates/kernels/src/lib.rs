@@ -33,4 +33,4 @@ pub mod winograd;
 
 pub use graph::{Graph, Node, Shape, Value};
 pub use simd::Isa;
-pub use stage::{Mode, Stage};
+pub use stage::{Mode, Precision, Stage};

@@ -2,22 +2,22 @@
 //! copied into the convolution's scratch memory, forward and backward.
 
 use crate::gemm::STRIP;
-use crate::simd::{Element, Simd};
+use crate::simd::{Element, Simd, Wide};
 
 /// `relu?(scale * u + shift)` per channel: BatchNorm with its statistics folded in.
 #[derive(Clone, Copy, Debug)]
-pub struct Affine<'a, E> {
+pub struct Affine<'a, E: Element> {
     /// gamma / sigma, (channels,).
-    pub scale: &'a [E],
+    pub scale: &'a [E::Wide],
     /// beta - gamma mu / sigma, (channels,).
-    pub shift: &'a [E],
+    pub shift: &'a [E::Wide],
     /// Whether a ReLU follows.
     pub relu: bool,
 }
 
 /// A convolution's input: a stored activation, with BatchNorm (and ReLU) still to apply or not.
 #[derive(Clone, Copy, Debug)]
-pub struct Input<'a, E> {
+pub struct Input<'a, E: Element> {
     /// Stored activation, NHWC.
     pub u: &'a [E],
     /// What is still to apply.
@@ -26,7 +26,7 @@ pub struct Input<'a, E> {
 
 /// A gradient: stored, or the gradient with respect to `u` of a BatchNorm (and ReLU) of `u`, still to be formed.
 #[derive(Clone, Copy, Debug)]
-pub struct Gradient<'a, E> {
+pub struct Gradient<'a, E: Element> {
     /// Stored gradient, NHWC: of the value itself, or of the BatchNorm's output.
     pub g: &'a [E],
     /// How to form the gradient from it.
@@ -35,17 +35,17 @@ pub struct Gradient<'a, E> {
 
 /// BatchNorm's backward pass: `slope * g' + spread * u + offset`, with g' = g where the ReLU was open.
 #[derive(Clone, Copy, Debug)]
-pub struct NormGradient<'a, E> {
+pub struct NormGradient<'a, E: Element> {
     /// The BatchNorm's input, NHWC.
     pub u: &'a [E],
     /// Its forward map, which decides where the ReLU was open.
     pub affine: Affine<'a, E>,
     /// gamma / sigma, (channels,).
-    pub slope: &'a [E],
+    pub slope: &'a [E::Wide],
     /// -gamma / sigma^2 * mean(g' xhat), zero in eval mode.
-    pub spread: &'a [E],
+    pub spread: &'a [E::Wide],
     /// What does not depend on the position, zero in eval mode.
-    pub offset: &'a [E],
+    pub offset: &'a [E::Wide],
 }
 
 /// Per-channel vectors copied to a whole number of strips, zero behind the last channel.
@@ -111,10 +111,10 @@ pub unsafe fn store_channels<S: Simd>(p: *mut S::E, c: usize, channels: usize, v
 }
 
 /// Reads vectors of an [`Input`]; made once a task.
-pub struct InputReader<'a, E> {
+pub struct InputReader<'a, E: Element> {
     input: Input<'a, E>,
     channels: usize,
-    coefficients: Coefficients<E>,
+    coefficients: Coefficients<E::Wide>,
 }
 
 impl<'a, E: Element> InputReader<'a, E> {
@@ -137,18 +137,18 @@ impl<'a, E: Element> InputReader<'a, E> {
         unsafe {
             let x = load_channels::<S>(self.input.u.as_ptr().add(at), c, self.channels);
             let Some(affine) = self.input.affine else { return x };
-            let scale = S::load(self.coefficients.row(0).add(c));
-            let y = S::fma(x, scale, S::load(self.coefficients.row(1).add(c)));
+            let scale = S::W::load(self.coefficients.row(0).add(c));
+            let y = S::fma(x, scale, S::W::load(self.coefficients.row(1).add(c)));
             if affine.relu { S::relu(y) } else { y }
         }
     }
 }
 
 /// Reads vectors of a [`Gradient`]; made once a task.
-pub struct GradientReader<'a, E> {
+pub struct GradientReader<'a, E: Element> {
     gradient: Gradient<'a, E>,
     channels: usize,
-    coefficients: Coefficients<E>,
+    coefficients: Coefficients<E::Wide>,
 }
 
 impl<'a, E: Element> GradientReader<'a, E> {
@@ -173,7 +173,7 @@ impl<'a, E: Element> GradientReader<'a, E> {
             let g = load_channels::<S>(self.gradient.g.as_ptr().add(at), c, self.channels);
             let Some(n) = self.gradient.norm else { return g };
             let u = load_channels::<S>(n.u.as_ptr().add(at), c, self.channels);
-            let k = |i: usize| S::load(self.coefficients.row(i).add(c));
+            let k = |i: usize| S::W::load(self.coefficients.row(i).add(c));
             let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
             S::fma(g, k(2), S::fma(u, k(3), k(4)))
         }
@@ -190,18 +190,18 @@ pub unsafe fn copy_padded<S: Simd>(
     reader: &InputReader<'_, S::E>,
     image: usize,
     (h, w, channels): (usize, usize, usize),
-    scratch: &mut [S::E],
+    scratch: &mut [Wide<S>],
     (rows, columns, ld): (usize, usize, usize),
     (top, left): (usize, usize),
 ) {
     let scratch = &mut scratch[..rows * columns * ld];
     debug_assert!(rows >= top + h && columns >= left + w && ld >= channels);
-    scratch[..top * columns * ld].fill(S::E::default());
-    scratch[(top + h) * columns * ld..].fill(S::E::default());
+    scratch[..top * columns * ld].fill(Wide::<S>::default());
+    scratch[(top + h) * columns * ld..].fill(Wide::<S>::default());
     for y in 0..h {
         let row = &mut scratch[(top + y) * columns * ld..][..columns * ld];
-        row[..left * ld].fill(S::E::default());
-        row[(left + w) * ld..].fill(S::E::default());
+        row[..left * ld].fill(Wide::<S>::default());
+        row[(left + w) * ld..].fill(Wide::<S>::default());
         for x in 0..w {
             let at = image + (y * w + x) * channels;
             let mut c = 0;
@@ -209,8 +209,8 @@ pub unsafe fn copy_padded<S: Simd>(
                 // SAFETY: c < ld, and ld is a whole number of strips. What lies behind the last
                 // channel meets zero weights, so it must be finite: zero.
                 unsafe {
-                    let v = if c < channels { reader.load::<S>(at, c) } else { S::splat(S::E::default()) };
-                    S::store(row.as_mut_ptr().add((left + x) * ld + c), v);
+                    let v = if c < channels { reader.load::<S>(at, c) } else { S::splat(Wide::<S>::default()) };
+                    S::W::store(row.as_mut_ptr().add((left + x) * ld + c), v);
                 }
                 c += S::LANES;
             }
@@ -224,7 +224,7 @@ pub unsafe fn copy_padded<S: Simd>(
 /// The processor has `S`; `ld` is a whole number of strips and at least `channels`.
 #[inline(always)]
 pub unsafe fn crop_padded<S: Simd>(
-    scratch: &[S::E],
+    scratch: &[Wide<S>],
     (_, columns, ld): (usize, usize, usize),
     (top, left): (usize, usize),
     (h, w, channels): (usize, usize, usize),
@@ -239,7 +239,7 @@ pub unsafe fn crop_padded<S: Simd>(
             while c < channels {
                 // SAFETY: c < channels <= ld.
                 unsafe {
-                    let mut v = S::load(from.add(c));
+                    let mut v = S::W::load(from.add(c));
                     if accumulate {
                         v = S::add(v, load_channels::<S>(to, c, channels));
                     }

@@ -9,7 +9,7 @@ use crate::simd::{Element, Kernel, Simd};
 /// Elements a task, cut at whole pixels.
 const TASK: usize = 1 << 15;
 
-struct Apply<'a, 'i, E> {
+struct Apply<'a, 'i, E: Element> {
     reader: &'a InputReader<'i, E>,
     start: usize,
     channels: usize,
@@ -48,7 +48,7 @@ pub fn apply<E: Element>(runtime: &Runtime<E>, input: Input<'_, E>, channels: us
     });
 }
 
-struct AddGradients<'a, 'g, E> {
+struct AddGradients<'a, 'g, E: Element> {
     readers: &'a [GradientReader<'g, E>],
     start: usize,
     channels: usize,
@@ -65,7 +65,7 @@ impl<E: Element> Kernel<E> for AddGradients<'_, '_, E> {
             while c < self.channels {
                 // SAFETY: c < channels; the pixel lies within all slices.
                 unsafe {
-                    let mut sum = S::splat(E::default());
+                    let mut sum = S::splat(E::Wide::default());
                     for reader in self.readers {
                         sum = S::add(sum, reader.load::<S>(at, c));
                     }
@@ -116,28 +116,31 @@ pub fn relu_gradient<E: Element>(y: &[E], g: &[E], out: &mut [E]) {
     });
 }
 
-/// One image from (channels, pixels) to (pixels, channels), or back with the two sizes exchanged.
-pub fn transpose<E: Element>(from: &[E], rows: usize, columns: usize, to: &mut [E]) {
+/// One image from (channels, pixels) to (pixels, channels), or back with the two sizes exchanged, each element
+/// passed through `convert`.
+fn transpose<A: Copy, B>(from: &[A], rows: usize, columns: usize, to: &mut [B], convert: impl Fn(A) -> B) {
     const BLOCK: usize = 16;
     for r0 in (0..rows).step_by(BLOCK) {
         for c0 in (0..columns).step_by(BLOCK) {
             for r in r0..(r0 + BLOCK).min(rows) {
                 for c in c0..(c0 + BLOCK).min(columns) {
-                    to[c * rows + r] = from[r * columns + c];
+                    to[c * rows + r] = convert(from[r * columns + c]);
                 }
             }
         }
     }
 }
 
-/// A batch from NCHW to NHWC.
-pub fn channels_last<E: Element>(from: &[E], channels: usize, pixels: usize, to: &mut [E]) {
+/// A batch from NCHW to NHWC, as it is stored.
+pub fn channels_last<E: Element>(from: &[E::Wide], channels: usize, pixels: usize, to: &mut [E]) {
     let len = (channels * pixels).max(1);
-    to.par_chunks_mut(len).zip(from.par_chunks(len)).for_each(|(to, from)| transpose(from, channels, pixels, to));
+    let chunks = to.par_chunks_mut(len).zip(from.par_chunks(len));
+    chunks.for_each(|(to, from)| transpose(from, channels, pixels, to, E::narrow));
 }
 
-/// A batch from NHWC to NCHW.
-pub fn channels_first<E: Element>(from: &[E], channels: usize, pixels: usize, to: &mut [E]) {
+/// A batch from NHWC to NCHW, as it is computed in.
+pub fn channels_first<E: Element>(from: &[E], channels: usize, pixels: usize, to: &mut [E::Wide]) {
     let len = (channels * pixels).max(1);
-    to.par_chunks_mut(len).zip(from.par_chunks(len)).for_each(|(to, from)| transpose(from, pixels, channels, to));
+    let chunks = to.par_chunks_mut(len).zip(from.par_chunks(len));
+    chunks.for_each(|(to, from)| transpose(from, pixels, channels, to, E::widen));
 }

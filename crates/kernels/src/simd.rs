@@ -3,13 +3,24 @@
 //! A kernel is written once, generic over [`Simd`]; [`Isa::run`] compiles it for each instruction
 //! set and picks one when it is called. Lanes always run over channels, so no sum is ever taken
 //! across lanes and AVX2 and AVX-512 give the same bits.
+//!
+//! What is stored and what is computed in may differ: activations in bf16 are widened to f32 vectors
+//! when they are loaded. Only the matrix product knows bf16 operands of its own ([`Simd::B`]): two
+//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`).
 // Every function here is a one-line wrapper of an intrinsic or of a raw load or store: the contract
 // (valid pointers for LANES elements, the instruction set is present) is stated once, on the trait.
 #![allow(clippy::missing_safety_doc)]
 
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use std::ops::{Add, AddAssign, Mul, Sub};
 
-/// A scalar that the kernels compute in: `f32` to train, `f64` to check gradients.
+use half::bf16;
+pub use portable::{Portable, PortableBf16};
+
+/// A stored scalar: `f32` or `bf16` to train, `f64` to check gradients.
 pub trait Element:
     candle_core::WithDType
     + Copy
@@ -17,6 +28,7 @@ pub trait Element:
     + Sync
     + Default
     + PartialOrd
+    + std::fmt::Debug
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -26,10 +38,18 @@ pub trait Element:
     + std::iter::Sum
     + 'static
 {
+    /// What it is computed in; parameters, statistics and sums are kept in this.
+    type Wide: Element<Wide = Self::Wide> + std::fmt::Debug;
+    /// Elements of the sum that one step of a matrix product takes: two for bf16.
+    const DEPTH: usize;
     /// The scalar as f64, in which all statistics are combined.
     fn f64(self) -> f64;
     /// Rounded from f64.
     fn of(value: f64) -> Self;
+    /// Exactly.
+    fn widen(self) -> Self::Wide;
+    /// Rounded to the nearest.
+    fn narrow(value: Self::Wide) -> Self;
     /// Runs `kernel` compiled for `isa`; an `isa` that this scalar has no vectors for runs portably.
     fn run<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output;
 }
@@ -46,16 +66,23 @@ pub trait Kernel<E: Element> {
     unsafe fn run<S: Simd<E = E>>(self) -> Self::Output;
 }
 
+/// The scalar that vectors over `S` compute in.
+pub type Wide<S> = <<S as Simd>::E as Element>::Wide;
+
 /// A vector of `LANES` scalars.
 ///
 /// # Safety
 /// All functions require that the processor has the instruction set, and every pointer must be
 /// valid for `LANES` elements (no alignment needed).
 pub trait Simd: Copy + Send + Sync + 'static {
-    /// Scalar.
+    /// Stored scalar.
     type E: Element;
-    /// Register.
+    /// The same vectors over what they compute in.
+    type W: Simd<E = Wide<Self>, V = Self::V>;
+    /// Register of `LANES` wide scalars.
     type V: Copy;
+    /// Register of a matrix product's operand: `LANES` columns, `DEPTH` rows.
+    type B: Copy;
     /// Scalars a register.
     const LANES: usize;
     /// Rows of the matrix product's register tile: as many as the register file holds.
@@ -65,7 +92,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `LANES` scalars to memory.
     unsafe fn store(p: *mut Self::E, v: Self::V);
     /// One scalar in every lane.
-    unsafe fn splat(x: Self::E) -> Self::V;
+    unsafe fn splat(x: Wide<Self>) -> Self::V;
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a + b`.
@@ -78,55 +105,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn relu(a: Self::V) -> Self::V;
     /// `v` where `gate > 0`, else 0.
     unsafe fn gate(v: Self::V, gate: Self::V) -> Self::V;
-}
-
-/// Arrays that the compiler vectorises for the baseline processor.
-#[derive(Clone, Copy)]
-pub struct Portable<E>(std::marker::PhantomData<E>);
-
-impl<E: Element> Simd for Portable<E> {
-    type E = E;
-    type V = [E; 8];
-    const LANES: usize = 8;
-    const ROWS: usize = 4;
-    #[inline(always)]
-    unsafe fn load(p: *const E) -> [E; 8] {
-        // SAFETY: the trait's contract; an array has its element's alignment.
-        unsafe { p.cast::<[E; 8]>().read() }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut E, v: [E; 8]) {
-        // SAFETY: the trait's contract.
-        unsafe { p.cast::<[E; 8]>().write(v) }
-    }
-    #[inline(always)]
-    unsafe fn splat(x: E) -> [E; 8] {
-        [x; 8]
-    }
-    #[inline(always)]
-    unsafe fn fma(a: [E; 8], b: [E; 8], c: [E; 8]) -> [E; 8] {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
-    }
-    #[inline(always)]
-    unsafe fn add(a: [E; 8], b: [E; 8]) -> [E; 8] {
-        std::array::from_fn(|i| a[i] + b[i])
-    }
-    #[inline(always)]
-    unsafe fn sub(a: [E; 8], b: [E; 8]) -> [E; 8] {
-        std::array::from_fn(|i| a[i] - b[i])
-    }
-    #[inline(always)]
-    unsafe fn mul(a: [E; 8], b: [E; 8]) -> [E; 8] {
-        std::array::from_fn(|i| a[i] * b[i])
-    }
-    #[inline(always)]
-    unsafe fn relu(a: [E; 8]) -> [E; 8] {
-        a.map(|x| if x > E::default() { x } else { E::default() })
-    }
-    #[inline(always)]
-    unsafe fn gate(v: [E; 8], gate: [E; 8]) -> [E; 8] {
-        std::array::from_fn(|i| if gate[i] > E::default() { v[i] } else { E::default() })
-    }
+    /// `LANES` columns of `DEPTH` rows, a column's rows side by side.
+    unsafe fn load_operand(p: *const Self::E) -> Self::B;
+    /// The `DEPTH` scalars at `p` for every column.
+    unsafe fn splat_operand(p: *const Self::E) -> Self::B;
+    /// `c` plus the products of the operands' rows.
+    unsafe fn product(a: Self::B, b: Self::B, c: Self::V) -> Self::V;
+    /// `DEPTH` rows as [`load_operand`](Self::load_operand) reads them; further rows are ignored.
+    unsafe fn store_operand(p: *mut Self::E, rows: [Self::V; 2]);
 }
 
 /// Instruction sets, from slowest to fastest.
@@ -138,6 +124,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512F.
     Avx512,
+    /// x86-64 with AVX-512 F, BW and BF16: the one that multiplies bf16 faster than f32.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -151,6 +139,9 @@ impl Isa {
             }
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa::Avx512);
+            }
+            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16") {
+                all.push(Isa::Avx512Bf16);
             }
         }
         all
@@ -167,7 +158,22 @@ impl Isa {
     }
 }
 
+/// What f32 and f64 share: they are computed in as they are.
+macro_rules! itself {
+    () => {
+        type Wide = Self;
+        const DEPTH: usize = 1;
+        fn widen(self) -> Self {
+            self
+        }
+        fn narrow(value: Self) -> Self {
+            value
+        }
+    };
+}
+
 impl Element for f64 {
+    itself!();
     fn f64(self) -> f64 {
         self
     }
@@ -181,6 +187,7 @@ impl Element for f64 {
 }
 
 impl Element for f32 {
+    itself!();
     fn f64(self) -> f64 {
         f64::from(self)
     }
@@ -190,7 +197,7 @@ impl Element for f32 {
     fn run<K: Kernel<f32>>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         {
-            if isa == Isa::Avx512 && is_x86_feature_detected!("avx512f") {
+            if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512f") {
                 // SAFETY: the feature was just detected.
                 return unsafe { x86::avx512(kernel) };
             }
@@ -206,116 +213,32 @@ impl Element for f32 {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Kernel, Simd};
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2<K: Kernel<f32>>(kernel: K) -> K::Output {
-        // SAFETY: the features are enabled for this function.
-        unsafe { kernel.run::<Avx2>() }
+impl Element for bf16 {
+    type Wide = f32;
+    const DEPTH: usize = 2;
+    fn f64(self) -> f64 {
+        self.to_f64()
     }
-
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn avx512<K: Kernel<f32>>(kernel: K) -> K::Output {
-        // SAFETY: the feature is enabled for this function.
-        unsafe { kernel.run::<Avx512>() }
+    fn of(value: f64) -> bf16 {
+        bf16::from_f64(value)
     }
-
-    #[derive(Clone, Copy)]
-    pub struct Avx2;
-    #[derive(Clone, Copy)]
-    pub struct Avx512;
-
-    /// The wrappers differ in nothing but the intrinsics' names.
-    macro_rules! simd {
-        ($name:ident, $v:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident,
-         $fma:ident, $add:ident, $sub:ident, $mul:ident, $max:ident, |$value:ident, $gate:ident| $gated:expr) => {
-            impl Simd for $name {
-                type E = f32;
-                type V = $v;
-                const LANES: usize = $lanes;
-                const ROWS: usize = $rows;
-                #[inline(always)]
-                unsafe fn load(p: *const f32) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $load(p) }
-                }
-                #[inline(always)]
-                unsafe fn store(p: *mut f32, v: $v) {
-                    // SAFETY: the trait's contract.
-                    unsafe { $store(p, v) }
-                }
-                #[inline(always)]
-                unsafe fn splat(x: f32) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $splat(x) }
-                }
-                #[inline(always)]
-                unsafe fn fma(a: $v, b: $v, c: $v) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $fma(a, b, c) }
-                }
-                #[inline(always)]
-                unsafe fn add(a: $v, b: $v) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $add(a, b) }
-                }
-                #[inline(always)]
-                unsafe fn sub(a: $v, b: $v) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $sub(a, b) }
-                }
-                #[inline(always)]
-                unsafe fn mul(a: $v, b: $v) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $mul(a, b) }
-                }
-                #[inline(always)]
-                unsafe fn relu(a: $v) -> $v {
-                    // `max(a, 0)` returns its second operand when `a` is NaN; the order of the
-                    // operands keeps a NaN visible.
-                    // SAFETY: the trait's contract.
-                    unsafe { $max(Self::splat(0.0), a) }
-                }
-                #[inline(always)]
-                unsafe fn gate($value: $v, $gate: $v) -> $v {
-                    // SAFETY: the trait's contract.
-                    unsafe { $gated }
-                }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn narrow(value: f32) -> bf16 {
+        bf16::from_f32(value)
+    }
+    fn run<K: Kernel<bf16>>(isa: Isa, kernel: K) -> K::Output {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let bw = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            if isa >= Isa::Avx512Bf16 && bw && is_x86_feature_detected!("avx512bf16") {
+                // SAFETY: the features were just detected.
+                return unsafe { x86::avx512_bf16(kernel) };
             }
-        };
+        }
+        let _ = isa;
+        // SAFETY: portable code needs no instruction set.
+        unsafe { kernel.run::<PortableBf16>() }
     }
-
-    simd!(
-        Avx2,
-        __m256,
-        8,
-        6,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        _mm256_set1_ps,
-        _mm256_fmadd_ps,
-        _mm256_add_ps,
-        _mm256_sub_ps,
-        _mm256_mul_ps,
-        _mm256_max_ps,
-        |v, gate| _mm256_and_ps(v, _mm256_cmp_ps::<_CMP_GT_OQ>(gate, _mm256_setzero_ps()))
-    );
-    simd!(
-        Avx512,
-        __m512,
-        16,
-        12,
-        _mm512_loadu_ps,
-        _mm512_storeu_ps,
-        _mm512_set1_ps,
-        _mm512_fmadd_ps,
-        _mm512_add_ps,
-        _mm512_sub_ps,
-        _mm512_mul_ps,
-        _mm512_max_ps,
-        |v, gate| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(gate, _mm512_setzero_ps()), v)
-    );
 }

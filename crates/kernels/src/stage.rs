@@ -6,7 +6,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Tensor, WithDType, bail};
+use half::bf16;
 
 use crate::batch_norm::Statistics;
 pub use crate::execute::Mode;
@@ -17,52 +18,73 @@ use crate::pointwise;
 use crate::runtime::Runtime;
 use crate::simd::{Element, Isa};
 
+/// What a stage stores activations in and multiplies when it is given f32 tensors. Parameters, statistics and sums
+/// are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// bf16 where the processor multiplies it faster ([`Isa::Avx512Bf16`]), else f32.
+    Bf16,
+}
+
 /// The memory of one network, shared by its stages.
 #[derive(Clone, Debug)]
 pub struct Memory {
     f32: Arc<Runtime<f32>>,
     f64: Arc<Runtime<f64>>,
+    bf16: Arc<Runtime<bf16>>,
+    precision: Precision,
 }
 
 impl Memory {
-    /// Memory for kernels of one instruction set.
-    pub fn new(isa: Isa) -> Self {
-        Memory { f32: Arc::new(Runtime::new(isa)), f64: Arc::new(Runtime::new(isa)) }
+    /// Memory for kernels of one instruction set and precision.
+    pub fn new(isa: Isa, precision: Precision) -> Self {
+        let precision = if isa >= Isa::Avx512Bf16 { precision } else { Precision::F32 };
+        Memory {
+            f32: Arc::new(Runtime::new(isa)),
+            f64: Arc::new(Runtime::new(isa)),
+            bf16: Arc::new(Runtime::new(isa)),
+            precision,
+        }
+    }
+
+    /// The precision that this processor allows.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 }
 
-/// A part of a network that runs as one op on the CPU, in f32 or f64.
+/// A part of a network that runs as one op on the CPU, on f32 or f64 tensors.
 #[derive(Clone, Debug)]
 pub struct Stage {
     graph: Arc<Graph>,
     f32: Arc<Executor<f32>>,
     f64: Arc<Executor<f64>>,
+    bf16: Arc<Executor<bf16>>,
     memory: Memory,
 }
 
-/// A scalar's own executor and memory.
+/// A stored scalar's own executor and memory.
 trait Typed: Element {
     fn executor(stage: &Stage) -> &Arc<Executor<Self>>;
     fn runtime(stage: &Stage) -> &Arc<Runtime<Self>>;
 }
 
-impl Typed for f32 {
-    fn executor(stage: &Stage) -> &Arc<Executor<f32>> {
-        &stage.f32
-    }
-    fn runtime(stage: &Stage) -> &Arc<Runtime<f32>> {
-        &stage.memory.f32
-    }
+macro_rules! typed {
+    ($($t:ident),*) => {$(
+        impl Typed for $t {
+            fn executor(stage: &Stage) -> &Arc<Executor<$t>> {
+                &stage.$t
+            }
+            fn runtime(stage: &Stage) -> &Arc<Runtime<$t>> {
+                &stage.memory.$t
+            }
+        }
+    )*};
 }
-
-impl Typed for f64 {
-    fn executor(stage: &Stage) -> &Arc<Executor<f64>> {
-        &stage.f64
-    }
-    fn runtime(stage: &Stage) -> &Arc<Runtime<f64>> {
-        &stage.memory.f64
-    }
-}
+typed!(f32, f64, bf16);
 
 impl Stage {
     /// A stage that runs `graph`.
@@ -70,7 +92,8 @@ impl Stage {
         let (plan, graph) = (Arc::new(Plan::new(&graph)), Arc::new(graph));
         Stage {
             f32: Arc::new(Executor::new(graph.clone(), plan.clone(), memory.f32.clone())),
-            f64: Arc::new(Executor::new(graph.clone(), plan, memory.f64.clone())),
+            f64: Arc::new(Executor::new(graph.clone(), plan.clone(), memory.f64.clone())),
+            bf16: Arc::new(Executor::new(graph.clone(), plan, memory.bf16.clone())),
             graph,
             memory: memory.clone(),
         }
@@ -107,6 +130,9 @@ impl Stage {
         let record = x.track_op() || parameters.track_op();
         let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
         match x.dtype() {
+            DType::F32 if self.memory.precision == Precision::Bf16 => {
+                self.apply::<bf16>(&x, &parameters, running, mode, record)
+            }
             DType::F32 => self.apply::<f32>(&x, &parameters, running, mode, record),
             DType::F64 => self.apply::<f64>(&x, &parameters, running, mode, record),
             other => bail!("the CPU kernels compute in f32 and f64, not in {other:?}"),
@@ -159,19 +185,19 @@ impl<E: Typed> CustomOp2 for StageOp<E> {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
-        let (x, parameters) = (slice::<E>(s1, l1)?, slice::<E>(s2, l2)?);
+        let (x, parameters) = (slice::<E::Wide>(s1, l1)?, slice::<E::Wide>(s2, l2)?);
         let graph = self.stage.graph();
         let n = l1.dims()[0];
         let (from, to) = (graph.shapes[0], graph.shape(graph.last()));
         let mut input = Buffer::take(E::runtime(&self.stage), x.len());
         pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
         let output = E::executor(&self.stage).forward(input, n, parameters, &self.running, self.mode, self.record);
-        let mut out = vec![E::default(); n * to.len()];
+        let mut out = vec![E::Wide::default(); n * to.len()];
         pointwise::channels_first(output.value.as_slice(), to.channels, to.h * to.w, &mut out);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.saved = output.saved.map(Arc::new);
         state.statistics = output.statistics;
-        Ok((E::to_cpu_storage_owned(out), (n, to.channels, to.h, to.w).into()))
+        Ok((E::Wide::to_cpu_storage_owned(out), (n, to.channels, to.h, to.w).into()))
     }
 
     fn bwd(&self, x: &Tensor, parameters: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -186,14 +212,14 @@ impl<E: Typed> CustomOp2 for StageOp<E> {
         let (candle_core::Storage::Cpu(g_cpu), candle_core::Storage::Cpu(p_cpu)) = (&*g_storage, &*p_storage) else {
             bail!("a stage runs on the CPU");
         };
-        let g_nchw = slice::<E>(g_cpu, g_layout)?;
+        let g_nchw = slice::<E::Wide>(g_cpu, g_layout)?;
         let mut g = Buffer::take(E::runtime(&self.stage), g_nchw.len());
         pointwise::channels_last(g_nchw, to.channels, to.h * to.w, g.as_mut_slice());
-        let (dp, dx) = E::executor(&self.stage).backward(&saved, slice::<E>(p_cpu, p_layout)?, g, x.track_op());
+        let (dp, dx) = E::executor(&self.stage).backward(&saved, slice::<E::Wide>(p_cpu, p_layout)?, g, x.track_op());
         let dx = match dx {
             None => None,
             Some(dx) => {
-                let mut out = vec![E::default(); dx.as_slice().len()];
+                let mut out = vec![E::Wide::default(); dx.as_slice().len()];
                 pointwise::channels_first(dx.as_slice(), from.channels, from.h * from.w, &mut out);
                 Some(Tensor::from_vec(out, x.shape(), x.device())?)
             }

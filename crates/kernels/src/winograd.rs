@@ -1,86 +1,111 @@
-//! 3x3 convolution, stride 1, padding 1, by Winograd's F(2x2, 3x3): 2.25 times fewer multiplications.
+//! 3x3 convolution, stride 1, padding 1, by Winograd's F(4x4, 3x3): 4 times fewer multiplications.
 //!
-//! Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), eq. 8-11:
-//! `Y = A^T [ (G g G^T) * (B^T d B) ] A` for every 4x4 input tile d and 2x2 output tile Y. The product
-//! over channels is one matrix product for each of the 16 elements. The backward pass is the exact
+//! Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308):
+//! `Y = A^T [ (G g G^T) * (B^T d B) ] A` for every 6x6 input tile d and 4x4 output tile Y. The product
+//! over channels is one matrix product for each of the 36 elements. The backward pass is the exact
 //! adjoint of the same three maps, so one transform of the gradient serves both the input's and the
 //! weights' gradient: `dM = A dY A^T`, `dU = V^T dM`, `dV = dM U^T`, `dd = B dV B^T`, `dg = G^T dU G`.
+//! The interpolation points are [`points`]', not the usual 0, ±1, ±2: see there.
+//!
+//! A block of tiles goes through in lines. First the vertical transforms: each column of pixels is read once (BatchNorm
+//! and ReLU applied on the way) and gives one pixel in each of six lines. Neighbouring tiles share it. Then, line by line,
+//! the horizontal transforms, six matrix products, and the horizontal transforms back; last the vertical ones back.
+//! Between them lies only what one line needs, so that it stays in the cache.
 #![allow(clippy::needless_range_loop)] // Tiles are indexed by row and column, as in the equations.
 
-use crate::conv::{Backward, ConvShape, Forward, Packed};
-use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, leading, padded};
-use crate::operand::{GradientReader, InputReader, copy_padded, crop_padded, load_channels, store_channels};
-use crate::simd::{Element, Simd};
+mod points;
+mod weights;
 
-/// Elements of a 4x4 tile.
-const ELEMENTS: usize = 16;
+use points::{SIDE, TILE, gradient, input, input_gradient, output};
+pub use weights::{fold, pack};
+
+use crate::conv::{Backward, ConvShape, Forward, Scratch, ScratchLen};
+use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, leading, padded, steps};
+use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
+use crate::simd::{Element, Simd, Wide};
+
+/// Elements of a tile.
+const ELEMENTS: usize = SIDE * SIDE;
 /// Tiles transformed together: enough rows for the matrix products, few enough for the cache.
 const TILES: usize = 64;
 
-/// How the tiles of a few images are cut into blocks.
+/// One block: whole rows of tiles of the images of a chunk.
 #[derive(Clone, Copy)]
-struct Tiling {
+struct Block {
+    /// Tile rows and columns of an image.
     th: usize,
     tw: usize,
-    /// Tile rows a block.
-    rows: usize,
-    /// Padded scratch image.
-    height: usize,
-    width: usize,
+    /// Tile rows of the chunk that this block holds.
+    first: usize,
+    last: usize,
 }
 
-impl Tiling {
-    fn new(s: &ConvShape, images: usize) -> Self {
-        let (th, tw) = (s.h.div_ceil(2), s.w.div_ceil(2));
-        let rows = (TILES / tw).clamp(1, images * th);
-        Tiling { th, tw, rows, height: 2 * th + 2, width: 2 * tw + 2 }
+/// Sizes of a block's buffers for this many tile rows.
+struct Sizes {
+    /// Pixels of a line of the padded input, and of the output.
+    columns: usize,
+    width: usize,
+    /// A line of the input, of the output or its gradient.
+    line_in: usize,
+    line_out: usize,
+    /// A matrix of transformed inputs, outputs, or their gradients.
+    matrix_in: usize,
+    matrix_out: usize,
+}
+
+/// A buffer's length, and a cache line more: buffers a multiple of a page apart would fall into one cache set.
+fn apart(len: usize) -> usize {
+    len + STRIP
+}
+
+impl Sizes {
+    fn new(s: &ConvShape, rows: usize, tw: usize) -> Sizes {
+        let (columns, width) = (TILE * tw + SIDE - TILE, TILE * tw);
+        let tiles = (rows * tw).next_multiple_of(2);
+        Sizes {
+            columns,
+            width,
+            line_in: apart(rows * columns * padded(s.c_in)),
+            line_out: apart(rows * width * padded(s.c_out)),
+            matrix_in: apart(tiles * leading(s.c_in)),
+            matrix_out: apart(tiles * leading(s.c_out)),
+        }
     }
-    /// Distance of two of a block's 16 matrices with rows of `ld`. One cache line more than their size:
-    /// a tile's 16 elements would otherwise all fall into one cache set.
-    fn element(&self, ld: usize) -> usize {
-        self.rows * self.tw * ld + STRIP
+}
+
+impl Block {
+    /// Tile rows of a block, for chunks of `images` images.
+    fn rows(s: &ConvShape, images: usize) -> usize {
+        (TILES / s.w.div_ceil(TILE)).clamp(1, images * s.h.div_ceil(TILE))
     }
-    /// (index in block, image, tile row, tile column) of the tiles of rows `first..last`.
-    fn each(&self, first: usize, last: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> + use<> {
-        let Tiling { th, tw, .. } = *self;
-        (first..last).flat_map(move |r| (0..tw).map(move |tx| ((r - first) * tw + tx, r / th, r % th, tx)))
+    /// The blocks of a chunk of `images` images.
+    fn all(s: &ConvShape, images: usize) -> impl Iterator<Item = Block> + use<> {
+        let (th, tw, rows) = (s.h.div_ceil(TILE), s.w.div_ceil(TILE), Block::rows(s, images));
+        let count = images * th;
+        (0..count).step_by(rows).map(move |first| Block { th, tw, first, last: (first + rows).min(count) })
+    }
+    fn tiles(&self) -> usize {
+        (self.last - self.first) * self.tw
+    }
+    /// (row in the block, image in the chunk, tile row in the image).
+    fn tile_rows(self) -> impl Iterator<Item = (usize, usize, usize)> {
+        (self.first..self.last).map(move |r| (r - self.first, r / self.th, r % self.th))
+    }
+    /// (row in the block, tile column) of a tile.
+    fn place(&self, tile: usize) -> (usize, usize) {
+        (tile / self.tw, tile % self.tw)
     }
 }
 
 /// Images processed together, so that small images still fill a block.
 pub fn images_per_chunk(s: &ConvShape) -> usize {
-    (TILES / (s.h.div_ceil(2) * s.w.div_ceil(2)).max(1)).max(1)
+    (TILES / (s.h.div_ceil(TILE) * s.w.div_ceil(TILE)).max(1)).max(1)
 }
 
-/// `U = G g G^T` for every pair of channels, packed for the forward product and, transposed, for the backward one.
-pub fn pack<E: Element>(s: &ConvShape, weight: &[E], packed: &mut Packed<E>) {
-    let (ci, co) = (s.c_in, s.c_out);
-    let (forward, backward) = (padded(co) * ci, padded(ci) * co);
-    packed.forward.resize(ELEMENTS * forward, E::default());
-    packed.backward.resize(ELEMENTS * backward, E::default());
-    let half = E::of(0.5);
-    let rows = |g: [E; 3]| [g[0], half * (g[0] + g[2] + g[1]), half * (g[0] + g[2] - g[1]), g[2]];
-    for o in 0..co {
-        for i in 0..ci {
-            let g = &weight[(o * ci + i) * 9..][..9];
-            let columns: [[E; 4]; 3] = std::array::from_fn(|x| rows([g[x], g[3 + x], g[6 + x]]));
-            for y in 0..4 {
-                let u = rows([columns[0][y], columns[1][y], columns[2][y]]);
-                for (x, u) in u.into_iter().enumerate() {
-                    let f = y * 4 + x;
-                    packed.forward[f * forward + (o / STRIP * ci + i) * STRIP + o % STRIP] = u;
-                    packed.backward[f * backward + (i / STRIP * co + o) * STRIP + i % STRIP] = u;
-                }
-            }
-        }
-    }
-}
-
-/// Scratch elements that [`forward`] needs for `images` images.
-pub fn forward_scratch(s: &ConvShape, images: usize) -> usize {
-    let t = Tiling::new(s, images);
-    let (vi, vo) = (leading(s.c_in), leading(s.c_out));
-    images * t.height * t.width * padded(s.c_in) + ELEMENTS * (t.element(vi) + t.element(vo))
+/// Scratch that [`forward`] needs for `images` images.
+pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
+    let z = Sizes::new(s, Block::rows(s, images), s.w.div_ceil(TILE));
+    ScratchLen { stored: SIDE * z.matrix_in, wide: SIDE * (z.line_in + z.matrix_out + z.line_out) }
 }
 
 /// Convolves the images of one chunk.
@@ -90,116 +115,106 @@ pub fn forward_scratch(s: &ConvShape, images: usize) -> usize {
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     let Forward { shape: s, images, input, packed, residual, out, scratch } = task;
-    let count = images.len();
-    let t = Tiling::new(s, count);
-    let (ld, vi, vo) = (padded(s.c_in), leading(s.c_in), leading(s.c_out));
-    let padded_image = t.height * t.width * ld;
-    let (pads, rest) = scratch.split_at_mut(count * padded_image);
-    let (v, m) = rest.split_at_mut(ELEMENTS * t.element(vi));
+    let Scratch { stored: v, wide } = scratch;
+    let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
+    let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
+    let (m, lines_out) = wide.split_at_mut(SIDE * z.matrix_out);
     let reader = InputReader::new(input, s.c_in);
-    let geometry = ((s.h, s.w, s.c_in), (t.height, t.width, ld));
+    let (k, product) = (steps::<S::E>(s.c_in), padded(s.c_out) * steps::<S::E>(s.c_in) * S::E::DEPTH);
     // SAFETY: images within the activation; blocks within the scratch sized by `forward_scratch`.
     unsafe {
-        for (i, pad) in pads.chunks_exact_mut(padded_image).enumerate() {
-            let at = (images.start + i) * s.h * s.w * s.c_in;
-            copy_padded::<S>(&reader, at, geometry.0, pad, geometry.1, (1, 1));
-        }
-        let mut first = 0;
-        while first < count * t.th {
-            let last = (first + t.rows).min(count * t.th);
-            let tiles = (last - first) * t.tw;
-            input_transform::<S>(s, &t, (first, last), pads, v, vi);
-            for f in 0..ELEMENTS {
-                gemm::<S>(
-                    tiles,
-                    padded(s.c_out),
-                    s.c_in,
-                    Lhs { data: v[f * t.element(vi)..].as_ptr(), row: vi, col: 1 },
-                    Rhs::packed(packed.forward[f * padded(s.c_out) * s.c_in..].as_ptr(), s.c_in),
-                    Out { data: m[f * t.element(vo)..].as_mut_ptr(), row: vo, accumulate: false },
-                );
+        for block in Block::all(s, images.len()) {
+            vertical_input::<S>(s, block, &z, images.start, &reader, lines_in);
+            for u in 0..SIDE {
+                horizontal_input::<S, false>(s, block, &z, &lines_in[u * z.line_in..], v);
+                for f in 0..SIDE {
+                    gemm::<S>(
+                        block.tiles(),
+                        padded(s.c_out),
+                        k,
+                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: leading(s.c_in), col: S::E::DEPTH },
+                        Rhs::packed(packed.forward[(u * SIDE + f) * product..].as_ptr(), k),
+                        Out { data: m[f * z.matrix_out..].as_mut_ptr(), row: leading(s.c_out), accumulate: false },
+                    );
+                }
+                horizontal_output::<S>(s, block, &z, m, &mut lines_out[u * z.line_out..]);
             }
-            output_transform::<S>(s, &t, (first, last), m, vo, residual.map(|r| (r, images.start)), out);
-            first = last;
+            vertical_output::<S>(s, block, &z, lines_out, residual.map(|r| (r, images.start)), out);
         }
     }
 }
 
-/// `V = B^T d B`.
+/// Six lines of the padded input: `B^T` applied to the columns of each row of tiles.
 #[inline(always)]
-unsafe fn input_transform<S: Simd>(
+unsafe fn vertical_input<S: Simd>(
     s: &ConvShape,
-    t: &Tiling,
-    (first, last): (usize, usize),
-    pads: &[S::E],
-    v: &mut [S::E],
-    vi: usize,
+    block: Block,
+    z: &Sizes,
+    start: usize,
+    reader: &InputReader<'_, S::E>,
+    lines: &mut [Wide<S>],
 ) {
     let ld = padded(s.c_in);
-    let (row, element) = (t.width * ld, t.element(vi));
-    for (i, image, ty, tx) in t.each(first, last) {
-        let d = pads[((image * t.height + 2 * ty) * t.width + 2 * tx) * ld..].as_ptr();
-        let v = v[i * vi..].as_mut_ptr();
-        let mut c = 0;
-        while c < s.c_in {
-            // SAFETY: a tile's 4 rows and columns lie in the padded image, its 16 elements in the block.
-            unsafe {
-                let columns: [[S::V; 4]; 4] = std::array::from_fn(|x| {
-                    let d: [S::V; 4] = std::array::from_fn(|y| S::load(d.add(y * row + x * ld + c)));
-                    [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3])]
-                });
-                for y in 0..4 {
-                    let d: [S::V; 4] = std::array::from_fn(|x| columns[x][y]);
-                    let p = v.add(4 * y * element + c);
-                    S::store(p, S::sub(d[0], d[2]));
-                    S::store(p.add(element), S::add(d[1], d[2]));
-                    S::store(p.add(2 * element), S::sub(d[2], d[1]));
-                    S::store(p.add(3 * element), S::sub(d[1], d[3]));
+    for (r, image, ty) in block.tile_rows() {
+        for x in 0..z.columns {
+            let to = lines[(r * z.columns + x) * ld..].as_mut_ptr();
+            // Column x of the padded image is column x - 1 of the image, row y likewise.
+            let inside = (1..=s.w).contains(&x);
+            let mut c = 0;
+            while c < ld {
+                // SAFETY: only pixels inside the image are read; a pixel of each line is written.
+                unsafe {
+                    let column: [S::V; SIDE] = std::array::from_fn(|j| {
+                        let y = TILE * ty + j;
+                        if inside && c < s.c_in && (1..=s.h).contains(&y) {
+                            let pixel = ((start + image) * s.h + y - 1) * s.w + x - 1;
+                            reader.load::<S>(pixel * s.c_in, c)
+                        } else {
+                            S::splat(Wide::<S>::default())
+                        }
+                    });
+                    for (u, value) in input::<S>(column).into_iter().enumerate() {
+                        S::W::store(to.add(u * z.line_in + c), value);
+                    }
                 }
+                c += S::LANES;
             }
-            c += S::LANES;
         }
     }
 }
 
-/// `Y = A^T M A`, plus the residual, cut at the image's border.
+/// A line's six matrices of transformed inputs: `B` applied to the rows of its tiles. `PAIRED` lays the tiles of a
+/// step of the weight gradient's product side by side, otherwise the channels of a step of the output's.
 #[inline(always)]
-unsafe fn output_transform<S: Simd>(
+unsafe fn horizontal_input<S: Simd, const PAIRED: bool>(
     s: &ConvShape,
-    t: &Tiling,
-    (first, last): (usize, usize),
-    m: &[S::E],
-    vo: usize,
-    residual: Option<(&[S::E], usize)>,
-    out: &mut [S::E],
+    block: Block,
+    z: &Sizes,
+    line: &[Wide<S>],
+    v: &mut [S::E],
 ) {
-    let element = t.element(vo);
-    let image_len = s.h * s.w * s.c_out;
-    for (i, image, ty, tx) in t.each(first, last) {
-        let m = m[i * vo..].as_ptr();
-        let (rows, columns) = ((s.h - 2 * ty).min(2), (s.w - 2 * tx).min(2));
-        let at = ((image * s.h + 2 * ty) * s.w + 2 * tx) * s.c_out;
+    let (ld, row, tiles) = (padded(s.c_in), leading(s.c_in), block.tiles());
+    let tile = |i: usize, c: usize| {
+        let (r, tx) = block.place(i);
+        line[(r * z.columns + TILE * tx) * ld + c..].as_ptr()
+    };
+    let depth = if PAIRED { S::E::DEPTH } else { 1 };
+    for i in (0..tiles).step_by(depth) {
         let mut c = 0;
-        while c < s.c_out {
-            // SAFETY: a tile's 16 elements lie in the block, its pixels in the image.
+        while c < s.c_in {
+            // SAFETY: a tile's six pixels lie in the line; one vector of each matrix is written.
             unsafe {
-                let columns_in: [[S::V; 2]; 4] = std::array::from_fn(|x| {
-                    let m: [S::V; 4] = std::array::from_fn(|y| S::load(m.add((4 * y + x) * element + c)));
-                    [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3])]
-                });
-                for y in 0..rows {
-                    let r: [S::V; 4] = std::array::from_fn(|x| columns_in[x][y]);
-                    let pixels = [S::add(S::add(r[0], r[1]), r[2]), S::sub(S::sub(r[1], r[2]), r[3])];
-                    for (x, &pixel) in pixels.iter().enumerate().take(columns) {
-                        let at = at + (y * s.w + x) * s.c_out;
-                        let pixel = match residual {
-                            Some((r, start)) => {
-                                let r = r.as_ptr().add(start * image_len + at);
-                                S::add(pixel, load_channels::<S>(r, c, s.c_out))
-                            }
-                            None => pixel,
-                        };
-                        store_channels::<S>(out.as_mut_ptr().add(at), c, s.c_out, pixel);
+                let mut out = [[S::splat(Wide::<S>::default()); SIDE]; 2];
+                for (k, out) in out.iter_mut().enumerate().take(depth.min(tiles - i)) {
+                    let from = tile(i + k, c);
+                    *out = input::<S>(std::array::from_fn(|j| S::W::load(from.add(j * ld))));
+                }
+                for f in 0..SIDE {
+                    let matrix = v.as_mut_ptr().add(f * z.matrix_in);
+                    if PAIRED {
+                        S::store_operand(matrix.add(i * row + c * S::E::DEPTH), [out[0][f], out[1][f]]);
+                    } else {
+                        S::store(matrix.add(i * row + c), out[0][f]);
                     }
                 }
             }
@@ -208,15 +223,81 @@ unsafe fn output_transform<S: Simd>(
     }
 }
 
-/// Scratch elements that [`backward`] needs for `images` images.
-pub fn backward_scratch(s: &ConvShape, images: usize) -> usize {
-    let t = Tiling::new(s, images);
-    let (vi, vo) = (leading(s.c_in), leading(s.c_out));
-    2 * images * t.height * t.width * padded(s.c_in) + ELEMENTS * (t.element(vi) + t.element(vo))
+/// A line of the output: `A` applied to the rows of its tiles.
+#[inline(always)]
+unsafe fn horizontal_output<S: Simd>(s: &ConvShape, block: Block, z: &Sizes, m: &[Wide<S>], line: &mut [Wide<S>]) {
+    let ld = padded(s.c_out);
+    for i in 0..block.tiles() {
+        let from = m[i * leading(s.c_out)..].as_ptr();
+        let to = line[i * TILE * ld..].as_mut_ptr();
+        let mut c = 0;
+        while c < s.c_out {
+            // SAFETY: one vector of each matrix is read, four pixels of the line are written.
+            unsafe {
+                let values = output::<S>(std::array::from_fn(|f| S::W::load(from.add(f * z.matrix_out + c))));
+                for (x, value) in values.into_iter().enumerate() {
+                    S::W::store(to.add(x * ld + c), value);
+                }
+            }
+            c += S::LANES;
+        }
+    }
 }
 
-/// Length of the gradient that a group of chunks accumulates: `dU`, (16, c_in, padded c_out).
-pub fn gradient_len(s: &ConvShape) -> usize {
+/// The output: `A^T` applied to the columns of the six lines, plus the residual, cut at the image's border.
+#[inline(always)]
+unsafe fn vertical_output<S: Simd>(
+    s: &ConvShape,
+    block: Block,
+    z: &Sizes,
+    lines: &[Wide<S>],
+    residual: Option<(&[S::E], usize)>,
+    out: &mut [S::E],
+) {
+    let (ld, image_len) = (padded(s.c_out), s.h * s.w * s.c_out);
+    for (r, image, ty) in block.tile_rows() {
+        let rows = (s.h - TILE * ty).min(TILE);
+        for x in 0..s.w {
+            let from = lines[(r * z.width + x) * ld..].as_ptr();
+            let mut c = 0;
+            while c < s.c_out {
+                // SAFETY: a pixel of each line is read; only pixels inside the image are written.
+                unsafe {
+                    let values = output::<S>(std::array::from_fn(|u| S::W::load(from.add(u * z.line_out + c))));
+                    for (y, &value) in values.iter().enumerate().take(rows) {
+                        let at = ((image * s.h + TILE * ty + y) * s.w + x) * s.c_out;
+                        let value = match residual {
+                            Some((r, start)) => {
+                                let r = r.as_ptr().add(start * image_len + at);
+                                S::add(value, load_channels::<S>(r, c, s.c_out))
+                            }
+                            None => value,
+                        };
+                        store_channels::<S>(out.as_mut_ptr().add(at), c, s.c_out, value);
+                    }
+                }
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+/// Scratch that [`backward`] needs for `images` images.
+pub fn backward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
+    let z = Sizes::new(s, Block::rows(s, images), s.w.div_ceil(TILE));
+    ScratchLen {
+        stored: SIDE * (z.matrix_in + 2 * z.matrix_out),
+        wide: SIDE * (z.line_in + z.line_out + z.matrix_in) + carry_len(s),
+    }
+}
+
+/// The two rows that a row of tiles hands to the next one.
+fn carry_len(s: &ConvShape) -> usize {
+    (SIDE - TILE) * s.w * padded(s.c_in)
+}
+
+/// Length of what a group of chunks accumulates: `dU`, (36, c_in, padded c_out).
+pub fn accumulator_len(s: &ConvShape) -> usize {
     ELEMENTS * s.c_in * padded(s.c_out)
 }
 
@@ -226,102 +307,137 @@ pub fn gradient_len(s: &ConvShape) -> usize {
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
 pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
-    let Backward { shape: s, images, input, gradient, packed, dx, dw, scratch } = task;
-    let count = images.len();
-    let t = Tiling::new(s, count);
-    let (ld, vi, vo) = (padded(s.c_in), leading(s.c_in), leading(s.c_out));
-    let padded_image = t.height * t.width * ld;
-    let (pads, rest) = scratch.split_at_mut(count * padded_image);
-    let (dpads, rest) = rest.split_at_mut(count * padded_image);
-    let (v, m) = rest.split_at_mut(ELEMENTS * t.element(vi));
+    let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
+    let Scratch { stored, wide } = scratch;
+    let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
+    let (v, stored) = stored.split_at_mut(SIDE * z.matrix_in);
+    let (dm, dm_paired) = stored.split_at_mut(SIDE * z.matrix_out);
+    let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
+    let (lines_out, wide) = wide.split_at_mut(SIDE * z.line_out);
+    let (dv, carry) = wide.split_at_mut(SIDE * z.matrix_in);
     let x = InputReader::new(input, s.c_in);
     let g = GradientReader::new(gradient, s.c_out);
-    let geometry = ((s.h, s.w, s.c_in), (t.height, t.width, ld));
+    let (vi, vo, depth) = (leading(s.c_in), leading(s.c_out), S::E::DEPTH);
+    let (k, product) = (steps::<S::E>(s.c_out), padded(s.c_in) * steps::<S::E>(s.c_out) * depth);
+    // In f32 the two forms of dM are one.
+    let paired = depth > 1;
     // SAFETY: images within the activation; blocks within the scratch sized by `backward_scratch`.
     unsafe {
-        for (i, pad) in pads.chunks_exact_mut(padded_image).enumerate() {
-            let at = (images.start + i) * s.h * s.w * s.c_in;
-            copy_padded::<S>(&x, at, geometry.0, pad, geometry.1, (1, 1));
-        }
-        if dx.is_some() {
-            dpads.fill(S::E::default());
-        }
-        let mut first = 0;
-        while first < count * t.th {
-            let last = (first + t.rows).min(count * t.th);
-            let tiles = (last - first) * t.tw;
-            input_transform::<S>(s, &t, (first, last), pads, v, vi);
-            gradient_transform::<S>(s, &t, (first, last), images.start, &g, m, vo);
-            for f in 0..ELEMENTS {
-                let (v, m) = (&mut v[f * t.element(vi)..], &m[f * t.element(vo)..]);
-                let du = dw[f * s.c_in * padded(s.c_out)..].as_mut_ptr();
-                gemm::<S>(
-                    s.c_in,
-                    padded(s.c_out),
-                    tiles,
-                    Lhs { data: v.as_ptr(), row: 1, col: vi },
-                    Rhs::rows(m.as_ptr(), vo),
-                    Out { data: du, row: padded(s.c_out), accumulate: true },
-                );
-                if dx.is_some() {
-                    // V is not needed again: dV takes its place.
+        for block in Block::all(s, images.len()) {
+            vertical_input::<S>(s, block, &z, images.start, &x, lines_in);
+            vertical_gradient::<S>(s, block, &z, images.start, &g, lines_out);
+            for u in 0..SIDE {
+                let line_in = &mut lines_in[u * z.line_in..][..z.line_in];
+                horizontal_input::<S, true>(s, block, &z, line_in, v);
+                let line_out = &lines_out[u * z.line_out..];
+                horizontal_gradient::<S>(s, block, &z, line_out, dm, paired.then_some(&mut *dm_paired), dx.is_some());
+                let right = if paired { &*dm_paired } else { &*dm };
+                for f in 0..SIDE {
                     gemm::<S>(
-                        tiles,
-                        padded(s.c_in),
-                        s.c_out,
-                        Lhs { data: m.as_ptr(), row: vo, col: 1 },
-                        Rhs::packed(packed.backward[f * padded(s.c_in) * s.c_out..].as_ptr(), s.c_out),
-                        Out { data: v.as_mut_ptr(), row: vi, accumulate: false },
+                        s.c_in,
+                        padded(s.c_out),
+                        steps::<S::E>(block.tiles()),
+                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: depth, col: vi * depth },
+                        Rhs::rows(right[f * z.matrix_out..].as_ptr(), vo),
+                        Out {
+                            data: dw[(u * SIDE + f) * s.c_in * padded(s.c_out)..].as_mut_ptr(),
+                            row: padded(s.c_out),
+                            accumulate: true,
+                        },
                     );
+                    if dx.is_some() {
+                        gemm::<S>(
+                            block.tiles(),
+                            padded(s.c_in),
+                            k,
+                            Lhs { data: dm[f * z.matrix_out..].as_ptr(), row: vo, col: depth },
+                            Rhs::packed(packed.backward[(u * SIDE + f) * product..].as_ptr(), k),
+                            Out { data: dv[f * z.matrix_in..].as_mut_ptr(), row: vi, accumulate: false },
+                        );
+                    }
+                }
+                if dx.is_some() {
+                    // The line of the input is not needed again: that of its gradient takes its place.
+                    horizontal_input_gradient::<S>(s, block, &z, dv, line_in);
                 }
             }
-            if dx.is_some() {
-                add_input_gradient::<S>(s, &t, (first, last), v, vi, dpads);
-            }
-            first = last;
-        }
-        if let Some((dx, accumulate)) = dx {
-            for (i, pad) in dpads.chunks_exact(padded_image).enumerate() {
-                let dx = &mut dx[i * s.h * s.w * s.c_in..][..s.h * s.w * s.c_in];
-                crop_padded::<S>(pad, geometry.1, (1, 1), geometry.0, dx, accumulate);
+            if let Some((dx, accumulate)) = &mut dx {
+                vertical_input_gradient::<S>(s, block, &z, lines_in, carry, dx, *accumulate);
             }
         }
     }
 }
 
-/// `dM = A dY A^T`.
+/// Six lines of the output's gradient: `A` applied to the columns of each row of tiles.
 #[inline(always)]
-unsafe fn gradient_transform<S: Simd>(
+unsafe fn vertical_gradient<S: Simd>(
     s: &ConvShape,
-    t: &Tiling,
-    (first, last): (usize, usize),
+    block: Block,
+    z: &Sizes,
     start: usize,
     g: &GradientReader<'_, S::E>,
-    m: &mut [S::E],
-    vo: usize,
+    lines: &mut [Wide<S>],
 ) {
-    let element = t.element(vo);
-    for (i, image, ty, tx) in t.each(first, last) {
-        let m = m[i * vo..].as_mut_ptr();
-        let (rows, columns) = ((s.h - 2 * ty).min(2), (s.w - 2 * tx).min(2));
-        let at = (((start + image) * s.h + 2 * ty) * s.w + 2 * tx) * s.c_out;
+    let ld = padded(s.c_out);
+    for (r, image, ty) in block.tile_rows() {
+        for x in 0..z.width {
+            let to = lines[(r * z.width + x) * ld..].as_mut_ptr();
+            let mut c = 0;
+            while c < s.c_out {
+                // SAFETY: only pixels inside the image are read; a pixel of each line is written.
+                unsafe {
+                    let column: [S::V; TILE] = std::array::from_fn(|j| {
+                        let y = TILE * ty + j;
+                        if x < s.w && y < s.h {
+                            g.load::<S>((((start + image) * s.h + y) * s.w + x) * s.c_out, c)
+                        } else {
+                            S::splat(Wide::<S>::default())
+                        }
+                    });
+                    for (u, value) in gradient::<S>(column).into_iter().enumerate() {
+                        S::W::store(to.add(u * z.line_out + c), value);
+                    }
+                }
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+/// A line's six matrices `dM`: by channels for the input's gradient, if it is wanted, and, where they differ, by
+/// tiles for the weights'.
+#[inline(always)]
+unsafe fn horizontal_gradient<S: Simd>(
+    s: &ConvShape,
+    block: Block,
+    z: &Sizes,
+    line: &[Wide<S>],
+    dm: &mut [S::E],
+    mut paired: Option<&mut [S::E]>,
+    by_channels: bool,
+) {
+    let (ld, row, tiles, depth) = (padded(s.c_out), leading(s.c_out), block.tiles(), S::E::DEPTH);
+    for i in (0..tiles).step_by(depth) {
         let mut c = 0;
         while c < s.c_out {
-            // SAFETY: only pixels inside the image are read; 16 elements of the block are written.
+            // SAFETY: a tile's four pixels lie in the line; vectors of each matrix are written.
             unsafe {
-                let zero = S::splat(S::E::default());
-                let mut d = [[zero; 2]; 2];
-                for (y, row) in d.iter_mut().enumerate().take(rows) {
-                    for (x, d) in row.iter_mut().enumerate().take(columns) {
-                        *d = g.load::<S>(at + (y * s.w + x) * s.c_out, c);
-                    }
+                let mut out = [[S::splat(Wide::<S>::default()); SIDE]; 2];
+                for (k, out) in out.iter_mut().enumerate().take(depth.min(tiles - i)) {
+                    let from = line[(i + k) * TILE * ld + c..].as_ptr();
+                    *out = gradient::<S>(std::array::from_fn(|j| S::W::load(from.add(j * ld))));
                 }
-                let spread = |a: S::V, b: S::V| [a, S::add(a, b), S::sub(a, b), S::sub(zero, b)];
-                let left = spread(d[0][0], d[1][0]);
-                let right = spread(d[0][1], d[1][1]);
-                for y in 0..4 {
-                    for (x, value) in spread(left[y], right[y]).into_iter().enumerate() {
-                        S::store(m.add((4 * y + x) * element + c), value);
+                for f in 0..SIDE {
+                    match &mut paired {
+                        None => S::store(dm.as_mut_ptr().add(f * z.matrix_out + i * row + c), out[0][f]),
+                        Some(paired) => {
+                            let to = paired.as_mut_ptr().add(f * z.matrix_out + i * row + c * depth);
+                            S::store_operand(to, [out[0][f], out[1][f]]);
+                            // The matrices have an even number of rows, so the last one may be written too.
+                            for (k, out) in out.iter().enumerate().take(if by_channels { depth } else { 0 }) {
+                                S::store(dm.as_mut_ptr().add(f * z.matrix_out + (i + k) * row + c), out[f]);
+                            }
+                        }
                     }
                 }
             }
@@ -330,39 +446,31 @@ unsafe fn gradient_transform<S: Simd>(
     }
 }
 
-/// `dd = B dV B^T`, added where neighbouring tiles overlap.
+/// A line of the input's gradient: `B` applied to the rows of its tiles, added where neighbours overlap.
 #[inline(always)]
-unsafe fn add_input_gradient<S: Simd>(
+unsafe fn horizontal_input_gradient<S: Simd>(
     s: &ConvShape,
-    t: &Tiling,
-    (first, last): (usize, usize),
-    v: &[S::E],
-    vi: usize,
-    dpads: &mut [S::E],
+    block: Block,
+    z: &Sizes,
+    dv: &[Wide<S>],
+    line: &mut [Wide<S>],
 ) {
     let ld = padded(s.c_in);
-    let (row, element) = (t.width * ld, t.element(vi));
-    for (i, image, ty, tx) in t.each(first, last) {
-        let v = v[i * vi..].as_ptr();
-        let d = dpads[((image * t.height + 2 * ty) * t.width + 2 * tx) * ld..].as_mut_ptr();
+    for i in 0..block.tiles() {
+        let (r, tx) = block.place(i);
+        let from = dv[i * leading(s.c_in)..].as_ptr();
+        let to = line[(r * z.columns + TILE * tx) * ld..].as_mut_ptr();
         let mut c = 0;
         while c < s.c_in {
-            // SAFETY: as in `input_transform`.
+            // SAFETY: one vector of each matrix is read, a tile's six pixels of the line are written.
             unsafe {
-                let gather = |a: [S::V; 4]| {
-                    let middle = S::sub(a[1], a[2]);
-                    let sum = S::add(a[1], a[2]);
-                    let zero = S::splat(S::E::default());
-                    [a[0], S::add(middle, a[3]), S::sub(sum, a[0]), S::sub(zero, a[3])]
-                };
-                let columns: [[S::V; 4]; 4] =
-                    std::array::from_fn(|x| gather(std::array::from_fn(|y| S::load(v.add((4 * y + x) * element + c)))));
-                for y in 0..4 {
-                    let r = gather(std::array::from_fn(|x| columns[x][y]));
-                    for (x, value) in r.into_iter().enumerate() {
-                        let p = d.add(y * row + x * ld + c);
-                        S::store(p, S::add(S::load(p), value));
+                let values = input_gradient::<S>(std::array::from_fn(|f| S::W::load(from.add(f * z.matrix_in + c))));
+                for (j, mut value) in values.into_iter().enumerate() {
+                    let p = to.add(j * ld + c);
+                    if j < SIDE - TILE && tx > 0 {
+                        value = S::add(value, S::W::load(p));
                     }
+                    S::W::store(p, value);
                 }
             }
             c += S::LANES;
@@ -370,21 +478,49 @@ unsafe fn add_input_gradient<S: Simd>(
     }
 }
 
-/// `dg = G^T dU G`, from the accumulated form into PyTorch's (out, in, 3, 3).
-pub fn unpack<E: Element>(s: &ConvShape, du: &[E], dw: &mut [E]) {
-    let (ci, co, ld) = (s.c_in, s.c_out, padded(s.c_out));
-    let half = E::of(0.5);
-    let fold = |u: [E; 4]| {
-        let (sum, difference) = (half * (u[1] + u[2]), half * (u[1] - u[2]));
-        [u[0] + sum, difference, sum + u[3]]
-    };
-    for i in 0..ci {
-        for o in 0..co {
-            let u = |f: usize| du[(f * ci + i) * ld + o];
-            let columns: [[E; 3]; 4] = std::array::from_fn(|x| fold([u(x), u(4 + x), u(8 + x), u(12 + x)]));
-            for y in 0..3 {
-                let g = fold(std::array::from_fn(|x| columns[x][y]));
-                dw[(o * ci + i) * 9 + y * 3..][..3].copy_from_slice(&g);
+/// The input's gradient: `B` applied to the columns of the six lines, with the rows that the row of tiles above
+/// left in `carry`; written or added to `dx`.
+#[inline(always)]
+unsafe fn vertical_input_gradient<S: Simd>(
+    s: &ConvShape,
+    block: Block,
+    z: &Sizes,
+    lines: &[Wide<S>],
+    carry: &mut [Wide<S>],
+    dx: &mut [S::E],
+    accumulate: bool,
+) {
+    let ld = padded(s.c_in);
+    for (r, image, ty) in block.tile_rows() {
+        // Below the last row of tiles one row of the image may still be waiting.
+        let rows = if ty + 1 == block.th { TILE + 1 } else { TILE };
+        for x in 0..s.w {
+            let from = lines[(r * z.columns + x + 1) * ld..].as_ptr();
+            let carry = carry[x * (SIDE - TILE) * ld..].as_mut_ptr();
+            let mut c = 0;
+            while c < s.c_in {
+                // SAFETY: a pixel of each line and of the carry is read; only pixels inside the image are written.
+                unsafe {
+                    let mut values =
+                        input_gradient::<S>(std::array::from_fn(|u| S::W::load(from.add(u * z.line_in + c))));
+                    for j in 0..SIDE - TILE {
+                        if ty > 0 {
+                            values[j] = S::add(values[j], S::W::load(carry.add(j * ld + c)));
+                        }
+                        S::W::store(carry.add(j * ld + c), values[TILE + j]);
+                    }
+                    for (j, &value) in values.iter().enumerate().take(rows) {
+                        // Row y of the padded image is row y - 1 of the image.
+                        let y = TILE * ty + j;
+                        if (1..=s.h).contains(&y) {
+                            let to = dx.as_mut_ptr().add(((image * s.h + y - 1) * s.w + x) * s.c_in);
+                            let value =
+                                if accumulate { S::add(value, load_channels::<S>(to, c, s.c_in)) } else { value };
+                            store_channels::<S>(to, c, s.c_in, value);
+                        }
+                    }
+                }
+                c += S::LANES;
             }
         }
     }

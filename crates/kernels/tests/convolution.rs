@@ -68,20 +68,20 @@ fn run<E: Element>(isa: Isa, tolerance: f64) {
             let [mut y, dx, dw] = naive(&s, n, &x, &w, &g);
             y.iter_mut().zip(&r).for_each(|(y, r)| *y += r);
             let (xe, ge, re) = (cast::<E>(&x), cast::<E>(&g), cast::<E>(&r));
-            let packed = Packed::new(&s, algorithm, &cast::<E>(&w));
+            let packed = Packed::new(isa, &s, algorithm, &cast::<E::Wide>(&w), true);
             let runtime = Runtime::new(isa);
             let mut out = vec![E::of(f64::NAN); y.len()];
             let input = Input { u: &xe, affine: None };
-            conv::forward(&runtime, &s, algorithm, input, &packed, Some(&re), &mut out, None);
+            conv::forward(&runtime, &s, input, &packed, Some(&re), &mut out, None);
             let what = format!("{isa:?} {algorithm:?} {s:?} n {n}");
             assert_close(&format!("{what} output"), &back(&out), &y, tolerance);
-            let (mut dxe, mut dwe) = (vec![E::of(1.0); dx.len()], vec![E::of(f64::NAN); dw.len()]);
+            let (mut dxe, mut dwe) = (vec![E::of(1.0); dx.len()], vec![E::Wide::of(f64::NAN); dw.len()]);
             let gradient = Gradient { g: &ge, norm: None };
-            conv::backward(&runtime, &s, algorithm, input, gradient, &packed, Some((&mut dxe, true)), &mut dwe, None);
+            conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dxe, true)), &mut dwe, None);
             let dx1: Vec<f64> = dx.iter().map(|d| d + 1.0).collect();
             assert_close(&format!("{what} input gradient"), &back(&dxe), &dx1, tolerance);
             assert_close(&format!("{what} weight gradient"), &back(&dwe), &dw, tolerance);
-            conv::backward(&runtime, &s, algorithm, input, gradient, &packed, None, &mut dwe, None);
+            conv::backward(&runtime, &s, input, gradient, &packed, None, &mut dwe, None);
             assert_close(&format!("{what} weight gradient alone"), &back(&dwe), &dw, tolerance);
         }
     }
@@ -134,16 +134,15 @@ fn operands_on_the_fly_equal_stored_ones() {
                 })
                 .collect();
             let algorithm = s.algorithm();
-            let packed = Packed::new(&s, algorithm, &w);
+            let packed = Packed::new(isa, &s, algorithm, &w, true);
             let runtime = Runtime::new(isa);
             let outcome = |input, gradient| {
                 let mut y = vec![0f32; n * s.output_len()];
-                conv::forward(&runtime, &s, algorithm, input, &packed, None, &mut y, None);
+                conv::forward(&runtime, &s, input, &packed, None, &mut y, None);
                 let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
                 conv::backward(
                     &runtime,
                     &s,
-                    algorithm,
                     input,
                     gradient,
                     &packed,
@@ -170,19 +169,19 @@ fn same_bits_in_any_batch_and_on_any_number_of_threads() {
         let algorithm = s.algorithm();
         let x: Vec<f32> = cast(&numbers(n * s.input_len(), 1));
         let g: Vec<f32> = cast(&numbers(n * s.output_len(), 3));
-        let packed = Packed::new(&s, algorithm, &cast::<f32>(&numbers(s.weight_len(), 2)));
+        let w = cast::<f32>(&numbers(s.weight_len(), 2));
         for isa in Isa::available() {
+            let packed = Packed::new(isa, &s, algorithm, &w, true);
             let run = |x: &[f32], g: &[f32]| {
                 let runtime = Runtime::new(isa);
                 let mut y = vec![0f32; g.len()];
                 let input = Input { u: x, affine: None };
-                conv::forward(&runtime, &s, algorithm, input, &packed, None, &mut y, None);
+                conv::forward(&runtime, &s, input, &packed, None, &mut y, None);
                 let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; s.weight_len()]);
                 let gradient = Gradient { g, norm: None };
                 conv::backward(
                     &runtime,
                     &s,
-                    algorithm,
                     input,
                     gradient,
                     &packed,

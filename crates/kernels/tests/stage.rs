@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use kernels::graph::{Graph, Shape};
 use kernels::stage::{Memory, Mode, Stage};
-use kernels::{Isa, Value};
+use kernels::{Isa, Precision, Value};
 use testkit::{assert_close, gradcheck, numbers, tensor, values};
 
 /// A pre-activation block with a projection, one without, a post-activation block with a parameter-free
@@ -51,7 +51,7 @@ fn weighted(y: &Tensor) -> Result<Tensor> {
 #[test]
 fn gradients_equal_central_differences_in_train_and_eval_mode() -> Result<()> {
     let g = network();
-    let (stage, device) = (Stage::new(g.clone(), &Memory::new(Isa::Portable)), Device::Cpu);
+    let (stage, device) = (Stage::new(g.clone(), &Memory::new(Isa::Portable, Precision::F32)), Device::Cpu);
     let p = Tensor::new(parameters(&g), &device)?;
     let x = tensor(&[4, 3, 9, 7], 10, DType::F64, &device)?;
     let running = running(&g);
@@ -68,7 +68,7 @@ fn gradients_equal_central_differences_in_train_and_eval_mode() -> Result<()> {
 #[test]
 fn stages_compose() -> Result<()> {
     let g = network();
-    let memory = Memory::new(Isa::best());
+    let memory = Memory::new(Isa::best(), Precision::F32);
     let whole = Stage::new(g.clone(), &memory);
     let p = Var::new(parameters(&g), &Device::Cpu)?;
     let x = tensor(&[3, 3, 9, 7], 10, DType::F64, &Device::Cpu)?;
@@ -96,7 +96,7 @@ fn same_bits_on_any_number_of_threads() -> Result<()> {
     for isa in Isa::available() {
         let run = |threads: usize| -> Result<(Vec<f64>, Vec<f64>)> {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-                let stage = Stage::new(g.clone(), &Memory::new(isa));
+                let stage = Stage::new(g.clone(), &Memory::new(isa, Precision::F32));
                 let p = Var::from_tensor(&Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?)?;
                 let x = tensor(&[37, 3, 9, 7], 10, DType::F32, &Device::Cpu)?;
                 let (y, _) = stage.forward(&x, &p, &running(&g), Mode::Train)?;
@@ -117,7 +117,7 @@ fn batch_norm_equals_candles() -> Result<()> {
     let device = Device::Cpu;
     let mut g = Graph::new(Shape { channels: 5, h: 4, w: 3 });
     g.batch_norm("bn", Value(0), false);
-    let stage = Stage::new(g.clone(), &Memory::new(Isa::Portable));
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::Portable, Precision::F32));
     let x = Var::from_tensor(&tensor(&[6, 5, 4, 3], 1, DType::F64, &device)?)?;
     let p = Var::from_tensor(&tensor(&[10], 2, DType::F64, &device)?)?;
     let (y, statistics) = stage.forward(&x, &p, &[0.0; 10], Mode::Train)?;
@@ -144,7 +144,7 @@ fn batch_norm_equals_candles() -> Result<()> {
 #[test]
 fn no_images_and_wrong_sizes() -> Result<()> {
     let g = network();
-    let stage = Stage::new(g.clone(), &Memory::new(Isa::best()));
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::best(), Precision::F32));
     let p = Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?;
     let none = Tensor::zeros((0, 3, 9, 7), DType::F32, &Device::Cpu)?;
     let (y, _) = stage.forward(&none, &p, &running(&g), Mode::Eval)?;

@@ -206,7 +206,7 @@ impl Network {
         if let Some(wrong) = layers.iter().find(|l| !graph.cuts.iter().any(|(name, _)| name == *l)) {
             return Err(crate::error::unknown("layer", wrong, &self.architecture.layer_names()));
         }
-        let memory = Memory::new(kernels::Isa::best());
+        let memory = Memory::new(kernels::Isa::best(), kernels::Precision::F32);
         let mut from = Value(0);
         for (name, value) in &graph.cuts {
             let wanted = name == "last" || layers.contains(&name.as_str());

@@ -19,14 +19,14 @@ impl<E: Element> Executor<E> {
     pub fn backward(
         &self,
         saved: &Saved<E>,
-        parameters: &[E],
+        parameters: &[E::Wide],
         g: Buffer<E>,
         input_gradient: bool,
-    ) -> (Vec<E>, Option<Arc<Buffer<E>>>) {
+    ) -> (Vec<E::Wide>, Option<Arc<Buffer<E>>>) {
         let (graph, plan) = (&*self.graph, &*self.plan);
-        let mut dp = vec![E::default(); parameters.len()];
+        let mut dp = vec![E::Wide::default(); parameters.len()];
         let mut pending: Vec<Vec<Pending<E>>> = (0..graph.shapes.len()).map(|_| Vec::new()).collect();
-        let mut sums: Vec<Option<Vec<E>>> = vec![None; graph.nodes.len()];
+        let mut sums: Vec<Option<Vec<E::Wide>>> = vec![None; graph.nodes.len()];
         pending[graph.nodes.len()].push(Pending { g: Arc::new(g), norm: None });
         for (i, node) in graph.nodes.iter().enumerate().rev() {
             if pending[i + 1].is_empty() {
@@ -48,12 +48,11 @@ impl<E: Element> Executor<E> {
                         Some(None) => (Some(Buffer::take(&self.runtime, saved.n * shape.input_len())), false),
                         None => (None, false),
                     };
-                    let mut image_sums = plan.sums_for[i].map(|_| vec![E::default(); saved.n * 2 * shape.c_in]);
+                    let mut image_sums = plan.sums_for[i].map(|_| vec![E::Wide::default(); saved.n * 2 * shape.c_in]);
                     let norm = plan.sums_for[i].and_then(|bn| saved.norms[bn].as_ref().map(|n| (bn, n)));
                     conv::backward(
                         &self.runtime,
                         &shape,
-                        shape.algorithm(),
                         saved.input(graph, plan, input),
                         g.gradient(saved, graph),
                         saved.packed(i),
@@ -111,9 +110,9 @@ impl<E: Element> Executor<E> {
         (dp, dx)
     }
 
-    fn image_sums(&self, g: &[E], u: &[E], norm: &Norm<E>, len: usize) -> Vec<E> {
+    fn image_sums(&self, g: &[E], u: &[E], norm: &Norm<E>, len: usize) -> Vec<E::Wide> {
         let channels = norm.mean.len();
-        let mut out = vec![E::default(); u.len() / len * 2 * channels];
+        let mut out = vec![E::Wide::default(); u.len() / len * 2 * channels];
         out.par_chunks_mut(2 * channels).zip(u.par_chunks(len)).zip(g.par_chunks(len)).for_each(|((out, u), g)| {
             batch_norm::image_sums(self.runtime.isa, g, u, norm.affine(), &norm.mean, out);
         });
@@ -151,7 +150,7 @@ impl<E: Element> Executor<E> {
 /// A gradient on its way to a value: stored, or to be formed from BatchNorm's.
 struct Pending<E: Element> {
     g: Arc<Buffer<E>>,
-    norm: Option<(usize, Arc<Coefficients<E>>)>,
+    norm: Option<(usize, Arc<Coefficients<E::Wide>>)>,
 }
 
 impl<E: Element> Clone for Pending<E> {
@@ -195,16 +194,21 @@ fn take_owned<E: Element>(waiting: &mut Vec<Pending<E>>) -> Option<Buffer<E>> {
 }
 
 /// (d gamma, d beta) and the coefficients of the input's gradient (Ioffe & Szegedy 2015, section 3).
-fn norm_gradient<E: Element>(norm: &Norm<E>, gamma: &[E], per_image: &[E], count: f64) -> (Vec<E>, Coefficients<E>) {
+fn norm_gradient<E: Element>(
+    norm: &Norm<E>,
+    gamma: &[E::Wide],
+    per_image: &[E::Wide],
+    count: f64,
+) -> (Vec<E::Wide>, Coefficients<E::Wide>) {
     let c = gamma.len();
     let (sum, product) = batch_norm::combine_sums(per_image, c);
-    let mut d = vec![E::default(); 2 * c];
+    let mut d = vec![E::Wide::default(); 2 * c];
     let mut back = Coefficients { slope: vec![], spread: vec![], offset: vec![] };
     for i in 0..c {
         let (inv, mean) = (norm.inv_std[i], norm.mean[i].f64());
         let dgamma = product[i] * inv;
-        d[i] = E::of(dgamma);
-        d[c + i] = E::of(sum[i]);
+        d[i] = E::Wide::of(dgamma);
+        d[c + i] = E::Wide::of(sum[i]);
         let slope = gamma[i].f64() * inv;
         let spread = match norm.mode {
             Mode::Train => -slope * inv * dgamma / count,
@@ -214,9 +218,9 @@ fn norm_gradient<E: Element>(norm: &Norm<E>, gamma: &[E], per_image: &[E], count
             Mode::Train => -slope * sum[i] / count - spread * mean,
             Mode::Eval => 0.0,
         };
-        back.slope.push(E::of(slope));
-        back.spread.push(E::of(spread));
-        back.offset.push(E::of(offset));
+        back.slope.push(E::Wide::of(slope));
+        back.spread.push(E::Wide::of(spread));
+        back.offset.push(E::Wide::of(offset));
     }
     (d, back)
 }

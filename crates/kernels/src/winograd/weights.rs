@@ -1,0 +1,112 @@
+//! Weights into the transformed, packed form and their gradient back from it.
+
+use super::ELEMENTS;
+use super::points::{SIDE, weight, weight_gradient};
+use crate::conv::{ConvShape, Sides};
+use crate::gemm::{STRIP, padded, steps};
+use crate::simd::{Element, Isa, Kernel, Simd};
+
+/// `U = G g G^T` for every pair of channels, packed for the forward product and, if asked for, transposed for the
+/// backward one.
+pub fn pack<E: Element>(isa: Isa, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
+    let (ci, co) = (s.c_in, s.c_out);
+    let forward = pack_side(isa, ci, co, |k, j| &weight[(j * ci + k) * 9..][..9]);
+    let backward = if backward { pack_side(isa, co, ci, |k, j| &weight[(k * ci + j) * 9..][..9]) } else { vec![] };
+    Sides { forward, backward }
+}
+
+/// The packed (k, columns) matrices of one direction; `taps(k, column)` are a pair's nine weights.
+fn pack_side<'w, E: Element>(
+    isa: Isa,
+    k: usize,
+    columns: usize,
+    taps: impl Fn(usize, usize) -> &'w [E::Wide],
+) -> Vec<E> {
+    // Columns innermost, so that the transform runs over vectors.
+    let (width, rows) = (padded(columns), steps::<E>(k) * E::DEPTH);
+    let mut by_tap = vec![E::Wide::default(); 9 * rows * width];
+    for i in 0..k {
+        for j in 0..columns {
+            for (tap, w) in taps(i, j).iter().enumerate() {
+                by_tap[(tap * rows + i) * width + j] = *w;
+            }
+        }
+    }
+    let mut out = vec![E::default(); ELEMENTS * rows * width];
+    isa.run(Pack { by_tap: &by_tap, rows, width, out: &mut out });
+    out
+}
+
+struct Pack<'a, E: Element> {
+    /// (9, rows, width).
+    by_tap: &'a [E::Wide],
+    rows: usize,
+    width: usize,
+    /// For each of 36 elements: strips of (steps, columns, depth).
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel<E> for Pack<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        let Pack { by_tap, rows, width, out } = self;
+        for i in (0..rows).step_by(E::DEPTH) {
+            for j in (0..width).step_by(S::LANES) {
+                let at = (j / STRIP * rows + i) * STRIP + j % STRIP * E::DEPTH;
+                // SAFETY: i + DEPTH <= rows, j + LANES <= width; `out` holds 36 matrices of (rows, width).
+                unsafe {
+                    let mut u = [[S::splat(E::Wide::default()); ELEMENTS]; 2];
+                    for (k, u) in u.iter_mut().enumerate().take(E::DEPTH) {
+                        let tap = |t: usize| S::W::load(by_tap[(t * rows + i + k) * width + j..].as_ptr());
+                        let columns: [[S::V; SIDE]; 3] =
+                            std::array::from_fn(|x| weight::<S>([tap(x), tap(3 + x), tap(6 + x)]));
+                        for y in 0..SIDE {
+                            let row = weight::<S>([columns[0][y], columns[1][y], columns[2][y]]);
+                            u[y * SIDE..][..SIDE].copy_from_slice(&row);
+                        }
+                    }
+                    for f in 0..ELEMENTS {
+                        S::store_operand(out.as_mut_ptr().add(f * rows * width + at), [u[0][f], u[1][f]]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Fold<'a, W> {
+    du: &'a [W],
+    channels: usize,
+    width: usize,
+    out: &'a mut [W],
+}
+
+impl<W: Element> Kernel<W> for Fold<'_, W> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = W>>(self) {
+        let Fold { du, channels, width, out } = self;
+        let len = channels * width;
+        for at in (0..len).step_by(S::LANES) {
+            // SAFETY: `width` is a whole number of strips; `du` holds 36 and `out` 9 matrices of `len`.
+            unsafe {
+                let u = |f: usize| S::load(du[f * len + at..].as_ptr());
+                let columns: [[S::V; 3]; SIDE] =
+                    std::array::from_fn(|x| weight_gradient::<S>(std::array::from_fn(|y| u(y * SIDE + x))));
+                for y in 0..3 {
+                    let row = weight_gradient::<S>(std::array::from_fn(|x| columns[x][y]));
+                    for (x, &value) in row.iter().enumerate() {
+                        S::store(out[(y * 3 + x) * len + at..].as_mut_ptr(), value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `dg = G^T dU G`, from the accumulated (36, c_in, padded c_out) to (9, c_in, padded c_out).
+pub fn fold<W: Element>(isa: Isa, s: &ConvShape, du: &[W], out: &mut [W]) {
+    isa.run(Fold { du, channels: s.c_in, width: padded(s.c_out), out });
+}
+
