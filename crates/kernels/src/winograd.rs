@@ -102,6 +102,20 @@ pub fn images_per_chunk(s: &ConvShape) -> usize {
     (TILES / (s.h.div_ceil(TILE) * s.w.div_ceil(TILE)).max(1)).max(1)
 }
 
+/// `N` vectors, `step` elements apart. A loop, not `array::from_fn`: that one's closures are compiled without the
+/// instruction set where they are not inlined.
+#[inline(always)]
+unsafe fn gather<S: Simd, const N: usize>(p: *const Wide<S>, step: usize) -> [S::V; N] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut out = [S::splat(Wide::<S>::default()); N];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = S::W::load(p.add(i * step));
+        }
+        out
+    }
+}
+
 /// Scratch that [`forward`] needs for `images` images.
 pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
     let z = Sizes::new(s, Block::rows(s, images), s.w.div_ceil(TILE));
@@ -164,15 +178,14 @@ unsafe fn vertical_input<S: Simd>(
             while c < ld {
                 // SAFETY: only pixels inside the image are read; a pixel of each line is written.
                 unsafe {
-                    let column: [S::V; SIDE] = std::array::from_fn(|j| {
+                    let mut column = [S::splat(Wide::<S>::default()); SIDE];
+                    for j in 0..SIDE {
                         let y = TILE * ty + j;
                         if inside && c < s.c_in && (1..=s.h).contains(&y) {
                             let pixel = ((start + image) * s.h + y - 1) * s.w + x - 1;
-                            reader.load::<S>(pixel * s.c_in, c)
-                        } else {
-                            S::splat(Wide::<S>::default())
+                            column[j] = reader.load::<S>(pixel * s.c_in, c);
                         }
-                    });
+                    }
                     for (u, value) in input::<S>(column).into_iter().enumerate() {
                         S::W::store(to.add(u * z.line_in + c), value);
                     }
@@ -207,7 +220,7 @@ unsafe fn horizontal_input<S: Simd, const PAIRED: bool>(
                 let mut out = [[S::splat(Wide::<S>::default()); SIDE]; 2];
                 for (k, out) in out.iter_mut().enumerate().take(depth.min(tiles - i)) {
                     let from = tile(i + k, c);
-                    *out = input::<S>(std::array::from_fn(|j| S::W::load(from.add(j * ld))));
+                    *out = input::<S>(gather::<S, SIDE>(from, ld));
                 }
                 for f in 0..SIDE {
                     let matrix = v.as_mut_ptr().add(f * z.matrix_in);
@@ -234,7 +247,7 @@ unsafe fn horizontal_output<S: Simd>(s: &ConvShape, block: Block, z: &Sizes, m: 
         while c < s.c_out {
             // SAFETY: one vector of each matrix is read, four pixels of the line are written.
             unsafe {
-                let values = output::<S>(std::array::from_fn(|f| S::W::load(from.add(f * z.matrix_out + c))));
+                let values = output::<S>(gather::<S, SIDE>(from.add(c), z.matrix_out));
                 for (x, value) in values.into_iter().enumerate() {
                     S::W::store(to.add(x * ld + c), value);
                 }
@@ -263,7 +276,7 @@ unsafe fn vertical_output<S: Simd>(
             while c < s.c_out {
                 // SAFETY: a pixel of each line is read; only pixels inside the image are written.
                 unsafe {
-                    let values = output::<S>(std::array::from_fn(|u| S::W::load(from.add(u * z.line_out + c))));
+                    let values = output::<S>(gather::<S, SIDE>(from.add(c), z.line_out));
                     for (y, &value) in values.iter().enumerate().take(rows) {
                         let at = ((image * s.h + TILE * ty + y) * s.w + x) * s.c_out;
                         let value = match residual {
@@ -386,14 +399,13 @@ unsafe fn vertical_gradient<S: Simd>(
             while c < s.c_out {
                 // SAFETY: only pixels inside the image are read; a pixel of each line is written.
                 unsafe {
-                    let column: [S::V; TILE] = std::array::from_fn(|j| {
+                    let mut column = [S::splat(Wide::<S>::default()); TILE];
+                    for j in 0..TILE {
                         let y = TILE * ty + j;
                         if x < s.w && y < s.h {
-                            g.load::<S>((((start + image) * s.h + y) * s.w + x) * s.c_out, c)
-                        } else {
-                            S::splat(Wide::<S>::default())
+                            column[j] = g.load::<S>((((start + image) * s.h + y) * s.w + x) * s.c_out, c);
                         }
-                    });
+                    }
                     for (u, value) in gradient::<S>(column).into_iter().enumerate() {
                         S::W::store(to.add(u * z.line_out + c), value);
                     }
@@ -425,7 +437,7 @@ unsafe fn horizontal_gradient<S: Simd>(
                 let mut out = [[S::splat(Wide::<S>::default()); SIDE]; 2];
                 for (k, out) in out.iter_mut().enumerate().take(depth.min(tiles - i)) {
                     let from = line[(i + k) * TILE * ld + c..].as_ptr();
-                    *out = gradient::<S>(std::array::from_fn(|j| S::W::load(from.add(j * ld))));
+                    *out = gradient::<S>(gather::<S, TILE>(from, ld));
                 }
                 for f in 0..SIDE {
                     match &mut paired {
@@ -464,7 +476,7 @@ unsafe fn horizontal_input_gradient<S: Simd>(
         while c < s.c_in {
             // SAFETY: one vector of each matrix is read, a tile's six pixels of the line are written.
             unsafe {
-                let values = input_gradient::<S>(std::array::from_fn(|f| S::W::load(from.add(f * z.matrix_in + c))));
+                let values = input_gradient::<S>(gather::<S, SIDE>(from.add(c), z.matrix_in));
                 for (j, mut value) in values.into_iter().enumerate() {
                     let p = to.add(j * ld + c);
                     if j < SIDE - TILE && tx > 0 {
@@ -501,8 +513,7 @@ unsafe fn vertical_input_gradient<S: Simd>(
             while c < s.c_in {
                 // SAFETY: a pixel of each line and of the carry is read; only pixels inside the image are written.
                 unsafe {
-                    let mut values =
-                        input_gradient::<S>(std::array::from_fn(|u| S::W::load(from.add(u * z.line_in + c))));
+                    let mut values = input_gradient::<S>(gather::<S, SIDE>(from.add(c), z.line_in));
                     for j in 0..SIDE - TILE {
                         if ty > 0 {
                             values[j] = S::add(values[j], S::W::load(carry.add(j * ld + c)));

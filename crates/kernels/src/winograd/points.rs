@@ -34,17 +34,15 @@ unsafe fn k<S: Simd>(x: f64) -> S::V {
 pub unsafe fn input<S: Simd>(d: [S::V; SIDE]) -> [S::V; SIDE] {
     // SAFETY: the caller's contract.
     unsafe {
-        let ends = |x: S::V, y: S::V, z: S::V| S::fma(k::<S>(PRODUCT), x, S::fma(k::<S>(-SUM), y, z));
-        let even = |p: f64| S::fma(k::<S>(-p), d[2], d[4]);
-        let odd = |p: f64| S::fma(k::<S>(-p), d[1], d[3]);
-        let (ea, oa, eb, ob) = (even(B2), odd(B2), even(A2), odd(A2));
+        let (ea, oa) = (S::fma(k::<S>(-B2), d[2], d[4]), S::fma(k::<S>(-B2), d[1], d[3]));
+        let (eb, ob) = (S::fma(k::<S>(-A2), d[2], d[4]), S::fma(k::<S>(-A2), d[1], d[3]));
         [
-            ends(d[0], d[2], d[4]),
+            S::fma(k::<S>(PRODUCT), d[0], S::fma(k::<S>(-SUM), d[2], d[4])),
             S::fma(k::<S>(A), oa, ea),
             S::fma(k::<S>(-A), oa, ea),
             S::fma(k::<S>(B), ob, eb),
             S::fma(k::<S>(-B), ob, eb),
-            ends(d[1], d[3], d[5]),
+            S::fma(k::<S>(PRODUCT), d[1], S::fma(k::<S>(-SUM), d[3], d[5])),
         ]
     }
 }
@@ -89,9 +87,8 @@ pub unsafe fn output<S: Simd>(m: [S::V; SIDE]) -> [S::V; TILE] {
 pub unsafe fn gradient<S: Simd>(y: [S::V; TILE]) -> [S::V; SIDE] {
     // SAFETY: the caller's contract.
     unsafe {
-        let even = |p: f64| S::fma(k::<S>(p), y[2], y[0]);
-        let odd = |p: f64| S::fma(k::<S>(p * p * p), y[3], S::mul(k::<S>(p), y[1]));
-        let (ea, oa, eb, ob) = (even(A2), odd(A), even(B2), odd(B));
+        let (ea, oa) = (S::fma(k::<S>(A2), y[2], y[0]), S::fma(k::<S>(A * A2), y[3], S::mul(k::<S>(A), y[1])));
+        let (eb, ob) = (S::fma(k::<S>(B2), y[2], y[0]), S::fma(k::<S>(B * B2), y[3], S::mul(k::<S>(B), y[1])));
         [y[0], S::add(ea, oa), S::sub(ea, oa), S::add(eb, ob), S::sub(eb, ob), y[3]]
     }
 }
@@ -101,9 +98,9 @@ pub unsafe fn gradient<S: Simd>(y: [S::V; TILE]) -> [S::V; SIDE] {
 pub unsafe fn weight<S: Simd>(g: [S::V; 3]) -> [S::V; SIDE] {
     // SAFETY: the caller's contract.
     unsafe {
-        let even = |p: f64, at: f64| S::fma(k::<S>(p * p / at), g[2], S::mul(k::<S>(1.0 / at), g[0]));
-        let odd = |p: f64, at: f64| S::mul(k::<S>(p / at), g[1]);
-        let (ea, oa, eb, ob) = (even(A, AT_A), odd(A, AT_A), even(B, AT_B), odd(B, AT_B));
+        let ea = S::fma(k::<S>(A2 / AT_A), g[2], S::mul(k::<S>(1.0 / AT_A), g[0]));
+        let eb = S::fma(k::<S>(B2 / AT_B), g[2], S::mul(k::<S>(1.0 / AT_B), g[0]));
+        let (oa, ob) = (S::mul(k::<S>(A / AT_A), g[1]), S::mul(k::<S>(B / AT_B), g[1]));
         [S::mul(k::<S>(1.0 / AT_0), g[0]), S::add(ea, oa), S::sub(ea, oa), S::add(eb, ob), S::sub(eb, ob), g[2]]
     }
 }
@@ -115,11 +112,11 @@ pub unsafe fn weight_gradient<S: Simd>(u: [S::V; SIDE]) -> [S::V; 3] {
     unsafe {
         let (sa, da) = (S::add(u[1], u[2]), S::sub(u[1], u[2]));
         let (sb, db) = (S::add(u[3], u[4]), S::sub(u[3], u[4]));
-        let mix = |pa: f64, a: S::V, pb: f64, b: S::V| S::fma(k::<S>(pa / AT_A), a, S::mul(k::<S>(pb / AT_B), b));
+        let constant = S::fma(k::<S>(1.0 / AT_A), sa, S::mul(k::<S>(1.0 / AT_B), sb));
         [
-            S::fma(k::<S>(1.0 / AT_0), u[0], mix(1.0, sa, 1.0, sb)),
-            mix(A, da, B, db),
-            S::add(u[5], mix(A2, sa, B2, sb)),
+            S::fma(k::<S>(1.0 / AT_0), u[0], constant),
+            S::fma(k::<S>(A / AT_A), da, S::mul(k::<S>(B / AT_B), db)),
+            S::fma(k::<S>(A2 / AT_A), sa, S::fma(k::<S>(B2 / AT_B), sb, u[5])),
         ]
     }
 }

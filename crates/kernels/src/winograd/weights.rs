@@ -1,6 +1,6 @@
 //! Weights into the transformed, packed form and their gradient back from it.
 
-use super::ELEMENTS;
+use super::{ELEMENTS, gather};
 use super::points::{SIDE, weight, weight_gradient};
 use crate::conv::{ConvShape, Sides};
 use crate::gemm::{STRIP, padded, steps};
@@ -58,9 +58,11 @@ impl<E: Element> Kernel<E> for Pack<'_, E> {
                 unsafe {
                     let mut u = [[S::splat(E::Wide::default()); ELEMENTS]; 2];
                     for (k, u) in u.iter_mut().enumerate().take(E::DEPTH) {
-                        let tap = |t: usize| S::W::load(by_tap[(t * rows + i + k) * width + j..].as_ptr());
-                        let columns: [[S::V; SIDE]; 3] =
-                            std::array::from_fn(|x| weight::<S>([tap(x), tap(3 + x), tap(6 + x)]));
+                        let mut columns = [[S::splat(E::Wide::default()); SIDE]; 3];
+                        for (x, column) in columns.iter_mut().enumerate() {
+                            let at = by_tap[(x * rows + i + k) * width + j..].as_ptr();
+                            *column = weight::<S>(gather::<S, 3>(at, 3 * rows * width));
+                        }
                         for y in 0..SIDE {
                             let row = weight::<S>([columns[0][y], columns[1][y], columns[2][y]]);
                             u[y * SIDE..][..SIDE].copy_from_slice(&row);
@@ -82,7 +84,7 @@ struct Fold<'a, W> {
     out: &'a mut [W],
 }
 
-impl<W: Element> Kernel<W> for Fold<'_, W> {
+impl<W: Element<Wide = W>> Kernel<W> for Fold<'_, W> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = W>>(self) {
@@ -91,11 +93,16 @@ impl<W: Element> Kernel<W> for Fold<'_, W> {
         for at in (0..len).step_by(S::LANES) {
             // SAFETY: `width` is a whole number of strips; `du` holds 36 and `out` 9 matrices of `len`.
             unsafe {
-                let u = |f: usize| S::load(du[f * len + at..].as_ptr());
-                let columns: [[S::V; 3]; SIDE] =
-                    std::array::from_fn(|x| weight_gradient::<S>(std::array::from_fn(|y| u(y * SIDE + x))));
+                let mut columns = [[S::splat(W::default()); 3]; SIDE];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    *column = weight_gradient::<S>(gather::<S, SIDE>(du[x * len + at..].as_ptr(), SIDE * len));
+                }
                 for y in 0..3 {
-                    let row = weight_gradient::<S>(std::array::from_fn(|x| columns[x][y]));
+                    let mut row = [S::splat(W::default()); SIDE];
+                    for (row, column) in row.iter_mut().zip(&columns) {
+                        *row = column[y];
+                    }
+                    let row = weight_gradient::<S>(row);
                     for (x, &value) in row.iter().enumerate() {
                         S::store(out[(y * 3 + x) * len + at..].as_mut_ptr(), value);
                     }
@@ -106,7 +113,7 @@ impl<W: Element> Kernel<W> for Fold<'_, W> {
 }
 
 /// `dg = G^T dU G`, from the accumulated (36, c_in, padded c_out) to (9, c_in, padded c_out).
-pub fn fold<W: Element>(isa: Isa, s: &ConvShape, du: &[W], out: &mut [W]) {
+pub fn fold<W: Element<Wide = W>>(isa: Isa, s: &ConvShape, du: &[W], out: &mut [W]) {
     isa.run(Fold { du, channels: s.c_in, width: padded(s.c_out), out });
 }
 
