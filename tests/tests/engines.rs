@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use kernels::graph::Shape;
-use kernels::stage::Mode;
+use kernels::stage::{Mode, Precision};
 use testkit::{assert_close, tensor, values};
 use trainer::models::{Architecture, Shortcut};
 use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
@@ -22,7 +22,7 @@ fn network(name: &str, shortcut: Shortcut, engine: Engine, dtype: DType, device:
     let shift = testkit::numbers(weights.running.len(), 5);
     weights.running.iter_mut().zip(shift).for_each(|(r, s)| *r += 0.2 * s as f32);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    let backend = Backend { engine, dtype, device: device.clone() };
+    let backend = Backend { engine, dtype, precision: Precision::F32, device: device.clone() };
     Network::new(architecture, weights, normalization, &["layer1", "layer2"], true, backend)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cams::{Forward, Interpreter, methods};
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::sgd::SgdStep;
-use kernels::stage::Mode;
+use kernels::stage::{Mode, Precision};
 use testkit::{assert_close, deviation, values};
 use trainer::checkpoint::File;
 use trainer::config::{Config, Distance};
@@ -45,7 +45,7 @@ fn network(path: &Path, layers: &[&str], trained: bool, dtype: DType, engine: En
         file.normalization()?,
         layers,
         trained,
-        Backend { engine, dtype, device: Device::Cpu },
+        Backend { engine, dtype, precision: Precision::F32, device: Device::Cpu },
     )
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use kernels::graph::Shape;
 use kernels::sgd::SgdStep;
-use kernels::stage::Mode;
+use kernels::stage::{Mode, Precision};
 use testkit::{assert_close, values};
 use trainer::checkpoint::File;
 use trainer::config::{Config, Distance};
@@ -104,9 +104,9 @@ fn cases() -> Vec<(Backend, f64)> {
     let mut cases = Vec::new();
     for device in testkit::devices() {
         for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 2e-4)] {
-            cases.push((Backend { engine: Engine::Ops, dtype, device: device.clone() }, tolerance));
+            cases.push((Backend { engine: Engine::Ops, dtype, precision: Precision::F32, device: device.clone() }, tolerance));
             if device.is_cpu() {
-                cases.push((Backend { engine: Engine::Kernels, dtype, device: device.clone() }, tolerance));
+                cases.push((Backend { engine: Engine::Kernels, dtype, precision: Precision::F32, device: device.clone() }, tolerance));
             }
         }
     }

@@ -35,24 +35,13 @@ pub struct Memory {
     f32: Arc<Runtime<f32>>,
     f64: Arc<Runtime<f64>>,
     bf16: Arc<Runtime<bf16>>,
-    precision: Precision,
 }
 
 impl Memory {
-    /// Memory for kernels of one instruction set and precision.
-    pub fn new(isa: Isa, precision: Precision) -> Self {
-        let precision = if isa >= Isa::Avx512Bf16 { precision } else { Precision::F32 };
-        Memory {
-            f32: Arc::new(Runtime::new(isa)),
-            f64: Arc::new(Runtime::new(isa)),
-            bf16: Arc::new(Runtime::new(isa)),
-            precision,
-        }
-    }
-
-    /// The precision that this processor allows.
-    pub fn precision(&self) -> Precision {
-        self.precision
+    /// Memory for kernels of one instruction set.
+    pub fn new(isa: Isa) -> Self {
+        let (f32, f64, bf16) = (Runtime::new(isa), Runtime::new(isa), Runtime::new(isa));
+        Memory { f32: Arc::new(f32), f64: Arc::new(f64), bf16: Arc::new(bf16) }
     }
 }
 
@@ -112,6 +101,7 @@ impl Stage {
         parameters: &Tensor,
         running: &[f32],
         mode: Mode,
+        precision: Precision,
     ) -> Result<(Tensor, Vec<Statistics>)> {
         let (_, c, h, w) = x.dims4()?;
         let Shape { channels, h: eh, w: ew } = self.graph.shapes[0];
@@ -130,7 +120,7 @@ impl Stage {
         let record = x.track_op() || parameters.track_op();
         let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
         match x.dtype() {
-            DType::F32 if self.memory.precision == Precision::Bf16 => {
+            DType::F32 if precision == Precision::Bf16 && self.memory.f32.isa >= Isa::Avx512Bf16 => {
                 self.apply::<bf16>(&x, &parameters, running, mode, record)
             }
             DType::F32 => self.apply::<f32>(&x, &parameters, running, mode, record),

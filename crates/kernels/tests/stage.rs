@@ -51,14 +51,14 @@ fn weighted(y: &Tensor) -> Result<Tensor> {
 #[test]
 fn gradients_equal_central_differences_in_train_and_eval_mode() -> Result<()> {
     let g = network();
-    let (stage, device) = (Stage::new(g.clone(), &Memory::new(Isa::Portable, Precision::F32)), Device::Cpu);
+    let (stage, device) = (Stage::new(g.clone(), &Memory::new(Isa::Portable)), Device::Cpu);
     let p = Tensor::new(parameters(&g), &device)?;
     let x = tensor(&[4, 3, 9, 7], 10, DType::F64, &device)?;
     let running = running(&g);
     for mode in [Mode::Train, Mode::Eval] {
-        let worst = gradcheck(&p, 400, 1e-6, |p| weighted(&stage.forward(&x, p, &running, mode)?.0))?;
+        let worst = gradcheck(&p, 400, 1e-6, |p| weighted(&stage.forward(&x, p, &running, mode, Precision::F32)?.0))?;
         assert!(worst < 1e-6, "{mode:?}: parameters {worst:.1e}");
-        let worst = gradcheck(&x, 150, 1e-6, |x| weighted(&stage.forward(x, &p, &running, mode)?.0))?;
+        let worst = gradcheck(&x, 150, 1e-6, |x| weighted(&stage.forward(x, &p, &running, mode, Precision::F32)?.0))?;
         assert!(worst < 1e-6, "{mode:?}: images {worst:.1e}");
     }
     Ok(())
@@ -68,17 +68,17 @@ fn gradients_equal_central_differences_in_train_and_eval_mode() -> Result<()> {
 #[test]
 fn stages_compose() -> Result<()> {
     let g = network();
-    let memory = Memory::new(Isa::best(), Precision::F32);
+    let memory = Memory::new(Isa::best());
     let whole = Stage::new(g.clone(), &memory);
     let p = Var::new(parameters(&g), &Device::Cpu)?;
     let x = tensor(&[3, 3, 9, 7], 10, DType::F64, &Device::Cpu)?;
     let running = running(&g);
-    let (y, statistics) = whole.forward(&x, &p, &running, Mode::Train)?;
+    let (y, statistics) = whole.forward(&x, &p, &running, Mode::Train, Precision::F32)?;
     let expected = values(weighted(&y)?.backward()?.get(&p).unwrap())?;
     let (mut from, mut y2, mut statistics2) = (Value(0), x, vec![]);
     for (_, to) in &g.cuts {
         let stage = Stage::new(g.between(from, *to).unwrap(), &memory);
-        let (out, s) = stage.forward(&y2, &p, &running, Mode::Train)?;
+        let (out, s) = stage.forward(&y2, &p, &running, Mode::Train, Precision::F32)?;
         statistics2.extend(s);
         (from, y2) = (*to, out);
     }
@@ -96,10 +96,10 @@ fn same_bits_on_any_number_of_threads() -> Result<()> {
     for isa in Isa::available() {
         let run = |threads: usize| -> Result<(Vec<f64>, Vec<f64>)> {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-                let stage = Stage::new(g.clone(), &Memory::new(isa, Precision::F32));
+                let stage = Stage::new(g.clone(), &Memory::new(isa));
                 let p = Var::from_tensor(&Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?)?;
                 let x = tensor(&[37, 3, 9, 7], 10, DType::F32, &Device::Cpu)?;
-                let (y, _) = stage.forward(&x, &p, &running(&g), Mode::Train)?;
+                let (y, _) = stage.forward(&x, &p, &running(&g), Mode::Train, Precision::F32)?;
                 Ok((values(&y)?, values(weighted(&y)?.backward()?.get(&p).unwrap())?))
             })
         };
@@ -117,7 +117,7 @@ fn batch_norm_equals_candles() -> Result<()> {
     let device = Device::Cpu;
     let mut g = Graph::new(Shape { channels: 5, h: 4, w: 3 });
     g.batch_norm("bn", Value(0), false);
-    let stage = Stage::new(g.clone(), &Memory::new(Isa::Portable, Precision::F32));
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::Portable));
     let x = Var::from_tensor(&tensor(&[6, 5, 4, 3], 1, DType::F64, &device)?)?;
     let p = Var::from_tensor(&tensor(&[10], 2, DType::F64, &device)?)?;
     let (y, statistics) = stage.forward(&x, &p, &[0.0; 10], Mode::Train)?;
@@ -144,13 +144,13 @@ fn batch_norm_equals_candles() -> Result<()> {
 #[test]
 fn no_images_and_wrong_sizes() -> Result<()> {
     let g = network();
-    let stage = Stage::new(g.clone(), &Memory::new(Isa::best(), Precision::F32));
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::best()));
     let p = Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?;
     let none = Tensor::zeros((0, 3, 9, 7), DType::F32, &Device::Cpu)?;
-    let (y, _) = stage.forward(&none, &p, &running(&g), Mode::Eval)?;
+    let (y, _) = stage.forward(&none, &p, &running(&g), Mode::Eval, Precision::F32)?;
     assert_eq!(y.dims4()?.0, 0);
     let wrong = Tensor::zeros((1, 3, 8, 7), DType::F32, &Device::Cpu)?;
-    let error = stage.forward(&wrong, &p, &running(&g), Mode::Eval).unwrap_err().to_string();
+    let error = stage.forward(&wrong, &p, &running(&g), Mode::Eval, Precision::F32).unwrap_err().to_string();
     assert!(error.contains("(3, 8, 7)") && error.contains("(3, 9, 7)"), "{error}");
     Ok(())
 }

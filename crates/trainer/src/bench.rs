@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use kernels::graph::Shape;
 use kernels::sgd::SgdStep;
 use kernels::stage::Mode;
@@ -43,12 +43,12 @@ fn batch(n: usize) -> Batch {
     }
 }
 
-fn network(name: &str, trained: bool, device: &Device) -> Result<Network> {
+fn network(name: &str, trained: bool, backend: &Backend) -> Result<Network> {
     let input = Shape { channels: 3, h: 32, w: 32 };
     let architecture = Architecture::named(name, input, 10, Shortcut::Preact)?;
     let weights = Weights::init(&architecture, 0, false);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    Network::new(architecture, weights, normalization, &[], trained, Backend::f32(device))
+    Network::new(architecture, weights, normalization, &[], trained, backend.clone())
 }
 
 fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
@@ -95,23 +95,23 @@ fn config(ce: f64, kd: f64, explanation: f64, interpreter: &str) -> Result<Confi
 }
 
 /// Times everything.
-pub fn step(student: &str, teacher: &str, n: usize, interpreter: &str, repeats: u32, device: &Device) -> Result<Step> {
+pub fn step(student: &str, teacher: &str, n: usize, interpreter: &str, repeats: u32, backend: &Backend) -> Result<Step> {
     let batch = batch(n);
-    let teacher_net = network(teacher, false, device)?;
+    let teacher_net = network(teacher, false, backend)?;
     let images = teacher_net.images(&batch)?;
-    let forward = |images: &Tensor| teacher_net.pass(images, Mode::Eval);
+    let forward = |images: &Tensor| teacher_net.signal_pass(images);
     let ce = config(1.0, 0.0, 0.0, interpreter)?;
-    let train_ms = median_ms(repeats, training(&ce, &mut network(student, true, device)?, &batch, || Ok(None))?)?;
+    let train_ms = median_ms(repeats, training(&ce, &mut network(student, true, backend)?, &batch, || Ok(None))?)?;
     let with = |config: &Config| -> Result<f64> {
         let signal =
             || Ok(Some(objective::signal(config, &teacher_net, &forward(&teacher_net.images(&batch)?)?, &batch)?));
-        median_ms(repeats, training(config, &mut network(student, true, device)?, &batch, signal)?)
+        median_ms(repeats, training(config, &mut network(student, true, backend)?, &batch, signal)?)
     };
     let kd_ms = with(&config(0.1, 0.9, 0.01, interpreter)?)?;
     let plain_kd_ms = with(&config(0.1, 0.9, 0.0, interpreter)?)?;
     let teacher_ms = median_ms(repeats, || forward(&images).map(drop))?;
     let teacher_train_ms =
-        median_ms(repeats, training(&ce, &mut network(teacher, true, device)?, &batch, || Ok(None))?)?;
+        median_ms(repeats, training(&ce, &mut network(teacher, true, backend)?, &batch, || Ok(None))?)?;
     Ok(Step { train_ms, kd_ms, teacher_ms, teacher_train_ms, explain_ms: kd_ms - plain_kd_ms })
 }
 

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::commands;
+use crate::config::Precision;
 use crate::data::Split;
 
 /// Trains image classifiers, distils them with explanation maps, and explains them.
@@ -174,8 +175,8 @@ pub struct BenchStep {
     #[arg(long, default_value = "shap_cam", value_name = "M")]
     pub interpreter: String,
     /// What to compute in.
-    #[arg(long, default_value = "f32", value_parser = ["f32"])]
-    pub dtype: String,
+    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    pub dtype: Precision,
     /// Timed repetitions.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10000))]
     pub repeats: u32,

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use kernels::Value;
 use kernels::batch_norm::Statistics;
 use kernels::graph::{Graph, Init};
-use kernels::stage::{Memory, Mode, Stage};
+use kernels::stage::{Memory, Mode, Precision, Stage};
 use rand::{Rng, RngExt};
 
 use crate::data::loader::Batch;
@@ -82,6 +82,9 @@ pub struct Backend {
     pub engine: Engine,
     /// `F32`, or `F64` for checks.
     pub dtype: DType,
+    /// What training passes and a teacher's signals are computed in where tensors are f32. Errors and explanations are
+    /// always computed in full.
+    pub precision: Precision,
     /// Where.
     pub device: Device,
 }
@@ -90,7 +93,7 @@ impl Backend {
     /// The engine that serves this device best.
     pub fn new(dtype: DType, device: &Device) -> Backend {
         let engine = if device.is_cpu() { Engine::Kernels } else { Engine::Ops };
-        Backend { engine, dtype, device: device.clone() }
+        Backend { engine, dtype, precision: Precision::F32, device: device.clone() }
     }
 
     /// In single precision.
@@ -206,7 +209,7 @@ impl Network {
         if let Some(wrong) = layers.iter().find(|l| !graph.cuts.iter().any(|(name, _)| name == *l)) {
             return Err(crate::error::unknown("layer", wrong, &self.architecture.layer_names()));
         }
-        let memory = Memory::new(kernels::Isa::best(), kernels::Precision::F32);
+        let memory = Memory::new(kernels::Isa::best());
         let mut from = Value(0);
         for (name, value) in &graph.cuts {
             let wanted = name == "last" || layers.contains(&name.as_str());
@@ -262,12 +265,13 @@ impl Network {
         mut x: Tensor,
         segments: std::ops::Range<usize>,
         mode: Mode,
+        precision: Precision,
         out: &mut Vec<Tensor>,
     ) -> candle_core::Result<Vec<Statistics>> {
         let mut all = Vec::new();
         for segment in &self.segments[segments] {
             let (y, statistics) = match segment {
-                Segment::Kernels(stage) => stage.forward(&x, &self.parameters, &self.running, mode)?,
+                Segment::Kernels(stage) => stage.forward(&x, &self.parameters, &self.running, mode, precision)?,
                 Segment::Ops(graph) => by_ops::forward(graph, &x, &self.parameters, &self.running, mode)?,
             };
             all.extend(statistics);
@@ -277,10 +281,19 @@ impl Network {
         Ok(all)
     }
 
-    /// One forward pass, in train or eval mode.
+    /// One forward pass, in train mode (in the backend's precision) or in eval mode (in full).
     pub fn pass(&self, images: &Tensor, mode: Mode) -> Result<Pass> {
+        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::F32 })
+    }
+
+    /// A pass in eval mode and in the backend's precision: for what a teacher says during training.
+    pub fn signal_pass(&self, images: &Tensor) -> Result<Pass> {
+        self.pass_in(images, Mode::Eval, self.backend.precision)
+    }
+
+    fn pass_in(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Pass> {
         let mut layers = Vec::new();
-        let statistics = self.run(images.clone(), 0..self.segments.len(), mode, &mut layers)?;
+        let statistics = self.run(images.clone(), 0..self.segments.len(), mode, precision, &mut layers)?;
         let Some(last) = layers.last() else { bail!("the model has no layers") };
         let logits = self.linear_head()?.logits(last)?;
         Ok(Pass { images: images.clone(), layers, logits, statistics })
@@ -344,14 +357,14 @@ impl View<'_> {
 impl CamModel for View<'_> {
     fn features(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let mut out = Vec::new();
-        self.network.run(images.clone(), 0..self.layer + 1, Mode::Eval, &mut out)?;
+        self.network.run(images.clone(), 0..self.layer + 1, Mode::Eval, Precision::F32, &mut out)?;
         out.pop().ok_or_else(|| candle_core::Error::msg("the model has no layers"))
     }
 
     fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
         let mut out = Vec::new();
         let n = self.network.segments.len();
-        self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, &mut out)?;
+        self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, Precision::F32, &mut out)?;
         self.network.linear_head()?.logits(out.last().unwrap_or(features))
     }
 

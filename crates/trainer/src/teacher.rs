@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use kernels::stage::Mode;
 
 use crate::checkpoint::{File, write_atomically};
 use crate::config::{Config, Teacher as Section};
@@ -66,7 +65,7 @@ impl Teacher {
         {
             return Ok(signal);
         }
-        let pass = self.network.pass(&self.network.images(batch)?, Mode::Eval)?;
+        let pass = self.network.signal_pass(&self.network.images(batch)?)?;
         let signal = objective::signal(config, &self.network, &pass, batch)?;
         if let Some(cache) = &mut self.cache {
             cache.remember(batch, &signal)?;
@@ -131,7 +130,7 @@ impl Cache {
             key += &format!("{:?} {:?} {} {} {:?}", l.interpreter, l.distance, l.layer, l.relu, (l.class, l.control));
             key += &serde_json::to_string(&config.interpreter)?;
         }
-        key += &format!(" attention {attends} images {}", images.fingerprint());
+        key += &format!(" attention {attends} images {} {:?}", images.fingerprint(), config.train.dtype);
         let dir = dir.join(&sha256(key.as_bytes())[..16]);
         fs::create_dir_all(&dir).with_context(|| format!("creating the cache {}", dir.display()))?;
         let rows = images.index.iter().enumerate().map(|(row, i)| (*i, row)).collect();

@@ -3,6 +3,7 @@ use serde_json::json;
 
 use crate::bench;
 use crate::cli::{BenchStep, Done, Global};
+use crate::nn::Backend;
 use cams::methods::Methods;
 
 /// `trainer bench step`.
@@ -10,8 +11,9 @@ pub fn step(args: &BenchStep, global: &Global) -> Result<Done> {
     if Methods::default().get(&args.interpreter).is_none() {
         return Err(crate::error::unknown("interpreter", &args.interpreter, Methods::NAMES));
     }
-    let device = global.device()?;
-    let t = bench::step(&args.student, &args.teacher, args.batch as usize, &args.interpreter, args.repeats, &device)?;
+    let (dtype, precision) = args.dtype.parts();
+    let backend = Backend { precision, ..Backend::new(dtype, &global.device()?) };
+    let t = bench::step(&args.student, &args.teacher, args.batch as usize, &args.interpreter, args.repeats, &backend)?;
     let text = format!(
         "median of {} (batch {}, {} threads, {:?}):\n  student {} training step   {:8.1} ms\n  with teacher {}, KD, {} {:8.1} ms\n  of which matching            {:8.1} ms\n  teacher forward              {:8.1} ms\n  teacher training step        {:8.1} ms\n",
         args.repeats,

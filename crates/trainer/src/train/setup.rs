@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use cams::methods::Space;
-use candle_core::DType;
 use kernels::graph::Shape;
 
 use super::{Options, Trainer};
@@ -58,11 +57,8 @@ fn normalization(config: &Config, images: &Images) -> Normalization {
 
 /// A trainer in its saved state if it is to go on and has one, else at the start.
 pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan: &Plan) -> Result<Trainer<'c>> {
-    let dtype = match config.train.dtype {
-        Precision::F32 => DType::F32,
-        Precision::F64 => DType::F64,
-    };
-    let backend = Backend::new(dtype, &options.device);
+    let (dtype, precision) = config.train.dtype.parts();
+    let backend = Backend { precision, ..Backend::new(dtype, &options.device) };
     let architecture = architecture(config, images)?;
     let mut normalization = normalization(config, images);
     let mut start = Weights::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
@@ -119,7 +115,7 @@ fn state(config: &Config, options: &Options, start: Weights, inputs: Inputs) -> 
             );
         }
         ensure!(
-            config.train.dtype == Precision::F32,
+            config.train.dtype != Precision::F64,
             "a run in f64 cannot be resumed: its state is saved in f32; choose another folder with --run"
         );
         return Ok(state);
@@ -139,6 +135,9 @@ fn state(config: &Config, options: &Options, start: Weights, inputs: Inputs) -> 
 /// What a user should know about this run, beyond the configuration.
 pub fn notes(config: &Config) -> Vec<String> {
     let (l, mut notes) = (&config.loss, Vec::new());
+    if config.train.dtype == Precision::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16 {
+        notes.push("this processor has no AVX512_BF16: train.dtype = \"bf16\" computes in f32".into());
+    }
     if l.weights.explanation == 0.0 {
         return notes;
     }
