@@ -9,7 +9,7 @@ use crate::gemm::padded;
 use crate::operand::{Gradient, Input};
 use crate::runtime::Runtime;
 use crate::simd::{Element, Isa, Kernel, Simd};
-use crate::{im2col, winograd};
+use crate::{direct, winograd};
 
 /// Partial sums of a weight gradient: fixed, so that the order of the sum does not depend on the threads.
 const GROUPS: usize = 16;
@@ -63,7 +63,7 @@ impl ConvShape {
         // Under 8 channels the transforms cost more than the multiplications they save.
         match (self.k, self.stride, self.padding) {
             (3, 1, 1) if self.c_in >= 8 && self.c_out >= 8 => Algorithm::Winograd,
-            _ => Algorithm::Im2col,
+            _ => Algorithm::Direct,
         }
     }
 }
@@ -73,8 +73,8 @@ impl ConvShape {
 pub enum Algorithm {
     /// F(4x4, 3x3), only for 3x3, stride 1, padding 1.
     Winograd,
-    /// Patches times weights, for every shape.
-    Im2col,
+    /// By the definition, for every shape.
+    Direct,
 }
 
 /// A weight as the matrix products of both directions read it.
@@ -92,7 +92,7 @@ pub enum Packed<E: Element> {
     /// Transformed.
     Winograd(Sides<E>),
     /// As it is.
-    Im2col(Sides<E::Wide>),
+    Direct(Sides<E>),
 }
 
 impl<E: Element> Packed<E> {
@@ -100,13 +100,13 @@ impl<E: Element> Packed<E> {
     pub fn new(isa: Isa, shape: &ConvShape, algorithm: Algorithm, weight: &[E::Wide], backward: bool) -> Self {
         match algorithm {
             Algorithm::Winograd => Packed::Winograd(winograd::pack(isa, shape, weight, backward)),
-            Algorithm::Im2col => Packed::Im2col(im2col::pack(shape, weight, backward)),
+            Algorithm::Direct => Packed::Direct(direct::pack(shape, weight, backward)),
         }
     }
     fn images_per_chunk(&self, s: &ConvShape) -> usize {
         match self {
             Packed::Winograd(_) => winograd::images_per_chunk(s),
-            Packed::Im2col(_) => 1,
+            Packed::Direct(_) => 1,
         }
     }
 }
@@ -118,6 +118,8 @@ pub struct ScratchLen {
     pub stored: usize,
     /// Everything else.
     pub wide: usize,
+    /// Segments of a product's operand.
+    pub segments: usize,
 }
 
 /// A task's scratch memory; its content is arbitrary.
@@ -126,10 +128,12 @@ pub struct Scratch<'a, E: Element> {
     pub stored: &'a mut [E],
     /// Everything else.
     pub wide: &'a mut [E::Wide],
+    /// Segments of a product's operand.
+    pub segments: &'a mut [usize],
 }
 
-/// One forward task; `P` is what its weights are packed in.
-pub struct Forward<'a, E: Element, P = E> {
+/// One forward task.
+pub struct Forward<'a, E: Element> {
     /// Sizes.
     pub shape: &'a ConvShape,
     /// The images of this task, indices into the whole activation.
@@ -137,7 +141,7 @@ pub struct Forward<'a, E: Element, P = E> {
     /// The whole batch's input.
     pub input: Input<'a, E>,
     /// Packed weight.
-    pub packed: &'a Sides<P>,
+    pub packed: &'a Sides<E>,
     /// The whole batch's residual, added to the output.
     pub residual: Option<&'a [E]>,
     /// The output of this task's images only.
@@ -146,8 +150,8 @@ pub struct Forward<'a, E: Element, P = E> {
     pub scratch: Scratch<'a, E>,
 }
 
-/// One backward task; `P` is what its weights are packed in.
-pub struct Backward<'a, E: Element, P = E> {
+/// One backward task.
+pub struct Backward<'a, E: Element> {
     /// Sizes.
     pub shape: &'a ConvShape,
     /// The images of this task, indices into the whole activation.
@@ -157,7 +161,7 @@ pub struct Backward<'a, E: Element, P = E> {
     /// The whole batch's output gradient.
     pub gradient: Gradient<'a, E>,
     /// Packed weight.
-    pub packed: &'a Sides<P>,
+    pub packed: &'a Sides<E>,
     /// The input gradient of this task's images only, and whether to add to it.
     pub dx: Option<(&'a mut [E], bool)>,
     /// Weight gradient in the algorithm's own layout; added to.
@@ -168,7 +172,7 @@ pub struct Backward<'a, E: Element, P = E> {
 
 enum RunForward<'a, E: Element> {
     Winograd(Forward<'a, E>),
-    Im2col(Forward<'a, E, E::Wide>),
+    Direct(Forward<'a, E>),
 }
 
 impl<E: Element> Kernel<E> for RunForward<'_, E> {
@@ -179,7 +183,7 @@ impl<E: Element> Kernel<E> for RunForward<'_, E> {
         unsafe {
             match self {
                 RunForward::Winograd(task) => winograd::forward::<S>(task),
-                RunForward::Im2col(task) => im2col::forward::<S>(task),
+                RunForward::Direct(task) => direct::forward::<S>(task),
             }
         }
     }
@@ -187,7 +191,7 @@ impl<E: Element> Kernel<E> for RunForward<'_, E> {
 
 enum RunBackward<'a, E: Element> {
     Winograd(Backward<'a, E>),
-    Im2col(Backward<'a, E, E::Wide>),
+    Direct(Backward<'a, E>),
 }
 
 impl<E: Element> Kernel<E> for RunBackward<'_, E> {
@@ -198,7 +202,7 @@ impl<E: Element> Kernel<E> for RunBackward<'_, E> {
         unsafe {
             match self {
                 RunBackward::Winograd(task) => winograd::backward::<S>(task),
-                RunBackward::Im2col(task) => im2col::backward::<S>(task),
+                RunBackward::Direct(task) => direct::backward::<S>(task),
             }
         }
     }
@@ -220,7 +224,7 @@ pub fn forward<E: Element>(
     let per_task = packed.images_per_chunk(shape);
     let len = match packed {
         Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),
-        Packed::Im2col(_) => im2col::forward_scratch(shape),
+        Packed::Direct(_) => direct::forward_scratch::<E>(shape),
     };
     let mut none = Vec::new();
     let (stats, stat_len) = match stats {
@@ -236,12 +240,13 @@ pub fn forward<E: Element>(
         .for_each(|(task, (out, stats))| {
             let images = task * per_task..(task * per_task + out.len() / shape.output_len());
             let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
-            let scratch = Scratch { stored: &mut stored, wide: &mut wide };
+            let mut segments = vec![0; len.segments];
+            let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
             runtime.isa.run(match packed {
                 Packed::Winograd(packed) => RunForward::Winograd(Forward {
                     shape, images, input, packed, residual, out: &mut *out, scratch
                 }),
-                Packed::Im2col(packed) => RunForward::Im2col(Forward {
+                Packed::Direct(packed) => RunForward::Direct(Forward {
                     shape, images, input, packed, residual, out: &mut *out, scratch
                 }),
             });
@@ -274,7 +279,7 @@ pub fn backward<E: Element>(
     let per_task = packed.images_per_chunk(shape);
     let (scratch_len, accumulator_len) = match packed {
         Packed::Winograd(_) => (winograd::backward_scratch(shape, per_task), winograd::accumulator_len(shape)),
-        Packed::Im2col(_) => (im2col::backward_scratch(shape), im2col::accumulator_len(shape)),
+        Packed::Direct(_) => (direct::backward_scratch::<E>(shape), direct::accumulator_len(shape)),
     };
     let gradient_len = shape.k * shape.k * shape.c_in * padded(shape.c_out);
     let chunks = n.div_ceil(per_task);
@@ -303,6 +308,7 @@ pub fn backward<E: Element>(
             let mut dw = runtime.take_wide(accumulator_len);
             dw.fill(E::Wide::default());
             let (mut stored, mut wide) = (runtime.take(scratch_len.stored), runtime.take_wide(scratch_len.wide));
+            let mut segments = vec![0; scratch_len.segments];
             let mut start = group * per_group;
             let chunks = dx.chunks_mut(per_task * dx_len).zip(sum_out.chunks_mut(per_task * sum_len));
             for (dx, sum_out) in chunks {
@@ -310,12 +316,12 @@ pub fn backward<E: Element>(
                 start = images.end;
                 let of = images.clone();
                 let wanted = wants_dx.then_some((&mut *dx, accumulate));
-                let (dw, scratch) = (&mut *dw, Scratch { stored: &mut stored, wide: &mut wide });
+                let (dw, scratch) = (&mut *dw, Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments });
                 runtime.isa.run(match packed {
                     Packed::Winograd(packed) => RunBackward::Winograd(Backward {
                         shape, images, input, gradient, packed, dx: wanted, dw, scratch
                     }),
-                    Packed::Im2col(packed) => RunBackward::Im2col(Backward {
+                    Packed::Direct(packed) => RunBackward::Direct(Backward {
                         shape, images, input, gradient, packed, dx: wanted, dw, scratch
                     }),
                 });
@@ -329,7 +335,7 @@ pub fn backward<E: Element>(
             }
             match packed {
                 Packed::Winograd(_) => winograd::fold(runtime.isa, shape, &dw, partial),
-                Packed::Im2col(_) => im2col::fold(shape, &dw, partial),
+                Packed::Direct(_) => partial.copy_from_slice(&dw),
             }
             runtime.give(stored);
             runtime.give_wide(wide);

@@ -30,16 +30,22 @@ pub const fn steps<E: Element>(k: usize) -> usize {
     k.div_ceil(E::DEPTH)
 }
 
-/// The left matrix: step p of row i lies at `data[i * row + p * col]`.
+/// The left matrix, in segments of k steps: step p of row i in segment s lies at `data[segments[s] + i * row + p * col]`. So
+/// a patch of an image is a row without being copied.
 #[derive(Clone, Copy)]
-pub struct Lhs<E> {
+pub struct Lhs<'a, E> {
     /// First element.
     pub data: *const E,
     /// Distance of two rows.
     pub row: usize,
     /// Distance of two steps.
     pub col: usize,
+    /// Where the segments start.
+    pub segments: &'a [usize],
 }
+
+/// The one segment of a matrix in one piece.
+pub const WHOLE: &[usize] = &[0];
 
 /// The right matrix, in strips of [`STRIP`] columns: step p of column j lies at
 /// `data[j / STRIP * strip + p * row + j % STRIP * DEPTH]`.
@@ -75,12 +81,12 @@ pub struct Out<E> {
     pub accumulate: bool,
 }
 
-/// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, over `k` steps p.
+/// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, over `k` steps p of each segment.
 ///
 /// # Safety
 /// `n` is a multiple of [`STRIP`]; the matrices are valid for these sizes and `c` does not overlap the others.
 #[inline(always)]
-pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<S::E>, b: Rhs<S::E>, c: Out<Wide<S>>) {
+pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: Out<Wide<S>>) {
     debug_assert!(n.is_multiple_of(STRIP));
     let mut j = 0;
     while j < n {
@@ -104,7 +110,7 @@ unsafe fn rows<S: Simd, const NV: usize>(
     m: usize,
     j: usize,
     k: usize,
-    a: Lhs<S::E>,
+    a: Lhs<'_, S::E>,
     b: Rhs<S::E>,
     c: Out<Wide<S>>,
 ) -> usize {
@@ -126,7 +132,7 @@ unsafe fn rows<S: Simd, const NV: usize>(
 unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
     j: usize,
     k: usize,
-    a: Lhs<S::E>,
+    a: Lhs<'_, S::E>,
     b: Rhs<S::E>,
     c: Out<Wide<S>>,
 ) -> usize {
@@ -140,20 +146,23 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
                 }
             }
         }
-        let columns: [*const S::E; NV] = std::array::from_fn(|v| {
+        let mut columns: [*const S::E; NV] = std::array::from_fn(|v| {
             let j = j + v * S::LANES;
             b.data.add(j / STRIP * b.strip + j % STRIP * S::E::DEPTH)
         });
-        let mut ap = a.data;
-        for p in 0..k {
-            let bv: [S::B; NV] = std::array::from_fn(|v| S::load_operand(columns[v].add(p * b.row)));
-            for (i, row) in acc.iter_mut().enumerate() {
-                let x = S::splat_operand(ap.add(i * a.row));
-                for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = S::product(x, bv[v], *sum);
+        for segment in a.segments {
+            let mut ap = a.data.add(*segment);
+            for _ in 0..k {
+                let bv: [S::B; NV] = std::array::from_fn(|v| S::load_operand(columns[v]));
+                for (i, row) in acc.iter_mut().enumerate() {
+                    let x = S::splat_operand(ap.add(i * a.row));
+                    for (v, sum) in row.iter_mut().enumerate() {
+                        *sum = S::product(x, bv[v], *sum);
+                    }
                 }
+                ap = ap.wrapping_add(a.col);
+                columns = columns.map(|c| c.wrapping_add(b.row));
             }
-            ap = ap.wrapping_add(a.col);
         }
         for (i, row) in acc.iter().enumerate() {
             for (v, x) in row.iter().enumerate() {

@@ -5,7 +5,7 @@
 //! | [`simd`] | one vector vocabulary; the instruction set is chosen at run time |
 //! | [`gemm`] | the one matrix product |
 //! | [`operand`] | BatchNorm and ReLU applied while an activation is read |
-//! | [`winograd`], [`im2col`] | the two convolution algorithms |
+//! | [`winograd`], [`direct`] | the two convolution algorithms |
 //! | [`conv`] | splits a convolution over images and threads |
 //! | [`batch_norm`], [`pool`], [`pointwise`], [`sgd`] | everything else a network does |
 //! | [`graph`] | a network as a list of nodes |
@@ -17,10 +17,10 @@
 
 pub mod batch_norm;
 pub mod conv;
+pub mod direct;
 pub mod execute;
 pub mod gemm;
 pub mod graph;
-pub mod im2col;
 pub mod operand;
 pub mod plan;
 pub mod pointwise;

@@ -2,7 +2,7 @@
 //! copied into the convolution's scratch memory, forward and backward.
 
 use crate::gemm::STRIP;
-use crate::simd::{Element, Simd, Wide};
+use crate::simd::{Element, Simd};
 
 /// `relu?(scale * u + shift)` per channel: BatchNorm with its statistics folded in.
 #[derive(Clone, Copy, Debug)]
@@ -176,77 +176,6 @@ impl<'a, E: Element> GradientReader<'a, E> {
             let k = |i: usize| S::W::load(self.coefficients.row(i).add(c));
             let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
             S::fma(g, k(2), S::fma(u, k(3), k(4)))
-        }
-    }
-}
-
-/// Copies one image (h, w, c) into a zero-bordered scratch image (rows, columns, ld), `top`/`left` pixels in.
-///
-/// # Safety
-/// `image` is the element where the image starts; it lies within the activation.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn copy_padded<S: Simd>(
-    reader: &InputReader<'_, S::E>,
-    image: usize,
-    (h, w, channels): (usize, usize, usize),
-    scratch: &mut [Wide<S>],
-    (rows, columns, ld): (usize, usize, usize),
-    (top, left): (usize, usize),
-) {
-    let scratch = &mut scratch[..rows * columns * ld];
-    debug_assert!(rows >= top + h && columns >= left + w && ld >= channels);
-    scratch[..top * columns * ld].fill(Wide::<S>::default());
-    scratch[(top + h) * columns * ld..].fill(Wide::<S>::default());
-    for y in 0..h {
-        let row = &mut scratch[(top + y) * columns * ld..][..columns * ld];
-        row[..left * ld].fill(Wide::<S>::default());
-        row[(left + w) * ld..].fill(Wide::<S>::default());
-        for x in 0..w {
-            let at = image + (y * w + x) * channels;
-            let mut c = 0;
-            while c < ld {
-                // SAFETY: c < ld, and ld is a whole number of strips. What lies behind the last
-                // channel meets zero weights, so it must be finite: zero.
-                unsafe {
-                    let v = if c < channels { reader.load::<S>(at, c) } else { S::splat(Wide::<S>::default()) };
-                    S::W::store(row.as_mut_ptr().add((left + x) * ld + c), v);
-                }
-                c += S::LANES;
-            }
-        }
-    }
-}
-
-/// The interior of a padded scratch image, written or added to the image (h, w, c) `out`.
-///
-/// # Safety
-/// The processor has `S`; `ld` is a whole number of strips and at least `channels`.
-#[inline(always)]
-pub unsafe fn crop_padded<S: Simd>(
-    scratch: &[Wide<S>],
-    (_, columns, ld): (usize, usize, usize),
-    (top, left): (usize, usize),
-    (h, w, channels): (usize, usize, usize),
-    out: &mut [S::E],
-    accumulate: bool,
-) {
-    for y in 0..h {
-        for x in 0..w {
-            let from = scratch[((y + top) * columns + x + left) * ld..][..ld].as_ptr();
-            let to = out[(y * w + x) * channels..][..channels].as_mut_ptr();
-            let mut c = 0;
-            while c < channels {
-                // SAFETY: c < channels <= ld.
-                unsafe {
-                    let mut v = S::W::load(from.add(c));
-                    if accumulate {
-                        v = S::add(v, load_channels::<S>(to, c, channels));
-                    }
-                    store_channels::<S>(to, c, channels, v);
-                }
-                c += S::LANES;
-            }
         }
     }
 }

@@ -20,7 +20,7 @@ use points::{SIDE, TILE, gradient, input, input_gradient, output};
 pub use weights::{fold, pack};
 
 use crate::conv::{Backward, ConvShape, Forward, Scratch, ScratchLen};
-use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, leading, padded, steps};
+use crate::gemm::{Lhs, Out, Rhs, STRIP, WHOLE, gemm, leading, padded, steps};
 use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
 use crate::simd::{Element, Simd, Wide};
 
@@ -119,7 +119,7 @@ unsafe fn gather<S: Simd, const N: usize>(p: *const Wide<S>, step: usize) -> [S:
 /// Scratch that [`forward`] needs for `images` images.
 pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
     let z = Sizes::new(s, Block::rows(s, images), s.w.div_ceil(TILE));
-    ScratchLen { stored: SIDE * z.matrix_in, wide: SIDE * (z.line_in + z.matrix_out + z.line_out) }
+    ScratchLen { stored: SIDE * z.matrix_in, wide: SIDE * (z.line_in + z.matrix_out + z.line_out), segments: 0 }
 }
 
 /// Convolves the images of one chunk.
@@ -129,7 +129,7 @@ pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     let Forward { shape: s, images, input, packed, residual, out, scratch } = task;
-    let Scratch { stored: v, wide } = scratch;
+    let Scratch { stored: v, wide, .. } = scratch;
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
     let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
     let (m, lines_out) = wide.split_at_mut(SIDE * z.matrix_out);
@@ -146,7 +146,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                         block.tiles(),
                         padded(s.c_out),
                         k,
-                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: leading(s.c_in), col: S::E::DEPTH },
+                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: leading(s.c_in), col: S::E::DEPTH, segments: WHOLE },
                         Rhs::packed(packed.forward[(u * SIDE + f) * product..].as_ptr(), k),
                         Out { data: m[f * z.matrix_out..].as_mut_ptr(), row: leading(s.c_out), accumulate: false },
                     );
@@ -301,6 +301,7 @@ pub fn backward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
     ScratchLen {
         stored: SIDE * (z.matrix_in + 2 * z.matrix_out),
         wide: SIDE * (z.line_in + z.line_out + z.matrix_in) + carry_len(s),
+        segments: 0,
     }
 }
 
@@ -321,7 +322,7 @@ pub fn accumulator_len(s: &ConvShape) -> usize {
 #[inline(always)]
 pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
-    let Scratch { stored, wide } = scratch;
+    let Scratch { stored, wide, .. } = scratch;
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
     let (v, stored) = stored.split_at_mut(SIDE * z.matrix_in);
     let (dm, dm_paired) = stored.split_at_mut(SIDE * z.matrix_out);
@@ -350,7 +351,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                         s.c_in,
                         padded(s.c_out),
                         steps::<S::E>(block.tiles()),
-                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: depth, col: vi * depth },
+                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: depth, col: vi * depth, segments: WHOLE },
                         Rhs::rows(right[f * z.matrix_out..].as_ptr(), vo),
                         Out {
                             data: dw[(u * SIDE + f) * s.c_in * padded(s.c_out)..].as_mut_ptr(),
@@ -363,7 +364,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                             block.tiles(),
                             padded(s.c_in),
                             k,
-                            Lhs { data: dm[f * z.matrix_out..].as_ptr(), row: vo, col: depth },
+                            Lhs { data: dm[f * z.matrix_out..].as_ptr(), row: vo, col: depth, segments: WHOLE },
                             Rhs::packed(packed.backward[(u * SIDE + f) * product..].as_ptr(), k),
                             Out { data: dv[f * z.matrix_in..].as_mut_ptr(), row: vi, accumulate: false },
                         );

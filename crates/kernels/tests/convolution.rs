@@ -59,7 +59,7 @@ fn shapes() -> Vec<(ConvShape, usize)> {
 
 fn run<E: Element>(isa: Isa, tolerance: f64) {
     for (s, n) in shapes() {
-        for algorithm in [Algorithm::Im2col, Algorithm::Winograd] {
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
             if algorithm == Algorithm::Winograd && (s.k, s.stride, s.padding) != (3, 1, 1) {
                 continue;
             }

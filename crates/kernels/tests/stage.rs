@@ -120,7 +120,7 @@ fn batch_norm_equals_candles() -> Result<()> {
     let stage = Stage::new(g.clone(), &Memory::new(Isa::Portable));
     let x = Var::from_tensor(&tensor(&[6, 5, 4, 3], 1, DType::F64, &device)?)?;
     let p = Var::from_tensor(&tensor(&[10], 2, DType::F64, &device)?)?;
-    let (y, statistics) = stage.forward(&x, &p, &[0.0; 10], Mode::Train)?;
+    let (y, statistics) = stage.forward(&x, &p, &[0.0; 10], Mode::Train, Precision::F32)?;
     let map = VarMap::new();
     let bn = batch_norm(
         5,
