@@ -146,14 +146,15 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
                 }
             }
         }
-        let mut columns: [*const S::E; NV] = std::array::from_fn(|v| {
+        let columns: [*const S::E; NV] = std::array::from_fn(|v| {
             let j = j + v * S::LANES;
             b.data.add(j / STRIP * b.strip + j % STRIP * S::E::DEPTH)
         });
-        for segment in a.segments {
-            let mut ap = a.data.add(*segment);
-            for _ in 0..k {
-                let bv: [S::B; NV] = std::array::from_fn(|v| S::load_operand(columns[v]));
+        for (segment, start) in a.segments.iter().enumerate() {
+            let mut ap = a.data.add(*start);
+            let columns = columns.map(|c| c.add(segment * k * b.row));
+            for p in 0..k {
+                let bv: [S::B; NV] = std::array::from_fn(|v| S::load_operand(columns[v].add(p * b.row)));
                 for (i, row) in acc.iter_mut().enumerate() {
                     let x = S::splat_operand(ap.add(i * a.row));
                     for (v, sum) in row.iter_mut().enumerate() {
@@ -161,7 +162,6 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
                     }
                 }
                 ap = ap.wrapping_add(a.col);
-                columns = columns.map(|c| c.wrapping_add(b.row));
             }
         }
         for (i, row) in acc.iter().enumerate() {
