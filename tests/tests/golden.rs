@@ -98,17 +98,20 @@ fn golden_maps() -> Result<()> {
             }
             let view = network.view("layer2")?;
             let forward = view.forward(&pass, batch.ids.clone());
-            close("layer2.grad_cam", &methods::GradCam {}.explain(&forward, &labels)?.map, 2e-5)?;
+            // candle's matrix product blocks its sums by the processor's caches, so on some machines an activation within
+            // rounding of 0 lands on the other side of a ReLU; the kernels' sums are the same everywhere.
+            let tolerance = if engine == Engine::Kernels { 2e-5 } else { 5e-3 };
+            close("layer2.grad_cam", &methods::GradCam {}.explain(&forward, &labels)?.map, tolerance)?;
             // On a layer with negative values Grad-CAM++ is ill-conditioned: see the folder's README.
             let negative = values(&pass.layers[network.layer("layer2")?])?.iter().any(|v| *v < 0.0);
             let pp = methods::GradCamPp::default().explain(&forward, &labels)?.map;
-            close("layer2.grad_cam_pp", &pp, if negative { 5e-2 } else { 2e-5 })?;
+            close("layer2.grad_cam_pp", &pp, if negative { 5e-2 } else { tolerance })?;
         }
     }
     Ok(())
 }
 
-/// In f64 even the ill-conditioned map is reproduced.
+/// In f64 no ReLU is in doubt, and even the ill-conditioned map is reproduced.
 #[test]
 fn golden_grad_cam_pp_in_f64() -> Result<()> {
     for path in files("maps-") {
@@ -123,6 +126,8 @@ fn golden_grad_cam_pp_in_f64() -> Result<()> {
             let forward = view.forward(&pass, batch.ids.clone());
             let map = methods::GradCamPp::default().explain(&forward, &objective::labels(&network, &batch)?)?.map;
             assert_close("layer2.grad_cam_pp", &values(&map)?, &golden.f64("layer2.grad_cam_pp")?, 1e-6);
+            let map = methods::GradCam {}.explain(&forward, &objective::labels(&network, &batch)?)?.map;
+            assert_close("layer2.grad_cam", &values(&map)?, &golden.f64("layer2.grad_cam")?, 1e-9);
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::batch_norm::{self, Statistics};
-use crate::conv::{self, Packed};
+use crate::conv::{self, Algorithm, Packed};
 use crate::graph::{EPS, Graph, Node, Value};
 use crate::operand::{Affine, Input};
 use crate::plan::Plan;
@@ -53,6 +53,17 @@ pub enum Mode {
     Train,
     /// From the running averages.
     Eval,
+}
+
+/// How a forward pass runs.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Where BatchNorm's statistics come from.
+    pub mode: Mode,
+    /// Whether convolutions may use Winograd's algorithm.
+    pub winograd: bool,
+    /// Whether a backward pass may follow.
+    pub record: bool,
 }
 
 /// BatchNorm as it was applied in a forward pass.
@@ -106,16 +117,14 @@ impl<E: Element> Executor<E> {
         Executor { graph, plan, runtime }
     }
 
-    /// Runs the graph on `n` images. `parameters` and `running` are the network's flat vectors; `record`
-    /// keeps what [`backward`](Self::backward) needs.
+    /// Runs the graph on `n` images. `parameters` and `running` are the network's flat vectors.
     pub fn forward(
         &self,
         input: Buffer<E>,
         n: usize,
         parameters: &[E::Wide],
         running: &[f32],
-        mode: Mode,
-        record: bool,
+        How { mode, winograd, record }: How,
     ) -> Output<E> {
         let (graph, plan) = (&*self.graph, &*self.plan);
         let count = graph.nodes.len();
@@ -123,7 +132,7 @@ impl<E: Element> Executor<E> {
             n,
             values: (0..=count).map(|_| None).collect(),
             norms: (0..count).map(|_| None).collect(),
-            packed: self.pack(parameters, record),
+            packed: self.pack(parameters, winograd, record),
             winners: (0..count).map(|_| None).collect(),
         };
         let mut per_image: Vec<Option<Vec<E::Wide>>> = vec![None; count + 1];
@@ -210,11 +219,12 @@ impl<E: Element> Executor<E> {
         Output { value, statistics, saved: record.then_some(saved) }
     }
 
-    fn pack(&self, parameters: &[E::Wide], backward: bool) -> Vec<Option<Packed<E>>> {
+    fn pack(&self, parameters: &[E::Wide], winograd: bool, backward: bool) -> Vec<Option<Packed<E>>> {
         let one = |node: &Node| match node {
             Node::Conv { shape, weight, .. } => {
                 let weight = &parameters[*weight..weight + shape.weight_len()];
-                Some(Packed::new(self.runtime.isa, shape, shape.algorithm(), weight, backward))
+                let algorithm = if winograd { shape.algorithm() } else { Algorithm::Direct };
+                Some(Packed::new(self.runtime.isa, shape, algorithm, weight, backward))
             }
             _ => None,
         };

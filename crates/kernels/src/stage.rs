@@ -11,21 +11,22 @@ use half::bf16;
 
 use crate::batch_norm::Statistics;
 pub use crate::execute::Mode;
-use crate::execute::{Buffer, Executor, Saved};
+use crate::execute::{Buffer, Executor, How, Saved};
 use crate::graph::{Graph, Shape};
 use crate::plan::Plan;
 use crate::pointwise;
 use crate::runtime::Runtime;
 use crate::simd::{Element, Isa};
 
-/// What a stage stores activations in and multiplies when it is given f32 tensors. Parameters, statistics and sums
-/// are f32 either way.
+/// How a stage computes on f32 tensors. Parameters, statistics and sums are f32 in all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// f32.
+    /// f32, convolutions by their definition: for what is reported.
+    Full,
+    /// f32, convolutions by Winograd's algorithm: to train.
     #[default]
     F32,
-    /// bf16 where the processor multiplies it faster ([`Isa::Avx512Bf16`]), else f32.
+    /// Activations and products in bf16 where the processor multiplies it faster ([`Isa::Avx512Bf16`]), else as `F32`.
     Bf16,
 }
 
@@ -121,10 +122,10 @@ impl Stage {
         let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
         match x.dtype() {
             DType::F32 if precision == Precision::Bf16 && self.memory.f32.isa >= Isa::Avx512Bf16 => {
-                self.apply::<bf16>(&x, &parameters, running, mode, record)
+                self.apply::<bf16>(&x, &parameters, running, (mode, precision), record)
             }
-            DType::F32 => self.apply::<f32>(&x, &parameters, running, mode, record),
-            DType::F64 => self.apply::<f64>(&x, &parameters, running, mode, record),
+            DType::F32 => self.apply::<f32>(&x, &parameters, running, (mode, precision), record),
+            DType::F64 => self.apply::<f64>(&x, &parameters, running, (mode, precision), record),
             other => bail!("the CPU kernels compute in f32 and f64, not in {other:?}"),
         }
     }
@@ -134,11 +135,18 @@ impl Stage {
         x: &Tensor,
         parameters: &Tensor,
         running: &[f32],
-        mode: Mode,
+        (mode, precision): (Mode, Precision),
         record: bool,
     ) -> Result<(Tensor, Vec<Statistics>)> {
         let state = Arc::new(Mutex::new(State { saved: None, statistics: vec![] }));
-        let op = StageOp::<E> { stage: self.clone(), running: running.to_vec(), mode, record, state: state.clone() };
+        let op = StageOp::<E> {
+            stage: self.clone(),
+            running: running.to_vec(),
+            mode,
+            winograd: precision != Precision::Full,
+            record,
+            state: state.clone(),
+        };
         let out = x.apply_op2(parameters, op)?;
         let statistics = std::mem::take(&mut state.lock().unwrap_or_else(PoisonError::into_inner).statistics);
         Ok((out, statistics))
@@ -154,6 +162,7 @@ struct StageOp<E: Element> {
     stage: Stage,
     running: Vec<f32>,
     mode: Mode,
+    winograd: bool,
     record: bool,
     state: Arc<Mutex<State<E>>>,
 }
@@ -181,7 +190,8 @@ impl<E: Typed> CustomOp2 for StageOp<E> {
         let (from, to) = (graph.shapes[0], graph.shape(graph.last()));
         let mut input = Buffer::take(E::runtime(&self.stage), x.len());
         pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
-        let output = E::executor(&self.stage).forward(input, n, parameters, &self.running, self.mode, self.record);
+        let how = How { mode: self.mode, winograd: self.winograd, record: self.record };
+        let output = E::executor(&self.stage).forward(input, n, parameters, &self.running, how);
         let mut out = vec![E::Wide::default(); n * to.len()];
         pointwise::channels_first(output.value.as_slice(), to.channels, to.h * to.w, &mut out);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

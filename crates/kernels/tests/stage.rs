@@ -154,3 +154,27 @@ fn no_images_and_wrong_sizes() -> Result<()> {
     assert!(error.contains("(3, 8, 7)") && error.contains("(3, 9, 7)"), "{error}");
     Ok(())
 }
+
+/// In bf16 a whole network's gradient points where the f32 one does, and the processor's product gives the same bits on any
+/// number of threads. Where there is no such product, bf16 is f32.
+#[test]
+fn bf16_trains_in_the_same_direction() -> Result<()> {
+    let g = network();
+    let run = |isa: Isa, precision: Precision, threads: usize| -> Result<Vec<f64>> {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+            let stage = Stage::new(g.clone(), &Memory::new(isa));
+            let p = Var::from_tensor(&Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?)?;
+            let x = tensor(&[37, 3, 9, 7], 10, DType::F32, &Device::Cpu)?;
+            let (y, _) = stage.forward(&x, &p, &running(&g), Mode::Train, precision)?;
+            values(weighted(&y)?.backward()?.get(&p).unwrap())
+        })
+    };
+    assert_eq!(run(Isa::Portable, Precision::Bf16, 1)?, run(Isa::Portable, Precision::F32, 1)?);
+    let (full, half) = (run(Isa::best(), Precision::Full, 2)?, run(Isa::best(), Precision::Bf16, 1)?);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let cosine = dot(&full, &half) / (dot(&full, &full) * dot(&half, &half)).sqrt();
+    println!("cosine of the gradients in {:?} and in f32: {cosine:.5}", Isa::best());
+    assert!(cosine > 0.98, "{cosine}");
+    assert_eq!(half, run(Isa::best(), Precision::Bf16, 3)?);
+    Ok(())
+}

@@ -283,7 +283,7 @@ impl Network {
 
     /// One forward pass, in train mode (in the backend's precision) or in eval mode (in full).
     pub fn pass(&self, images: &Tensor, mode: Mode) -> Result<Pass> {
-        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::F32 })
+        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::Full })
     }
 
     /// A pass in eval mode and in the backend's precision: for what a teacher says during training.
@@ -357,14 +357,14 @@ impl View<'_> {
 impl CamModel for View<'_> {
     fn features(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let mut out = Vec::new();
-        self.network.run(images.clone(), 0..self.layer + 1, Mode::Eval, Precision::F32, &mut out)?;
+        self.network.run(images.clone(), 0..self.layer + 1, Mode::Eval, Precision::Full, &mut out)?;
         out.pop().ok_or_else(|| candle_core::Error::msg("the model has no layers"))
     }
 
     fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
         let mut out = Vec::new();
         let n = self.network.segments.len();
-        self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, Precision::F32, &mut out)?;
+        self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, Precision::Full, &mut out)?;
         self.network.linear_head()?.logits(out.last().unwrap_or(features))
     }
 

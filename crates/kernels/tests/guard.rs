@@ -1,0 +1,103 @@
+//! No kernel reads or writes beyond the slices it is given: every slice ends at a page that may not be touched.
+#![cfg(target_os = "linux")]
+
+use half::bf16;
+use kernels::batch_norm::NormSums;
+use kernels::conv::{self, Algorithm, ConvShape, Packed};
+use kernels::operand::{Affine, Gradient, Input, NormGradient};
+use kernels::runtime::Runtime;
+use kernels::simd::{Element, Isa};
+use testkit::numbers;
+
+/// Elements that end where the readable memory ends.
+struct Guarded<E> {
+    map: *mut libc::c_void,
+    bytes: usize,
+    first: *mut E,
+    len: usize,
+}
+
+impl<E: Element> Guarded<E> {
+    fn new(values: &[f64]) -> Self {
+        // SAFETY: asks for the page size; no memory is touched.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let size = std::mem::size_of_val(values) / 8 * size_of::<E>();
+        let pages = size.div_ceil(page) * page;
+        // SAFETY: a new private mapping, whose last page is made inaccessible; the elements end before it.
+        unsafe {
+            let (access, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let map = libc::mmap(std::ptr::null_mut(), pages + page, access, how, -1, 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(map.add(pages), page, libc::PROT_NONE), 0);
+            let first = map.add(pages - size).cast::<E>();
+            let mut guarded = Guarded { map, bytes: pages + page, first, len: values.len() };
+            guarded.slice().iter_mut().zip(values).for_each(|(to, v)| *to = E::of(*v));
+            guarded
+        }
+    }
+    fn slice(&mut self) -> &mut [E] {
+        // SAFETY: `len` elements lie before the guarded page and live as long as the mapping.
+        unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
+    }
+}
+
+impl<E> Drop for Guarded<E> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`.
+        unsafe { libc::munmap(self.map, self.bytes) };
+    }
+}
+
+fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
+    let stored = |len, seed| Guarded::<E>::new(&numbers(len, seed));
+    let wide = |len, seed| Guarded::<E::Wide>::new(&numbers(len, seed));
+    let (i, o) = (n * s.input_len(), n * s.output_len());
+    let (mut x, mut g, mut u, mut r) = (stored(i, 1), stored(o, 2), stored(o, 3), stored(o, 4));
+    let (mut y, mut dx) = (stored(o, 5), stored(i, 6));
+    let (mut w, mut dw) = (wide(s.weight_len(), 7), wide(s.weight_len(), 8));
+    let mut of_input: Vec<_> = (10..13).map(|seed| wide(s.c_in, seed)).collect();
+    let mut of_output: Vec<_> = (20..25).map(|seed| wide(s.c_out, seed)).collect();
+    let (mut stats, mut sums) = (wide(n * 2 * s.c_out, 30), wide(n * 2 * s.c_in, 31));
+    let [scale, shift, mean] = of_input.iter_mut().map(|v| &*v.slice()).collect::<Vec<_>>()[..] else { unreachable!() };
+    let [oscale, oshift, slope, spread, offset] = of_output.iter_mut().map(|v| &*v.slice()).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
+    let runtime = Runtime::new(isa);
+    let packed = Packed::new(isa, s, algorithm, w.slice(), true);
+    let affine = Affine { scale, shift, relu: true };
+    let input = Input { u: &*x.slice(), affine: Some(affine) };
+    conv::forward(&runtime, s, input, &packed, Some(r.slice()), y.slice(), Some(stats.slice()));
+    let norm = NormGradient {
+        u: u.slice(),
+        affine: Affine { scale: oscale, shift: oshift, relu: true },
+        slope,
+        spread,
+        offset,
+    };
+    let gradient = Gradient { g: g.slice(), norm: Some(norm) };
+    let sums = NormSums { u: input.u, affine, mean, out: sums.slice() };
+    conv::backward(&runtime, s, input, gradient, &packed, Some((dx.slice(), true)), dw.slice(), Some(sums));
+    assert!(y.slice().iter().all(|v| v.f64().is_finite()) && dw.slice().iter().all(|v| v.f64().is_finite()));
+}
+
+#[test]
+fn nothing_beyond_the_slices_is_touched() {
+    let s = |h, w, c_in, c_out, k, stride, padding| ConvShape { h, w, c_in, c_out, k, stride, padding };
+    for isa in Isa::available() {
+        for (shape, n) in [
+            (s(8, 8, 3, 16, 3, 1, 1), 2),
+            (s(7, 7, 17, 10, 3, 1, 1), 3),
+            (s(1, 1, 8, 8, 3, 1, 1), 1),
+            (s(5, 9, 20, 36, 3, 2, 1), 2),
+            (s(6, 6, 17, 5, 1, 2, 0), 2),
+            (s(7, 11, 3, 10, 5, 3, 2), 1),
+        ] {
+            for algorithm in [Algorithm::Direct, shape.algorithm()] {
+                run::<f32>(isa, &shape, n, algorithm);
+                run::<bf16>(isa, &shape, n, algorithm);
+                run::<f64>(isa, &shape, n, algorithm);
+            }
+        }
+    }
+}
