@@ -1,10 +1,11 @@
 #!/bin/sh
-# Times a training step here and in PyTorch, in turn, and prints the ratios (below 1: this program is faster).
+# Times training here and in PyTorch, in turn, and prints the ratios to PyTorch's fastest way (below 1: this program is faster).
 #
-#   scripts/bench.sh [ROUNDS]
+#   scripts/bench.sh [ROUNDS] [FILE.json]
 #
-# Needs: Python 3 with venv; PyTorch is installed from PyPI into target/torch. Run it on a quiet machine.
-# Environment: PYTHON, a Python that has torch already; THREADS, default all cores.
+# PyTorch runs eagerly in both memory layouts and through torch.compile, in f32 and under bf16 autocast; each process measures
+# medians of its own repetitions. Needs: Python 3 with venv, a C++ compiler; PyTorch is installed from PyPI into target/torch.
+# Run it on a quiet machine. Environment: PYTHON, a Python that has torch already; THREADS, default all cores.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cargo.sh
@@ -20,20 +21,21 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+ours() {
+    target/release/trainer bench step --repeats 5 --json "$@" | tail -1
+}
 for round in $(seq "$rounds"); do
     echo "round $round of $rounds" >&2
-    target/release/trainer bench step --threads "$threads" --repeats 3 --json | tail -1 >> "$work/ours"
-    "$PYTHON" scripts/bench_peers.py --threads "$threads" --repeats 3 | tail -1 >> "$work/torch"
+    for dtype in f32 bf16; do
+        ours --threads "$threads" --dtype $dtype >> "$work/ours-$dtype"
+        for mode in nchw channels_last compile; do
+            "$PYTHON" scripts/bench_peers.py --threads "$threads" --repeats 5 --mode $mode --dtype $dtype 2> "$work/errors" \
+                | tail -1 >> "$work/$mode-$dtype" || { cat "$work/errors" >&2; exit 1; }
+        done
+    done
+    # How it scales: one thread; a quarter of and four times the batch.
+    ours --threads 1 >> "$work/one-thread"
+    ours --threads "$threads" --batch 32 >> "$work/batch-32"
+    ours --threads "$threads" --batch 512 >> "$work/batch-512"
 done
-"$PYTHON" - "$work" <<'PY'
-import json, pathlib, statistics, sys
-read = lambda name: [json.loads(l) for l in (pathlib.Path(sys.argv[1]) / name).read_text().splitlines()]
-ours, torch = read("ours"), read("torch")
-print(f"n = {len(ours)} rounds, {ours[0]['threads']} threads, batch {ours[0]['batch']}, PyTorch {torch[0]['torch']} {torch[0]['layout']}")
-print(f"{'':18}{'ours ms':>10}{'torch ms':>10}{'ratio':>8}{'each round':>30}")
-for key in ("train_ms", "kd_ms", "teacher_ms", "teacher_train_ms"):
-    a, b = [o[key] for o in ours], [t[key] for t in torch]
-    ratio = statistics.median(a) / statistics.median(b)
-    rounds = " ".join(f"{x / y:.2f}" for x, y in zip(a, b))
-    print(f"{key:18}{statistics.median(a):10.1f}{statistics.median(b):10.1f}{ratio:8.2f}{rounds:>30}")
-PY
+"$PYTHON" scripts/bench_table.py "$work" "${2:-}"

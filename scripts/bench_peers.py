@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Times the work of `trainer bench step` in PyTorch on the CPU and prints one JSON line.
 
-Needs: torch (scripts/bench.sh installs it into its own virtual environment).
+Needs: torch (scripts/bench.sh installs it into its own virtual environment); for --mode compile a C++ compiler.
 Same work: a WRN student's training step (forward, cross-entropy, backward, SGD), the same with a live
-WRN teacher, KD and explanation matching (closed-form Grad-CAM at the last layer), and the teacher's
-forward pass alone. Fixed input, medians.
+WRN teacher, KD and explanation matching (closed-form Grad-CAM at the last layer), the teacher's
+forward pass alone and its own training step. Fixed input, medians.
 """
 import argparse
+import contextlib
 import json
+import resource
 import statistics
 import time
 
@@ -78,50 +80,64 @@ def main():
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--layout", choices=["nchw", "channels_last"], default="channels_last")
+    p.add_argument("--mode", choices=["nchw", "channels_last", "compile"], default="channels_last")
+    p.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16: autocast")
+    p.add_argument("--only", help="one of the four works")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    layout = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
+    layout = torch.contiguous_format if a.mode == "nchw" else torch.channels_last
     student, teacher = wrn(a.student).to(memory_format=layout), wrn(a.teacher).to(memory_format=layout).eval()
     x = torch.randn(a.batch, 3, 32, 32).to(memory_format=layout)
     y = torch.randint(0, 10, (a.batch,))
 
+    def precision():
+        return torch.autocast("cpu", dtype=torch.bfloat16) if a.dtype == "bf16" else contextlib.nullcontext()
+
+    def compiled(f):
+        return torch.compile(f) if a.mode == "compile" else f
+
     def optimiser(model):
         return torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True)
 
-    def train(model, opt):
+    def training(model, loss):
+        opt, loss = optimiser(model), compiled(loss)
+
         def step():
             opt.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x)[1], y).backward()
+            with precision():
+                value = loss()
+            value.backward()
             opt.step()
         return step
 
-    opt = optimiser(student)
+    def ce(model):
+        return lambda: F.cross_entropy(model(x)[1].float(), y)
 
-    def kd():
-        opt.zero_grad(set_to_none=True)
+    def kd_loss():
         with torch.no_grad():
             tf, tl = teacher(x)
-            tm = cam(teacher, tf, y)
+            tl, tm = tl.float(), cam(teacher, tf.float(), y)
         f, l = student(x)
+        f, l = f.float(), l.float()
         soft = F.kl_div(F.log_softmax(l / 4, 1), F.softmax(tl / 4, 1), reduction="batchmean") * 16
-        loss = 0.1 * F.cross_entropy(l, y) + 0.9 * soft + 0.01 * (cam(student, f, y) - tm).square().sum((1, 2)).mean()
-        loss.backward()
-        opt.step()
+        return 0.1 * F.cross_entropy(l, y) + 0.9 * soft + 0.01 * (cam(student, f, y) - tm).square().sum((1, 2)).mean()
+
+    forward = compiled(teacher)
 
     def infer():
-        with torch.no_grad():
-            teacher(x)
+        with torch.no_grad(), precision():
+            forward(x)
 
-    result = {
-        "train_ms": median_ms(train(student, opt), a.repeats),
-        "kd_ms": median_ms(kd, a.repeats),
-        "teacher_ms": median_ms(infer, a.repeats),
+    works = {
+        "train_ms": lambda: training(student, ce(student)),
+        "kd_ms": lambda: training(student, kd_loss),
+        "teacher_ms": lambda: infer,
+        "teacher_train_ms": lambda: training(teacher.train(), ce(teacher)),
     }
-    teacher.train()
-    result["teacher_train_ms"] = median_ms(train(teacher, optimiser(teacher)), a.repeats)
-    result |= {"threads": a.threads, "layout": a.layout, "torch": torch.__version__}
+    result = {name: median_ms(work(), a.repeats) for name, work in works.items() if a.only in (None, name)}
+    result |= {"threads": a.threads, "mode": a.mode, "dtype": a.dtype, "torch": torch.__version__, "batch": a.batch}
+    result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result))
 
 
