@@ -1,14 +1,15 @@
 //! Convolution over NHWC slices: one task a few images, the same split whatever the number of threads.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::batch_norm::{self, NormSums};
 use crate::gemm::padded;
 use crate::operand::{Gradient, Input};
-use crate::runtime::Runtime;
-use crate::simd::{Element, Isa, Kernel, Simd};
+use crate::runtime::{Buffer, Runtime};
+use crate::simd::{Element, Kernel, Simd};
 use crate::{direct, winograd};
 
 /// Partial sums of a weight gradient: fixed, so that the order of the sum does not depend on the threads.
@@ -78,16 +79,16 @@ pub enum Algorithm {
 }
 
 /// A weight as the matrix products of both directions read it.
-#[derive(Clone, Debug)]
-pub struct Sides<T> {
+#[derive(Debug)]
+pub struct Sides<E: Element> {
     /// For the output.
-    pub forward: Vec<T>,
+    pub forward: Buffer<E>,
     /// For the input's gradient; empty where none is wanted.
-    pub backward: Vec<T>,
+    pub backward: Buffer<E>,
 }
 
 /// A weight rearranged for an algorithm; made anew whenever the weight changes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Packed<E: Element> {
     /// Transformed.
     Winograd(Sides<E>),
@@ -97,10 +98,16 @@ pub enum Packed<E: Element> {
 
 impl<E: Element> Packed<E> {
     /// Packs `weight` (c_out, c_in, k, k) for `algorithm`; for [`backward`] too only if asked to.
-    pub fn new(isa: Isa, shape: &ConvShape, algorithm: Algorithm, weight: &[E::Wide], backward: bool) -> Self {
+    pub fn new(
+        runtime: &Arc<Runtime<E>>,
+        shape: &ConvShape,
+        algorithm: Algorithm,
+        weight: &[E::Wide],
+        backward: bool,
+    ) -> Self {
         match algorithm {
-            Algorithm::Winograd => Packed::Winograd(winograd::pack(isa, shape, weight, backward)),
-            Algorithm::Direct => Packed::Direct(direct::pack(shape, weight, backward)),
+            Algorithm::Winograd => Packed::Winograd(winograd::pack(runtime, shape, weight, backward)),
+            Algorithm::Direct => Packed::Direct(direct::pack(runtime, shape, weight, backward)),
         }
     }
     fn images_per_chunk(&self, s: &ConvShape) -> usize {

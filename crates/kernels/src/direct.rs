@@ -8,9 +8,12 @@
 //! the stride; those of one class see the same taps of the kernel, and are a stride-1 convolution of the padded output
 //! gradient with these taps, turned around. No pixel is written twice.
 
+use std::sync::Arc;
+
 use crate::conv::{Backward, ConvShape, Forward, Scratch, ScratchLen, Sides};
 use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, padded, steps};
 use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
+use crate::runtime::{Buffer, Runtime};
 use crate::simd::{Element, Simd, Wide};
 
 /// Channels of a pixel of a padded image: whole steps of a product, nothing more.
@@ -75,36 +78,44 @@ impl Class {
 
 /// The weights, packed: for the output as a (k, k * c_in; c_out) matrix, for the input's gradient, if asked for, as one
 /// (taps, taps * c_out; c_in) matrix a class.
-pub fn pack<E: Element>(s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
+pub fn pack<E: Element>(
+    runtime: &Arc<Runtime<E>>,
+    s: &ConvShape,
+    weight: &[E::Wide],
+    backward: bool,
+) -> Sides<E> {
     let at = |o: usize, i: usize, ky: usize, kx: usize| E::narrow(weight[((o * s.c_in + i) * s.k + ky) * s.k + kx]);
-    let mut packed = Sides { forward: vec![], backward: vec![] };
-    let ld = channels::<E>(s.c_in);
-    append(&mut packed.forward, s.k * s.k * ld, s.c_out, |row, o| {
-        let (tap, i) = (row / ld, row % ld);
+    let (ci, co, taps) = (channels::<E>(s.c_in), channels::<E>(s.c_out), s.k * s.k);
+    let mut forward = Buffer::take(runtime, taps * ci * padded(s.c_out));
+    matrix(forward.as_mut_slice(), taps * ci, s.c_out, |row, o| {
+        let (tap, i) = (row / ci, row % ci);
         (i < s.c_in).then(|| at(o, i, tap / s.k, tap % s.k))
     });
-    let ld = channels::<E>(s.c_out);
+    // Every tap belongs to one class.
+    let mut side = Buffer::take(runtime, if backward { taps * co * padded(s.c_in) } else { 0 });
+    let mut rest = side.as_mut_slice();
     for y in Class::all(s).filter(|_| backward) {
         for x in Class::all(s) {
-            append(&mut packed.backward, y.taps * x.taps * ld, s.c_in, |row, i| {
-                let (tap, o) = (row / ld, row % ld);
+            let rows = y.taps * x.taps * co;
+            let (class, behind) = std::mem::take(&mut rest).split_at_mut(rows * padded(s.c_in));
+            rest = behind;
+            matrix(class, rows, s.c_in, |row, i| {
+                let (tap, o) = (row / co, row % co);
                 // Turned around, so that the gradient's pixels come in their order in memory.
                 let (jy, jx) = (y.taps - 1 - tap / x.taps, x.taps - 1 - tap % x.taps);
                 (o < s.c_out).then(|| at(o, i, y.rest + s.stride * jy, x.rest + s.stride * jx))
             });
         }
     }
-    packed
+    Sides { forward, backward: side }
 }
 
-/// Appends a matrix in strips of columns; `value` is None where it is filled up.
-fn append<E: Element>(to: &mut Vec<E>, rows: usize, columns: usize, value: impl Fn(usize, usize) -> Option<E>) {
-    let start = to.len();
-    to.resize(start + rows * padded(columns), E::default());
+/// Writes a matrix in strips of columns; `value` is None where it is filled up.
+fn matrix<E: Element>(to: &mut [E], rows: usize, columns: usize, value: impl Fn(usize, usize) -> Option<E>) {
     for row in 0..rows {
-        for j in 0..columns {
+        for j in 0..padded(columns) {
             let at = ((j / STRIP * steps::<E>(rows) + row / E::DEPTH) * STRIP + j % STRIP) * E::DEPTH + row % E::DEPTH;
-            to[start + at] = value(row, j).unwrap_or_default();
+            to[at] = if j < columns { value(row, j).unwrap_or_default() } else { E::default() };
         }
     }
 }
@@ -141,7 +152,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                         col: S::E::DEPTH,
                         segments,
                     },
-                    Rhs::packed(packed.forward.as_ptr(), k * s.k),
+                    Rhs::packed(packed.forward.as_slice().as_ptr(), k * s.k),
                     Out { data: products.as_mut_ptr(), row: ldo, accumulate: false },
                 );
                 for x in 0..s.out_w() {
@@ -244,7 +255,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
             }
             if let Some((dx, accumulate)) = &mut dx {
                 let dx = &mut dx[local * s.input_len()..][..s.input_len()];
-                input_gradient::<S>(s, padded_gradient, &packed.backward, segments, products, dx, *accumulate);
+                input_gradient::<S>(s, padded_gradient, packed.backward.as_slice(), segments, products, dx, *accumulate);
             }
         }
     }

@@ -13,38 +13,8 @@ use crate::operand::{Affine, Input};
 use crate::plan::Plan;
 use crate::pointwise;
 use crate::pool;
-use crate::runtime::{Aligned, Runtime};
+use crate::runtime::{Buffer, Runtime};
 use crate::simd::Element;
-
-/// A buffer that goes back to its runtime when the last reader is gone.
-#[derive(Debug)]
-pub struct Buffer<E: Element> {
-    data: Option<Aligned<E>>,
-    runtime: Arc<Runtime<E>>,
-}
-
-impl<E: Element> Buffer<E> {
-    /// A buffer with arbitrary content.
-    pub fn take(runtime: &Arc<Runtime<E>>, len: usize) -> Self {
-        Buffer { data: Some(runtime.take(len)), runtime: runtime.clone() }
-    }
-    /// Its elements.
-    pub fn as_slice(&self) -> &[E] {
-        self.data.as_deref().unwrap_or_default()
-    }
-    /// Its elements, to write.
-    pub fn as_mut_slice(&mut self) -> &mut [E] {
-        self.data.as_deref_mut().unwrap_or_default()
-    }
-}
-
-impl<E: Element> Drop for Buffer<E> {
-    fn drop(&mut self) {
-        if let Some(data) = self.data.take() {
-            self.runtime.give(data);
-        }
-    }
-}
 
 /// Where BatchNorm's statistics come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +194,7 @@ impl<E: Element> Executor<E> {
             Node::Conv { shape, weight, .. } => {
                 let weight = &parameters[*weight..weight + shape.weight_len()];
                 let algorithm = if winograd { shape.algorithm() } else { Algorithm::Direct };
-                Some(Packed::new(self.runtime.isa, shape, algorithm, weight, backward))
+                Some(Packed::new(&self.runtime, shape, algorithm, weight, backward))
             }
             _ => None,
         };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::simd::{Element, Isa};
 
@@ -94,5 +94,35 @@ impl<E: Element> Runtime<E> {
     /// Keeps a buffer for the next [`take_wide`](Self::take_wide) of its length.
     pub fn give_wide(&self, buffer: Aligned<E::Wide>) {
         self.wide.give(buffer);
+    }
+}
+
+/// A buffer that goes back to its runtime when the last reader is gone.
+#[derive(Debug)]
+pub struct Buffer<E: Element> {
+    data: Option<Aligned<E>>,
+    runtime: Arc<Runtime<E>>,
+}
+
+impl<E: Element> Buffer<E> {
+    /// A buffer with arbitrary content.
+    pub fn take(runtime: &Arc<Runtime<E>>, len: usize) -> Self {
+        Buffer { data: Some(runtime.take(len)), runtime: runtime.clone() }
+    }
+    /// Its elements.
+    pub fn as_slice(&self) -> &[E] {
+        self.data.as_deref().unwrap_or_default()
+    }
+    /// Its elements, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [E] {
+        self.data.as_deref_mut().unwrap_or_default()
+    }
+}
+
+impl<E: Element> Drop for Buffer<E> {
+    fn drop(&mut self) {
+        if let Some(data) = self.data.take() {
+            self.runtime.give(data);
+        }
     }
 }

@@ -11,11 +11,11 @@ use half::bf16;
 
 use crate::batch_norm::Statistics;
 pub use crate::execute::Mode;
-use crate::execute::{Buffer, Executor, How, Saved};
+use crate::execute::{Executor, How, Saved};
 use crate::graph::{Graph, Shape};
 use crate::plan::Plan;
 use crate::pointwise;
-use crate::runtime::Runtime;
+use crate::runtime::{Buffer, Runtime};
 use crate::simd::{Element, Isa};
 
 /// How a stage computes on f32 tensors. Parameters, statistics and sums are f32 in all of them.

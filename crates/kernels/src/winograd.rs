@@ -147,7 +147,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                         padded(s.c_out),
                         k,
                         Lhs { data: v[f * z.matrix_in..].as_ptr(), row: leading(s.c_in), col: S::E::DEPTH, segments: WHOLE },
-                        Rhs::packed(packed.forward[(u * SIDE + f) * product..].as_ptr(), k),
+                        Rhs::packed(packed.forward.as_slice()[(u * SIDE + f) * product..].as_ptr(), k),
                         Out { data: m[f * z.matrix_out..].as_mut_ptr(), row: leading(s.c_out), accumulate: false },
                     );
                 }
@@ -365,7 +365,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                             padded(s.c_in),
                             k,
                             Lhs { data: dm[f * z.matrix_out..].as_ptr(), row: vo, col: depth, segments: WHOLE },
-                            Rhs::packed(packed.backward[(u * SIDE + f) * product..].as_ptr(), k),
+                            Rhs::packed(packed.backward.as_slice()[(u * SIDE + f) * product..].as_ptr(), k),
                             Out { data: dv[f * z.matrix_in..].as_mut_ptr(), row: vi, accumulate: false },
                         );
                     }

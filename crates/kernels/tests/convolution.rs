@@ -1,6 +1,8 @@
 //! Both convolution algorithms against a naive loop, on every instruction set and number of threads.
 
 use half::bf16;
+use std::sync::Arc;
+
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
 use kernels::operand::{Affine, Gradient, Input, NormGradient};
 use kernels::runtime::Runtime;
@@ -75,7 +77,7 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             let [mut y, dx, dw] = naive(&s, n, &x, &w, &g);
             y.iter_mut().zip(&r).for_each(|(y, r)| *y += r);
             let (xe, ge, re) = (cast::<E>(&x), cast::<E>(&g), cast::<E>(&r));
-            let packed = Packed::new(isa, &s, algorithm, &cast::<E::Wide>(&w), true);
+            let packed = Packed::new(&Arc::new(Runtime::new(isa)), &s, algorithm, &cast::<E::Wide>(&w), true);
             let runtime = Runtime::new(isa);
             let mut out = vec![E::of(f64::NAN); y.len()];
             let input = Input { u: &xe, affine: None };
@@ -151,7 +153,7 @@ fn operands_on_the_fly_equal_stored_ones() {
                 })
                 .collect();
             let algorithm = s.algorithm();
-            let packed = Packed::new(isa, &s, algorithm, &w, true);
+            let packed = Packed::new(&Arc::new(Runtime::new(isa)), &s, algorithm, &w, true);
             let runtime = Runtime::new(isa);
             let outcome = |input, gradient| {
                 let mut y = vec![0f32; n * s.output_len()];
@@ -195,7 +197,7 @@ fn same_bits<E: Element>(isa: Isa, s: &ConvShape, algorithm: Algorithm) {
     let n = 5;
     let (i, o) = (s.input_len(), s.output_len());
     let (x, g) = (cast::<E>(&numbers(n * i, 1)), cast::<E>(&numbers(n * o, 3)));
-    let packed = Packed::new(isa, s, algorithm, &cast::<E::Wide>(&numbers(s.weight_len(), 2)), true);
+    let packed = Packed::new(&Arc::new(Runtime::new(isa)), s, algorithm, &cast::<E::Wide>(&numbers(s.weight_len(), 2)), true);
     let run = |x: &[E], g: &[E]| {
         let runtime = Runtime::new(isa);
         let input = Input { u: x, affine: None };

@@ -3,6 +3,8 @@
 
 use half::bf16;
 use kernels::batch_norm::NormSums;
+use std::sync::Arc;
+
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
 use kernels::operand::{Affine, Gradient, Input, NormGradient};
 use kernels::runtime::Runtime;
@@ -64,7 +66,7 @@ fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
         unreachable!()
     };
     let runtime = Runtime::new(isa);
-    let packed = Packed::new(isa, s, algorithm, w.slice(), true);
+    let packed = Packed::new(&Arc::new(Runtime::new(isa)), s, algorithm, w.slice(), true);
     let affine = Affine { scale, shift, relu: true };
     let input = Input { u: &*x.slice(), affine: Some(affine) };
     conv::forward(&runtime, s, input, &packed, Some(r.slice()), y.slice(), Some(stats.slice()));

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Buffer, Executor, Mode, Norm, Saved, subsample_places};
+use super::{Executor, Mode, Norm, Saved, subsample_places};
 use crate::batch_norm::{self, NormSums};
 use crate::conv;
 use crate::graph::{Graph, Node, Value};
 use crate::operand::{Gradient, NormGradient};
 use crate::pointwise;
 use crate::pool;
+use crate::runtime::Buffer;
 use crate::simd::Element;
 
 impl<E: Element> Executor<E> {

@@ -1,30 +1,45 @@
 //! Weights into the transformed, packed form and their gradient back from it.
 
+use std::sync::Arc;
+
 use super::{ELEMENTS, gather};
 use super::points::{SIDE, weight, weight_gradient};
 use crate::conv::{ConvShape, Sides};
 use crate::gemm::{STRIP, padded, steps};
+use crate::runtime::{Buffer, Runtime};
 use crate::simd::{Element, Isa, Kernel, Simd};
 
 /// `U = G g G^T` for every pair of channels, packed for the forward product and, if asked for, transposed for the
 /// backward one.
-pub fn pack<E: Element>(isa: Isa, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
+pub fn pack<E: Element>(
+    runtime: &Arc<Runtime<E>>,
+    s: &ConvShape,
+    weight: &[E::Wide],
+    backward: bool,
+) -> Sides<E> {
     let (ci, co) = (s.c_in, s.c_out);
-    let forward = pack_side(isa, ci, co, |k, j| &weight[(j * ci + k) * 9..][..9]);
-    let backward = if backward { pack_side(isa, co, ci, |k, j| &weight[(k * ci + j) * 9..][..9]) } else { vec![] };
+    let forward = pack_side(runtime, ci, co, |k, j| &weight[(j * ci + k) * 9..][..9]);
+    let backward = if backward {
+        pack_side(runtime, co, ci, |k, j| &weight[(k * ci + j) * 9..][..9])
+    } else {
+        Buffer::take(runtime, 0)
+    };
     Sides { forward, backward }
 }
 
 /// The packed (k, columns) matrices of one direction; `taps(k, column)` are a pair's nine weights.
 fn pack_side<'w, E: Element>(
-    isa: Isa,
+    runtime: &Arc<Runtime<E>>,
     k: usize,
     columns: usize,
     taps: impl Fn(usize, usize) -> &'w [E::Wide],
-) -> Vec<E> {
+) -> Buffer<E> {
     // Columns innermost, so that the transform runs over vectors.
     let (width, rows) = (padded(columns), steps::<E>(k) * E::DEPTH);
-    let mut by_tap = vec![E::Wide::default(); 9 * rows * width];
+    let mut by_tap = runtime.take_wide(9 * rows * width);
+    if k < rows || columns < width {
+        by_tap.fill(E::Wide::default());
+    }
     for i in 0..k {
         for j in 0..columns {
             for (tap, w) in taps(i, j).iter().enumerate() {
@@ -32,8 +47,9 @@ fn pack_side<'w, E: Element>(
             }
         }
     }
-    let mut out = vec![E::default(); ELEMENTS * rows * width];
-    isa.run(Pack { by_tap: &by_tap, rows, width, out: &mut out });
+    let mut out = Buffer::take(runtime, ELEMENTS * rows * width);
+    runtime.isa.run(Pack { by_tap: &by_tap, rows, width, out: out.as_mut_slice() });
+    runtime.give_wide(by_tap);
     out
 }
 
