@@ -11,6 +11,7 @@
 //! | [`graph`] | a network as a list of nodes |
 //! | [`plan`], [`execute`] | which values are stored, and running a graph forward and backward |
 //! | [`stage`] | a graph as one candle op |
+//! | [`peak`] | what the processor could do |
 //!
 //! Activations are NHWC inside, NCHW at the border to candle. Nothing here allocates or locks in a
 //! loop over pixels, and no sum depends on the number of threads.
@@ -22,6 +23,7 @@ pub mod execute;
 pub mod gemm;
 pub mod graph;
 pub mod operand;
+pub mod peak;
 pub mod plan;
 pub mod pointwise;
 pub mod pool;

@@ -1,58 +1,15 @@
-//! Medians of the work of training, on a fixed input.
+//! Medians of the work of training, on fixed inputs.
+
+pub mod kernels;
+pub mod step;
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use candle_core::Tensor;
-use kernels::graph::Shape;
-use kernels::sgd::SgdStep;
-use kernels::stage::Mode;
-use rand::RngExt;
+use anyhow::Result;
 
-use crate::config::Config;
-use crate::data::loader::Batch;
-use crate::models::{Architecture, Shortcut};
-use crate::nn::{Backend, Network, Normalization, Weights};
-use crate::objective;
-use crate::optim::Sgd;
-use crate::random::{Purpose, stream};
-
-/// What `trainer bench step` prints, in milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    /// Student: forward, cross-entropy, backward, SGD.
-    pub train_ms: f64,
-    /// The same with the live teacher, KD and explanation matching.
-    pub kd_ms: f64,
-    /// The teacher's forward pass in eval mode.
-    pub teacher_ms: f64,
-    /// The teacher's own training step.
-    pub teacher_train_ms: f64,
-    /// What matching adds to a step with teacher and KD.
-    pub explain_ms: f64,
-}
-
-/// A fixed batch of noise.
-fn batch(n: usize) -> Batch {
-    let mut rng = stream(0, Purpose::Bench, 0);
-    Batch {
-        pixels: (0..n * 3 * 32 * 32).map(|_| rng.random()).collect(),
-        labels: (0..n).map(|_| rng.random_range(0..10)).collect(),
-        ids: (0..n as u64).map(|sample| cams::SampleId { sample, view: 0 }).collect(),
-        shape: [3, 32, 32],
-    }
-}
-
-fn network(name: &str, trained: bool, backend: &Backend) -> Result<Network> {
-    let input = Shape { channels: 3, h: 32, w: 32 };
-    let architecture = Architecture::named(name, input, 10, Shortcut::Preact)?;
-    let weights = Weights::init(&architecture, 0, false);
-    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    Network::new(architecture, weights, normalization, &[], trained, backend.clone())
-}
-
+/// Median milliseconds of `work`, after two runs that fill the memory pools.
 fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    work()?; // fills the memory pools
+    work()?;
     work()?;
     let mut times = (0..repeats)
         .map(|_| {
@@ -63,56 +20,6 @@ fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> 
         .collect::<Result<Vec<f64>>>()?;
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
-}
-
-/// One training step with what `signal` says, if anything.
-fn training<'a>(
-    config: &'a Config,
-    student: &'a mut Network,
-    batch: &'a Batch,
-    mut signal: impl FnMut() -> Result<Option<objective::Signal>> + 'a,
-) -> Result<impl FnMut() -> Result<()> + 'a> {
-    let var = student.var().context("the student is trained")?.clone();
-    let mut sgd = Sgd::new(&var, vec![0.0; var.elem_count()])?;
-    let step = SgdStep { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
-    Ok(move || {
-        let signal = signal()?;
-        let pass = student.pass(&student.images(batch)?, Mode::Train)?;
-        let losses = objective::losses(config, &config.loss.weights, student, &pass, batch, signal.as_ref())?;
-        let grads = losses.total(&config.loss.weights)?.backward()?;
-        sgd.step(&var, grads.get(var.as_tensor()).context("no gradient")?, step)?;
-        student.update_running(&pass.statistics);
-        Ok(())
-    })
-}
-
-/// The configuration of a step with these weights of the terms.
-fn config(ce: f64, kd: f64, explanation: f64, interpreter: &str) -> Result<Config> {
-    let text = format!(
-        "student.arch = 'wrn-16-2'\nteacher.checkpoint = 'none'\n[loss]\ninterpreter = '{interpreter}'\nweights = {{ ce = {ce:?}, kd = {kd:?}, explanation = {explanation:?} }}"
-    );
-    Config::from_table(text.parse().context("the benchmark's own configuration")?)
-}
-
-/// Times everything.
-pub fn step(student: &str, teacher: &str, n: usize, interpreter: &str, repeats: u32, backend: &Backend) -> Result<Step> {
-    let batch = batch(n);
-    let teacher_net = network(teacher, false, backend)?;
-    let images = teacher_net.images(&batch)?;
-    let forward = |images: &Tensor| teacher_net.signal_pass(images);
-    let ce = config(1.0, 0.0, 0.0, interpreter)?;
-    let train_ms = median_ms(repeats, training(&ce, &mut network(student, true, backend)?, &batch, || Ok(None))?)?;
-    let with = |config: &Config| -> Result<f64> {
-        let signal =
-            || Ok(Some(objective::signal(config, &teacher_net, &forward(&teacher_net.images(&batch)?)?, &batch)?));
-        median_ms(repeats, training(config, &mut network(student, true, backend)?, &batch, signal)?)
-    };
-    let kd_ms = with(&config(0.1, 0.9, 0.01, interpreter)?)?;
-    let plain_kd_ms = with(&config(0.1, 0.9, 0.0, interpreter)?)?;
-    let teacher_ms = median_ms(repeats, || forward(&images).map(drop))?;
-    let teacher_train_ms =
-        median_ms(repeats, training(&ce, &mut network(teacher, true, backend)?, &batch, || Ok(None))?)?;
-    Ok(Step { train_ms, kd_ms, teacher_ms, teacher_train_ms, explain_ms: kd_ms - plain_kd_ms })
 }
 
 /// The process's largest resident memory so far, in MB, where the system tells.

@@ -157,6 +157,23 @@ pub enum BenchCommand {
     /// Median milliseconds of a training step, of a distillation step and of the teacher alone.
     #[command(after_help = "Example:\n  trainer bench step --student wrn-16-2 --teacher wrn-40-2 --batch 128")]
     Step(BenchStep),
+    /// Each CPU kernel against candle's own op: checked against the same op in f64, then timed.
+    #[command(after_help = "Example:\n  trainer bench kernels --batch 32")]
+    Kernels(BenchKernels),
+}
+
+/// `trainer bench kernels`.
+#[derive(Args)]
+pub struct BenchKernels {
+    /// Images a call.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// What to compute in; candle's ops compute in f32.
+    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    pub dtype: Precision,
+    /// Timed repetitions.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    pub repeats: u32,
 }
 
 /// `trainer bench step`.
@@ -331,6 +348,7 @@ fn run(cli: Cli) -> Result<Done> {
         Command::Eval(args) => commands::eval::run(&args, global),
         Command::Explain(args) => commands::explain::run(&args, global),
         Command::Bench(BenchCommand::Step(args)) => commands::bench::step(&args, global),
+        Command::Bench(BenchCommand::Kernels(args)) => commands::bench::kernels(&args),
         Command::Data(command) => commands::data::run(&command),
         Command::Convert(args) => commands::convert::run(&args),
         Command::List { what } => commands::list::run(what),

@@ -1,7 +1,7 @@
 //! A network: an architecture with weights on a device. The one place that chooses between the CPU kernels
 //! and candle's own ops.
 
-mod by_ops;
+pub mod by_ops;
 
 use anyhow::{Result, anyhow, bail};
 use cams::{CamModel, LinearHead};
