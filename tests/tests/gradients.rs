@@ -95,7 +95,7 @@ fn closed_forms() {
     let fills =
         [methods::Fill::Zero, methods::Fill::ChannelMean, methods::Fill::ScalarMean, methods::Fill::PresentMean];
     let mut closed: Vec<(String, Box<dyn Interpreter>)> = vec![
-        ("grad_cam".into(), Box::new(methods::GradCam {})),
+        ("grad_cam".into(), Box::new(methods::GradCam::default())),
         ("grad_cam_pp".into(), Box::new(methods::GradCamPp::default())),
         ("grad_cam_pp exp".into(), Box::new(methods::GradCamPp { exp_scale: true, alpha_norm: false })),
         ("grad_cam_pp norm".into(), Box::new(methods::GradCamPp { exp_scale: false, alpha_norm: true })),

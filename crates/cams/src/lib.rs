@@ -25,19 +25,33 @@
 //! # }
 //! ```
 //!
-//! | method | paper | forwards an image | in a loss |
-//! |---|---|---|---|
-//! | [`methods::GradCam`] | Selvaraju et al. 2017 | 0 with a linear head, else 1 backward | closed form |
-//! | [`methods::GradCamPp`] | Chattopadhay et al. 2018 | 0 with a linear head, else 1 backward | closed form |
-//! | [`methods::ScoreCam`] | Wang et al. 2020 | one a channel (`image`), 0 (`features`) | weights constant |
-//! | [`methods::ShapCam`] | Zheng et al. 2022 | 0 (exact) | closed form |
-//! | [`methods::Random`] | control | 0 | weights constant |
+//! | method | paper | evaluations beyond one pass, an image | kind | in a loss |
+//! |---|---|---|---|---|
+//! | [`methods::Mask`] | Fong & Vedaldi 2017 | one pass an iteration, forward and back | optimised | no |
+//! | [`methods::Rise`] | Petsiuk et al. 2018 | one a mask | sampled, with standard error | all of it, a pass a mask |
+//! | [`methods::Cam`] | Zhou et al. 2016 | 0 | exact | closed form |
+//! | [`methods::GradCam`] | Selvaraju et al. 2017 | 0, or one of the head and back | exact | closed form |
+//! | [`methods::GradCamPp`] | Chattopadhay et al. 2018 | the same | exact | closed form |
+//! | [`methods::HiresCam`] | Draelos & Carin 2020 | the same | exact | closed form |
+//! | [`methods::XgradCam`] | Fu et al. 2020 | the same | exact | closed form |
+//! | [`methods::LayerCam`] | Jiang et al. 2021 | the same | exact | closed form |
+//! | [`methods::AblationCam`] | Desai & Ramaswamy 2020 | 0, or one of the head a channel | exact | closed form |
+//! | [`methods::EigenCam`] | Muhammad & Yeasin 2020 | 0 | exact | no |
+//! | [`methods::ScoreCam`] | Wang et al. 2020 | one a channel (`image`), 0 (`features`) | exact | weights constant |
+//! | [`methods::ShapCam`] | Zheng et al. 2022 | 0 with a linear head, else sampled passes of the head | exact, det2, aumann or mc | closed form |
+//! | [`methods::ShapleyCam`] | Cai 2025 | 0, or three of the head and back | exact | closed form |
+//! | [`methods::Random`] | control | 0 | random | weights constant |
+//!
+//! "0" and "closed form" hold where pooling and a linear layer follow the explained layer ([`CamModel::linear_head`]); elsewhere
+//! gradients are taken through the head and, in a loss, are constants.
 #![forbid(unsafe_code)]
 
 pub mod maps;
 pub mod methods;
+pub mod score;
 
 use candle_core::{Result, Tensor, Var, bail};
+pub use score::Score;
 
 /// A classifier cut at the layer to explain: `logits = head(features(images))`.
 pub trait CamModel {
@@ -47,6 +61,10 @@ pub trait CamModel {
     fn head(&self, features: &Tensor) -> Result<Tensor>;
     /// Some exactly when `head(A)` is the mean over positions of A, then a linear layer: the closed forms hold.
     fn linear_head(&self) -> Option<LinearHead>;
+    /// Each channel's mean over the training set, (k,), where it is known.
+    fn mean_features(&self) -> Option<Tensor> {
+        None
+    }
 }
 
 /// `logits = weight mean_p A(p) + bias`.
@@ -65,6 +83,10 @@ impl LinearHead {
         // is said about an image must not depend on its neighbours.
         let pooled = features.mean((2, 3))?.unsqueeze(1)?; // (n, 1, k)
         pooled.broadcast_mul(&self.weight.unsqueeze(0)?)?.sum(2)?.broadcast_add(&self.bias)
+    }
+    /// `v W` for every image: (n, classes) to (n, k). Summed image by image, for the same reason.
+    pub fn channels(&self, v: &Tensor) -> Result<Tensor> {
+        v.unsqueeze(2)?.broadcast_mul(&self.weight.unsqueeze(0)?)?.sum(1)
     }
     /// The classes' rows of the weight, (n, k).
     pub fn class_weight(&self, classes: &Tensor) -> Result<Tensor> {
@@ -109,10 +131,24 @@ impl<'m> Forward<'m> {
         Ok(Forward { model, images: images.clone(), features, logits, ids })
     }
 
-    /// Gradient of the classes' logits with respect to the activations, (n, k, h, w), as a constant.
-    pub fn gradient(&self, classes: &Tensor) -> Result<Tensor> {
-        let features = Var::from_tensor(&self.features.detach())?;
-        let scores = scores(&self.model.head(&features)?, classes)?;
+    /// Gradient of the scores with respect to the activations: (n, k), the same at every position and differentiable once more,
+    /// where the head is linear; else (n, k, h, w) and constant.
+    pub fn gradient(&self, score: Score, classes: &Tensor) -> Result<Gradient> {
+        let Some(head) = self.model.linear_head() else {
+            return Ok(Gradient::AtPositions(self.gradient_at(&self.features, score, classes)?));
+        };
+        let (_, _, h, w) = self.features.dims4()?;
+        let positions = (h * w) as f64;
+        if score == Score::Logit {
+            return Ok(Gradient::Uniform((head.class_weight(classes)? / positions)?));
+        }
+        Ok(Gradient::Uniform((head.channels(&score.gradient(&self.logits, classes)?)? / positions)?))
+    }
+
+    /// Gradient of the scores at other activations (n, k, h, w) of the same images, through the head, as a constant.
+    pub fn gradient_at(&self, features: &Tensor, score: Score, classes: &Tensor) -> Result<Tensor> {
+        let features = Var::from_tensor(&features.detach())?;
+        let scores = score.of(&self.model.head(&features)?, classes)?;
         match scores.sum_all()?.backward()?.get(&features) {
             Some(gradient) => Ok(gradient.detach()),
             None => bail!("the model's head does not depend on its features in a way that candle can follow"),
@@ -133,9 +169,41 @@ impl<'m> Forward<'m> {
     }
 }
 
-/// The logits at `classes`, (n,).
-pub fn scores(logits: &Tensor, classes: &Tensor) -> Result<Tensor> {
-    logits.gather(&classes.unsqueeze(1)?, 1)?.squeeze(1)
+/// The gradient of a score with respect to the activations.
+pub enum Gradient {
+    /// (n, k): the same at every position.
+    Uniform(Tensor),
+    /// (n, k, h, w).
+    AtPositions(Tensor),
+}
+
+impl Gradient {
+    /// How a map made from it came about.
+    pub fn estimator(&self) -> Estimator {
+        match self {
+            Gradient::Uniform(_) => Estimator::Exact,
+            Gradient::AtPositions(_) => Estimator::Gradient,
+        }
+    }
+    /// Passes of the head that it took.
+    pub fn evaluations(&self) -> usize {
+        usize::from(matches!(self, Gradient::AtPositions(_)))
+    }
+    /// Its mean over positions, (n, k).
+    pub fn mean(&self) -> Result<Tensor> {
+        match self {
+            Gradient::Uniform(g) => Ok(g.clone()),
+            Gradient::AtPositions(g) => g.mean((2, 3)),
+        }
+    }
+    /// The map `sum_k f(G_k(p)) A_k(p)`.
+    pub fn map(&self, features: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Explanation> {
+        let map = match self {
+            Gradient::Uniform(g) => weighted_sum(&f(g)?, features)?,
+            Gradient::AtPositions(g) => (f(g)? * features)?.sum(1)?,
+        };
+        Explanation::new(map, self.estimator(), self.evaluations())
+    }
 }
 
 /// How a map was computed.
@@ -147,6 +215,14 @@ pub enum Estimator {
     Gradient,
     /// From scores of masked inputs, all of them.
     Perturbation,
+    /// Shapley values to second order of the coalitions' spread.
+    Det2,
+    /// Shapley values along the diagonal, from no player to all (Aumann & Shapley 1974).
+    Aumann,
+    /// From masks or permutations drawn at random.
+    Mc,
+    /// By minimising an objective.
+    Optimised,
     /// Drawn at random.
     Random,
 }
@@ -158,6 +234,10 @@ impl Estimator {
             Estimator::Exact => "exact",
             Estimator::Gradient => "gradient",
             Estimator::Perturbation => "perturbation",
+            Estimator::Det2 => "det2",
+            Estimator::Aumann => "aumann",
+            Estimator::Mc => "mc",
+            Estimator::Optimised => "optimised",
             Estimator::Random => "random",
         }
     }
@@ -168,12 +248,20 @@ impl Estimator {
 pub struct Explanation {
     /// (n, h, w) at the layer's own resolution, not normalised.
     pub map: Tensor,
-    /// How it was computed.
-    pub estimator: Estimator,
+    /// How each image's map was computed, (n,).
+    pub estimators: Vec<Estimator>,
     /// Standard error or error estimate of every value, (n, h, w), where the method has one.
     pub error: Option<Tensor>,
     /// Forward evaluations of the network or of its head, an image, beyond the one in [`Forward`].
     pub evaluations: usize,
+}
+
+impl Explanation {
+    /// Maps that all came about in one way.
+    pub fn new(map: Tensor, estimator: Estimator, evaluations: usize) -> Result<Self> {
+        let estimators = vec![estimator; map.dim(0)?];
+        Ok(Explanation { map, estimators, error: None, evaluations })
+    }
 }
 
 /// Whether a method's map can be matched in a loss.
@@ -183,14 +271,24 @@ pub enum Differentiable {
     ClosedForm,
     /// Through the activations; the channels' weights are constants.
     WeightsConstant,
+    /// The whole map, through every pass it takes.
+    ThroughPasses,
+    /// Not at all, and why.
+    Not(&'static str),
 }
 
 impl Differentiable {
     /// The fact as words.
-    pub fn sentence(self) -> &'static str {
+    pub fn sentence(self) -> String {
         match self {
-            Differentiable::ClosedForm => "differentiable by a closed form, at the last layer",
-            Differentiable::WeightsConstant => "differentiable through the activations, channel weights held constant",
+            Differentiable::ClosedForm => {
+                "differentiable by a closed form at the last layer, with constant weights at inner ones".into()
+            }
+            Differentiable::WeightsConstant => {
+                "differentiable through the activations, channel weights held constant".into()
+            }
+            Differentiable::ThroughPasses => "differentiable through every pass it takes, at their cost".into(),
+            Differentiable::Not(why) => format!("not differentiable: {why}"),
         }
     }
 }
@@ -211,6 +309,11 @@ pub trait Interpreter: Send + Sync {
     /// What a loss can do with it.
     fn differentiable(&self) -> Differentiable;
 
+    /// Whether the map depends on the class.
+    fn has_class(&self) -> bool {
+        true
+    }
+
     /// The map as the method defines it: `classes` (n,) in, (n, h, w) out.
     fn explain(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
         forward.check_classes(classes)?;
@@ -220,6 +323,21 @@ pub trait Interpreter: Send + Sync {
         }
         Ok(explanation)
     }
+
+    /// The maps of all classes at once, (n, classes, h, w), with the ReLU that the definition has.
+    fn explain_all(&self, forward: &Forward) -> Result<Tensor> {
+        let (n, count) = forward.logits.dims2()?;
+        let of = |c| Ok(self.explain(forward, &Tensor::full(c as u32, n, forward.logits.device())?)?.map);
+        Tensor::stack(&(0..count).map(of).collect::<Result<Vec<_>>>()?, 1)
+    }
+}
+
+/// Images that fit into one pass of a model under a budget in MB: an image and its activations, and four times as much
+/// for what lies between them.
+pub fn images_per_pass(forward: &Forward, megabytes: f64) -> usize {
+    let elements = |t: &Tensor| t.elem_count() / t.dims().first().copied().unwrap_or(1).max(1);
+    let bytes = 5 * (elements(&forward.images) + elements(&forward.features)) * forward.features.dtype().size_in_bytes();
+    ((megabytes * 1e6 / bytes.max(1) as f64) as usize).max(1)
 }
 
 /// `sum_k alpha_k A_k`: weights (n, k) and activations (n, k, h, w) to a map (n, h, w).

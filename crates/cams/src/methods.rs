@@ -1,16 +1,34 @@
 //! The list of methods. A new one is a file in `methods/` and a line here.
 
+mod ablation_cam;
+mod cam;
+mod eigen_cam;
 mod grad_cam;
 mod grad_cam_pp;
+mod hires_cam;
+mod layer_cam;
+mod mask;
 mod random;
+mod rise;
 mod score_cam;
 mod shap_cam;
+mod shapley_cam;
+mod xgrad_cam;
 
+pub use ablation_cam::AblationCam;
+pub use cam::Cam;
+pub use eigen_cam::EigenCam;
 pub use grad_cam::GradCam;
 pub use grad_cam_pp::GradCamPp;
+pub use hires_cam::HiresCam;
+pub use layer_cam::LayerCam;
+pub use mask::{Mask, Reduction};
 pub use random::Random;
+pub use rise::Rise;
 pub use score_cam::{ScoreCam, Space};
 pub use shap_cam::{Computation, Fill, ShapCam};
+pub use shapley_cam::ShapleyCam;
+pub use xgrad_cam::XgradCam;
 
 use crate::Interpreter;
 use serde::{Deserialize, Serialize};
@@ -41,9 +59,18 @@ macro_rules! methods {
 }
 
 methods! {
+    mask: Mask,
+    rise: Rise,
+    cam: Cam,
     grad_cam: GradCam,
     grad_cam_pp: GradCamPp,
+    hires_cam: HiresCam,
+    xgrad_cam: XgradCam,
+    layer_cam: LayerCam,
+    ablation_cam: AblationCam,
+    eigen_cam: EigenCam,
     score_cam: ScoreCam,
     shap_cam: ShapCam,
+    shapley_cam: ShapleyCam,
     random: Random,
 }

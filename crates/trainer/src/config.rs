@@ -7,7 +7,8 @@ mod text;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use cams::Differentiable;
 use cams::methods::Methods;
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -102,10 +103,14 @@ impl Config {
             l.label_smoothing
         );
         ensure!(l.temperature > 0.0, "loss.temperature is {}; it must be positive", l.temperature);
-        if self.interpreter.get(&l.interpreter).is_none() {
+        let Some(method) = self.interpreter.get(&l.interpreter) else {
             return Err(unknown("interpreter", &l.interpreter, Methods::NAMES));
-        }
+        };
         let w = &l.weights;
+        let matched = w.explanation > 0.0 && l.distance != Distance::AllClassPooled;
+        if let (true, Differentiable::Not(_)) = (matched, method.differentiable()) {
+            bail!("loss.interpreter = \"{}\" cannot be matched: {}", l.interpreter, method.differentiable().sentence());
+        }
         ensure!(
             [w.ce, w.kd, w.explanation, w.attention].iter().all(|w| w.is_finite() && *w >= 0.0),
             "the weights of loss.weights must be numbers of at least 0"

@@ -1,27 +1,30 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, maps, scores, weighted_sum};
+use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score, maps, weighted_sum};
 
-/// Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, eq. 5 and 12 to 20) of the logit.
+/// Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, eq. 5 and 12 to 20).
 ///
-/// With G = d logit_c / d A and S_k = sum_p A_k(p):
+/// With G = d y / d A and S_k = sum_p A_k(p):
 /// `a_k(p) = G^2 / (2 G^2 + S_k G^3)` (0 where G is 0), `alpha_k = sum_p a_k(p) ReLU(G)`,
 /// `map = ReLU(sum_k alpha_k A_k)`. With a linear head `alpha_k = ReLU(W_ck) / (2 + W_ck f_k)`, f the pooled
 /// feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GradCamPp {
-    /// Keep the paper's factor exp(logit), which cancels in `a` but multiplies the map.
+    /// What is explained.
+    pub score: Score,
+    /// Keep the paper's factor exp(y), which cancels in `a` but multiplies the map.
     pub exp_scale: bool,
     /// Divide `a` by its sum per channel, as the authors' code does.
     pub alpha_norm: bool,
 }
 
 impl GradCamPp {
-    fn closed_form(&self, forward: &Forward, weight: &Tensor) -> Result<Tensor> {
+    /// With the same gradient (n, k) at every position.
+    fn closed_form(&self, forward: &Forward, gradient: &Tensor) -> Result<Tensor> {
         let (_, _, h, w) = forward.features.dims4()?;
-        let positive = maps::relu(weight)?;
+        let positive = maps::relu(&(gradient * (h * w) as f64)?)?;
         if self.alpha_norm {
             return positive / (h * w) as f64;
         }
@@ -31,8 +34,7 @@ impl GradCamPp {
         &positive / ((&positive * pooled)? + 2.0)?
     }
 
-    fn by_gradient(&self, forward: &Forward, classes: &Tensor) -> Result<Tensor> {
-        let g = forward.gradient(classes)?;
+    fn at_positions(&self, forward: &Forward, g: &Tensor) -> Result<Tensor> {
         let sum = forward.features.detach().sum_keepdim((2, 3))?;
         let denominator = (g.broadcast_mul(&sum)? + 2.0)?; // of 1 / (2 + S G): G^2 cancels
         let usable = (denominator.ne(0.0)? * g.ne(0.0)?)?.to_dtype(g.dtype())?;
@@ -43,21 +45,22 @@ impl GradCamPp {
             let total = (&total + total.eq(0.0)?.to_dtype(g.dtype())?)?;
             a = a.broadcast_div(&total)?;
         }
-        (a * maps::relu(&g)?)?.sum((2, 3))
+        (a * maps::relu(g)?)?.sum((2, 3))
     }
 }
 
 impl Interpreter for GradCamPp {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
-        let (mut alpha, estimator) = match forward.model.linear_head() {
-            Some(head) => (self.closed_form(forward, &head.class_weight(classes)?)?, Estimator::Exact),
-            None => (self.by_gradient(forward, classes)?, Estimator::Gradient),
+        let gradient = forward.gradient(self.score, classes)?;
+        let mut alpha = match &gradient {
+            Gradient::Uniform(g) => self.closed_form(forward, g)?,
+            Gradient::AtPositions(g) => self.at_positions(forward, g)?,
         };
         if self.exp_scale {
-            alpha = alpha.broadcast_mul(&scores(&forward.logits, classes)?.exp()?.unsqueeze(1)?)?;
+            alpha = alpha.broadcast_mul(&self.score.of(&forward.logits, classes)?.exp()?.unsqueeze(1)?)?;
         }
         let map = weighted_sum(&alpha, &forward.features)?;
-        Ok(Explanation { map, estimator, error: None, evaluations: 0 })
+        Explanation::new(map, gradient.estimator(), gradient.evaluations())
     }
 
     fn differentiable(&self) -> Differentiable {

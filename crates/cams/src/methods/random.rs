@@ -24,7 +24,11 @@ impl Interpreter for Random {
         }
         let alpha = Tensor::from_vec(alpha, (n, k), forward.features.device())?.to_dtype(forward.features.dtype())?;
         let map = weighted_sum(&alpha, &forward.features)?;
-        Ok(Explanation { map, estimator: Estimator::Random, error: None, evaluations: 0 })
+        Explanation::new(map, Estimator::Random, 0)
+    }
+
+    fn has_class(&self) -> bool {
+        false
     }
 
     fn differentiable(&self) -> Differentiable {

@@ -2,7 +2,7 @@ use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, maps, weighted_sum};
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps, weighted_sum};
 
 /// What Score-CAM's masks are applied to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,21 +17,23 @@ pub enum Space {
 
 /// Score-CAM (Wang et al. 2020, arXiv 1910.01279, algorithm 1).
 ///
-/// `M_k = minmax(resize(A_k))`, `s_k` = logit of class c on `image * M_k`, `alpha = softmax_k(s)`,
+/// `M_k = minmax(resize(A_k))`, `s_k` = score of class c on `image * M_k`, `alpha = softmax_k(s)`,
 /// `map = ReLU(sum_k alpha_k A_k)`. The softmax runs over all channels; a constant channel is a zero mask and
 /// keeps its weight. The baseline of the paper's "increase of confidence" cancels in the softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScoreCam {
+    /// What is explained.
+    pub score: Score,
     /// What the masks are applied to. In a loss the default is `features`.
     pub space: Space,
-    /// Masked images a forward pass.
-    pub chunk: usize,
+    /// Memory for one pass, in MB.
+    pub memory_mb: f64,
 }
 
 impl Default for ScoreCam {
     fn default() -> Self {
-        ScoreCam { space: Space::Image, chunk: 128 }
+        ScoreCam { score: Score::Logit, space: Space::Image, memory_mb: 256.0 }
     }
 }
 
@@ -42,29 +44,30 @@ fn masks(features: &Tensor) -> Result<Tensor> {
 }
 
 impl ScoreCam {
-    /// `s` (n, k): the logit of each image under each of its masks.
+    /// `s` (n, k): the score of each image under each of its masks.
     fn image_scores(&self, forward: &Forward, classes: &Tensor) -> Result<Tensor> {
         let (n, k, _, _) = forward.features.dims4()?;
         let (_, _, height, width) = forward.images.dims4()?;
         let images = forward.images.detach();
+        let chunk = images_per_pass(forward, self.memory_mb);
         let mut rows = Vec::with_capacity(n);
         for i in 0..n {
             let features = forward.features.detach().narrow(0, i, 1)?;
             let masks = masks(&maps::resize(&features, height, width)?)?.squeeze(0)?.unsqueeze(1)?; // (k, 1, h, w)
             let class = classes.narrow(0, i, 1)?;
             let mut row = Vec::new();
-            for start in (0..k).step_by(self.chunk) {
-                let masks = masks.narrow(0, start, self.chunk.min(k - start))?;
+            for start in (0..k).step_by(chunk) {
+                let masks = masks.narrow(0, start, chunk.min(k - start))?;
                 let masked = images.narrow(0, i, 1)?.broadcast_mul(&masks)?;
                 let logits = forward.model.head(&forward.model.features(&masked)?)?.detach();
-                row.push(logits.index_select(&class, 1)?.squeeze(1)?);
+                row.push(self.score.of(&logits, &class.broadcast_as(logits.dim(0)?)?.contiguous()?)?);
             }
             rows.push(Tensor::cat(&row, 0)?);
         }
         Tensor::stack(&rows, 0)
     }
 
-    /// The same with the masks on the activations: `b_c + mean_p M_k(p) CAM_c(p)`; the bias cancels in the softmax.
+    /// The same with the masks on the activations: logits `b + mean_p M_k(p) W A(p)`.
     fn feature_scores(&self, forward: &Forward, classes: &Tensor) -> Result<Tensor> {
         let Some(head) = forward.model.linear_head() else {
             bail!(
@@ -72,24 +75,26 @@ impl ScoreCam {
             );
         };
         let features = forward.features.detach();
-        let (n, _, h, w) = features.dims4()?;
-        let cam = weighted_sum(&head.class_weight(classes)?.detach(), &features)?.reshape((n, h * w, 1))?;
-        masks(&features)?.flatten_from(2)?.matmul(&cam)?.squeeze(2)? / (h * w) as f64
+        let (n, k, h, w) = features.dims4()?;
+        let (positions, count) = (h * w, forward.logits.dim(1)?);
+        let flat = features.flatten_from(2)?; // (n, k, p)
+        let cams = head.weight.detach().unsqueeze(0)?.broadcast_as((n, count, k))?.contiguous()?.matmul(&flat)?;
+        let masked = masks(&features)?.flatten_from(2)?.matmul(&cams.transpose(1, 2)?.contiguous()?)?; // (n, k, classes)
+        let logits = (masked / positions as f64)?.broadcast_add(&head.bias.detach())?;
+        let repeated = classes.unsqueeze(1)?.broadcast_as((n, k))?.contiguous()?.flatten_all()?;
+        self.score.of(&logits.reshape((n * k, count))?, &repeated)?.reshape((n, k))
     }
 }
 
 impl Interpreter for ScoreCam {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
-        if self.chunk == 0 {
-            bail!("interpreter.score_cam.chunk is 0; it must be at least 1");
-        }
         let (scores, evaluations) = match self.space {
             Space::Image => (self.image_scores(forward, classes)?, forward.features.dim(1)?),
             Space::Features => (self.feature_scores(forward, classes)?, 0),
         };
         let alpha = softmax(&scores, D::Minus1)?.detach();
         let map = weighted_sum(&alpha, &forward.features)?;
-        Ok(Explanation { map, estimator: Estimator::Perturbation, error: None, evaluations })
+        Explanation::new(map, Estimator::Perturbation, evaluations)
     }
 
     fn differentiable(&self) -> Differentiable {

@@ -1,7 +1,13 @@
-use candle_core::{Result, Tensor, bail};
+mod additive;
+mod det2;
+mod mc;
+
+use candle_core::{DType, Result, Tensor, bail};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, weighted_sum};
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, Score, weighted_sum};
+pub use mc::Sampling;
 
 /// What a position that is absent from a coalition gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +20,8 @@ pub enum Fill {
     ChannelMean,
     /// The mean of the whole activation.
     ScalarMean,
+    /// Each channel's mean over the training set, kept with the checkpoint.
+    DatasetMean,
     /// Each channel's mean over the positions that are present.
     PresentMean,
 }
@@ -22,33 +30,72 @@ pub enum Fill {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Computation {
-    /// Exactly, where that is possible; it is the only way so far.
+    /// Exactly where that is possible; else `det2` for the images where its own estimate of its error is below 5 %; else `mc`.
     #[default]
     Auto,
-    /// Exactly.
+    /// Exactly, or not at all.
     Exact,
+    /// Second order of the coalitions' spread; needs a linear head.
+    Det2,
+    /// Along the diagonal; needs a linear head.
+    Aumann,
+    /// Random permutations in antithetic pairs.
+    Mc,
 }
 
-/// Shap-CAM (Zheng et al. 2022, arXiv 2208.03608) of the logit, exact.
+/// Shap-CAM (Zheng et al. 2022, arXiv 2208.03608).
 ///
-/// The players are the n positions of A, each with all its channels; the map is their Shapley value. With
-/// average pooling and a linear layer behind A the game is additive, so every marginal contribution is the
-/// same in every coalition and the value has a closed form: `phi_p = (CAM(p) - CAM of the fill) / n` with
-/// `CAM(p) = sum_k W_ck A_k(p)`. It is signed and sums to `v(all) - v(none)`. For `present_mean`, where the
-/// fill depends on the coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the
-/// n-th harmonic number, and v(none) = b_c.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The players are the n positions of A, each with all its channels; the map is their Shapley value. It is signed and sums to
+/// `v(all) - v(none)`, v the explained score.
+///
+/// With average pooling and a linear layer behind A the logits are a sum over positions, and no coalition needs a pass:
+/// - For the logit itself the game is additive: every marginal contribution is the same in every coalition, and
+///   `phi_p = (CAM(p) - CAM of the fill) / n` with `CAM(p) = sum_k W_ck A_k(p)` is exact. For `present_mean`, where the fill depends on the
+///   coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the n-th harmonic number, and v(none) = b_c.
+/// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations, each with its
+///   reverse, whose standard error comes with the map.
+///
+/// Elsewhere `mc` evaluates the head on masked activations.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapCam {
+    /// What is explained.
+    pub score: Score,
     /// What an absent position gets.
     pub fill: Fill,
     /// How the values are found.
     pub estimator: Computation,
+    /// Sampled permutations at most, an image; a pair is two.
+    pub permutations: usize,
+    /// Sampling stops when the 95 % intervals are within this share of the largest value; 0: at `permutations`.
+    pub tolerance: f64,
+    /// Seed of the permutations: the same for every model, so that a teacher and its student share them.
+    pub seed: u64,
+    /// Memory for one pass of the head, in MB.
+    pub memory_mb: f64,
 }
 
+impl Default for ShapCam {
+    fn default() -> Self {
+        ShapCam {
+            score: Score::Logit,
+            fill: Fill::Zero,
+            estimator: Computation::Auto,
+            permutations: 2000,
+            tolerance: 0.05,
+            seed: 0,
+            memory_mb: 256.0,
+        }
+    }
+}
+
+/// Above this estimate of its error `auto` does not trust `det2`.
+const TRUSTED: f64 = 0.05;
+
 impl ShapCam {
-    /// Shapley values of the logits `head` computes, (n, h, w).
-    fn exact(&self, head: &LinearHead, features: &Tensor, classes: &Tensor) -> Result<Tensor> {
+    /// Shapley values of the logits `head` computes, (n, h, w); differentiable.
+    fn exact(&self, forward: &Forward, head: &LinearHead, classes: &Tensor) -> Result<Tensor> {
+        let features = &forward.features;
         let (_, _, h, w) = features.dims4()?;
         let n = h * w;
         let weight = head.class_weight(classes)?;
@@ -58,8 +105,11 @@ impl ShapCam {
             Fill::ChannelMean => cam.broadcast_sub(&cam.mean_keepdim((1, 2))?)?,
             Fill::ScalarMean => {
                 let mean = features.mean((1, 2, 3))?;
-                let fill = (weight.sum(1)? * mean)?;
-                cam.broadcast_sub(&fill.reshape(((), 1, 1))?)?
+                cam.broadcast_sub(&(weight.sum(1)? * mean)?.reshape(((), 1, 1))?)?
+            }
+            Fill::DatasetMean => {
+                let mean = mean_features(forward)?.unsqueeze(0)?;
+                cam.broadcast_sub(&weight.broadcast_mul(&mean)?.sum(1)?.reshape(((), 1, 1))?)?
             }
             Fill::PresentMean if n == 1 => cam,
             Fill::PresentMean => {
@@ -70,17 +120,95 @@ impl ShapCam {
         };
         value / n as f64
     }
+
+    fn sampling(&self) -> Sampling {
+        Sampling { permutations: self.permutations, tolerance: self.tolerance, seed: self.seed }
+    }
+
+    /// Maps of a linear head's other scores from numbers: image by image, on all threads.
+    fn from_games(&self, forward: &Forward, head: &LinearHead, classes: &Tensor) -> Result<Explanation> {
+        let (n, _, h, w) = forward.features.dims4()?;
+        let games = additive::games(forward, head, classes, self.fill)?;
+        let maps: Vec<_> = games
+            .par_iter()
+            .zip(&forward.ids)
+            .map(|(game, id)| {
+                let sampled = || {
+                    let (phi, error) = mc::additive(game, self.score, self.sampling(), *id);
+                    (phi, error, Estimator::Mc)
+                };
+                match self.estimator {
+                    Computation::Mc => sampled(),
+                    _ if game.present_mean => sampled(),
+                    Computation::Aumann => {
+                        let (phi, error) = det2::aumann(game, self.score);
+                        (phi, error, Estimator::Aumann)
+                    }
+                    _ => {
+                        let found = det2::det2(game, self.score);
+                        if self.estimator == Computation::Auto && found.relative_error > TRUSTED {
+                            return sampled();
+                        }
+                        (found.phi, found.error, Estimator::Det2)
+                    }
+                }
+            })
+            .collect();
+        let tensor = |values: Vec<f64>| {
+            Tensor::from_vec(values, (n, h, w), forward.features.device())?.to_dtype(forward.features.dtype())
+        };
+        let estimators = maps.iter().map(|(_, _, estimator)| *estimator).collect();
+        let error = Some(tensor(maps.iter().flat_map(|(_, error, _)| error.iter().copied()).collect())?);
+        let map = tensor(maps.into_iter().flat_map(|(phi, ..)| phi).collect())?;
+        Ok(Explanation { map, estimators, error, evaluations: 0 })
+    }
+}
+
+/// The training set's mean activations (k,).
+fn mean_features(forward: &Forward) -> Result<Tensor> {
+    match forward.model.mean_features() {
+        Some(mean) => mean.to_dtype(forward.features.dtype()),
+        None => bail!(
+            "fill = \"dataset_mean\" needs the training set's mean activations at this layer, which this model does not carry: train it \
+             with this program, or use channel_mean"
+        ),
+    }
 }
 
 impl Interpreter for ShapCam {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
-        let Some(head) = forward.model.linear_head() else {
-            bail!(
-                "shap_cam is exact only where average pooling and a linear layer follow the explained layer, and has no sampled estimator yet: use layer = \"last\""
-            );
-        };
-        let map = self.exact(&head, &forward.features, classes)?;
-        Ok(Explanation { map, estimator: Estimator::Exact, error: None, evaluations: 0 })
+        if self.permutations < 4 && matches!(self.estimator, Computation::Auto | Computation::Mc) {
+            bail!("shap_cam needs at least 4 permutations for a standard error, {} given", self.permutations);
+        }
+        let head = forward.model.linear_head();
+        match (head, self.estimator) {
+            (Some(head), Computation::Auto | Computation::Exact) if self.score == Score::Logit => {
+                Explanation::new(self.exact(forward, &head, classes)?, Estimator::Exact, 0)
+            }
+            (Some(_), Computation::Exact) => bail!(
+                "shap_cam is exact only for the logit: with score = \"{}\" the game is not additive; use estimator det2 or mc",
+                serde_name(self.score)
+            ),
+            (Some(head), Computation::Auto | Computation::Det2 | Computation::Aumann) if forward.features.track_op() => {
+                if self.fill == Fill::PresentMean {
+                    bail!("in a loss, shap_cam's fill = \"present_mean\" has a closed form for score = \"logit\" only");
+                }
+                let (map, estimator) = match self.estimator {
+                    Computation::Aumann => (additive::aumann(forward, &head, classes, self)?, Estimator::Aumann),
+                    _ => (additive::det2(forward, &head, classes, self)?, Estimator::Det2),
+                };
+                Explanation::new(map, estimator, 0)
+            }
+            (Some(_), Computation::Det2 | Computation::Aumann) if self.fill == Fill::PresentMean => bail!(
+                "with fill = \"present_mean\" what a player gets depends on the others: det2 and aumann do not cover it; use mc"
+            ),
+            (Some(head), _) => self.from_games(forward, &head, classes),
+            (None, Computation::Auto | Computation::Mc) => mc::by_passes(self, forward, classes),
+            (None, _) => bail!(
+                "estimator exact, det2 and aumann need average pooling and a linear layer behind the explained layer: use layer = \
+                 \"last\", or estimator = \"mc\""
+            ),
+        }
     }
 
     fn has_relu(&self) -> bool {
@@ -88,6 +216,23 @@ impl Interpreter for ShapCam {
     }
 
     fn differentiable(&self) -> Differentiable {
-        Differentiable::ClosedForm
+        match self.estimator {
+            Computation::Mc => Differentiable::Not("a sampled map is a constant; estimator det2 or exact have closed forms"),
+            _ => Differentiable::ClosedForm,
+        }
     }
+}
+
+fn serde_name(score: Score) -> &'static str {
+    match score {
+        Score::Logit => "logit",
+        Score::Prob => "prob",
+        Score::LogProb => "log_prob",
+        Score::Rest => "rest",
+    }
+}
+
+/// The values of a tensor as f64.
+fn numbers(t: &Tensor) -> Result<Vec<f64>> {
+    t.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }

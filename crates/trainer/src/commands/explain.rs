@@ -40,12 +40,23 @@ struct Input {
 /// One method's maps and what they cost.
 struct Outcome {
     method: &'static str,
-    estimator: &'static str,
+    /// How each image's map came about.
+    estimators: Vec<&'static str>,
     evaluations: usize,
     seconds: f64,
     shape: [usize; 2],
     values: Vec<f32>,
     error: Vec<f32>,
+}
+
+impl Outcome {
+    /// The ways its maps came about, each once: `det2`, or `det2+mc`.
+    fn estimator(&self) -> String {
+        let mut names = self.estimators.clone();
+        names.sort_unstable();
+        names.dedup();
+        names.join("+")
+    }
 }
 
 /// `trainer explain`.
@@ -93,14 +104,19 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     }
     let mut text = format!("{:<14} {:<13} {:>5} {:>12} {:>9}\n", "method", "estimator", "n", "evaluations", "seconds");
     for o in &outcomes {
-        text += &format!("{:<14} {:<13} {:>5} {:>12} {:>9.3}\n", o.method, o.estimator, n, o.evaluations, o.seconds);
+        text += &format!("{:<14} {:<13} {:>5} {:>12} {:>9.3}\n", o.method, o.estimator(), n, o.evaluations, o.seconds);
     }
     if let Some(dir) = &args.gallery {
         text += &format!("pictures: {}\n", dir.join("index.html").display());
     }
     let rows: Vec<Value> = outcomes
         .iter()
-        .map(|o| json!({ "method": o.method, "estimator": o.estimator, "n": n, "evaluations": o.evaluations, "seconds": o.seconds }))
+        .map(|o| {
+            json!({
+                "method": o.method, "estimator": o.estimator(), "estimators": o.estimators, "n": n,
+                "evaluations": o.evaluations, "seconds": o.seconds,
+            })
+        })
         .collect();
     Ok(Done::Result(text, json!({ "rows": rows, "bad_images": input.bad, "skipped": skipped })))
 }
@@ -108,7 +124,8 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
 /// The methods asked for, configured.
 fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static str>)> {
     let mut methods = Methods::default();
-    let sets = args.set.iter().cloned().chain(global.seed.map(|s| format!("interpreter.random.seed={s}")));
+    let seeds = ["random", "rise", "shap_cam"].map(|m| global.seed.map(|s| format!("interpreter.{m}.seed={s}")));
+    let sets = seeds.into_iter().flatten().chain(args.set.iter().cloned());
     let mut table = toml::Table::new();
     for set in sets {
         let mut given = parse_set(&set)?;
@@ -154,7 +171,7 @@ fn explain(
     let positions: Vec<usize> = (0..input.images.len()).collect();
     let mut outcome = Outcome {
         method: name,
-        estimator: "",
+        estimators: vec![],
         evaluations: 0,
         seconds: 0.0,
         shape: [0; 2],
@@ -176,8 +193,8 @@ fn explain(
         outcome.seconds += clock.elapsed().as_secs_f64();
         let (_, h, w) = explanation.map.dims3()?;
         outcome.shape = [h, w];
-        outcome.estimator = explanation.estimator.name();
-        outcome.evaluations = explanation.evaluations;
+        outcome.estimators.extend(explanation.estimators.iter().map(|e| e.name()));
+        outcome.evaluations = outcome.evaluations.max(explanation.evaluations);
         let flat = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
         outcome.values.extend(flat(&explanation.map)?);
         if let Some(error) = &explanation.error {

@@ -1,0 +1,114 @@
+use candle_core::{DType, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
+
+/// Eigen-CAM (Muhammad & Yeasin 2020, arXiv 2008.00299): the positions' projection on the first right singular vector of the
+/// (positions, channels) matrix of A. It knows no class.
+///
+/// Signed; of the two possible signs the one that correlates positively with the channels' mean.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EigenCam {
+    /// Subtract each channel's mean first; the paper's formula does not.
+    pub centred: bool,
+}
+
+impl Default for EigenCam {
+    fn default() -> Self {
+        EigenCam { centred: true }
+    }
+}
+
+/// Squarings of the Gram matrix: two singular values that differ by one part in 2^20 are told apart.
+const SQUARINGS: usize = 24;
+
+/// `a b` of square matrices.
+fn product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+    let mut c = vec![0.0; n * n];
+    for (row, a) in c.chunks_exact_mut(n).zip(a.chunks_exact(n)) {
+        for (x, b) in a.iter().zip(b.chunks_exact(n)) {
+            row.iter_mut().zip(b).for_each(|(c, b)| *c += x * b);
+        }
+    }
+    c
+}
+
+/// `sigma_1 u_1` of the matrix with these `rows` of `k` numbers; zeros for a zero matrix.
+fn first_component(x: &[f64], rows: usize, k: usize) -> Vec<f64> {
+    let at = |i: usize| &x[i * k..][..k];
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let mut power: Vec<f64> = (0..rows * rows).map(|ij| dot(at(ij / rows), at(ij % rows))).collect();
+    for _ in 0..SQUARINGS {
+        let largest = (0..rows).map(|i| power[i * rows + i]).fold(0.0, f64::max);
+        if largest == 0.0 {
+            return vec![0.0; rows];
+        }
+        power.iter_mut().for_each(|p| *p /= largest);
+        power = product(&power, &power, rows);
+    }
+    // Now of rank one: any column of it is u_1; the one of the largest diagonal element is the safest.
+    let best = (0..rows).fold(0, |b, i| if power[i * rows + i] > power[b * rows + b] { i } else { b });
+    let u: Vec<f64> = (0..rows).map(|i| power[i * rows + best]).collect();
+    let length = dot(&u, &u).sqrt();
+    if length == 0.0 {
+        return vec![0.0; rows];
+    }
+    let mut v = vec![0.0; k];
+    for (i, u) in u.iter().enumerate() {
+        v.iter_mut().zip(at(i)).for_each(|(v, x)| *v += u / length * x);
+    }
+    let sigma = dot(&v, &v).sqrt();
+    (0..rows).map(|i| dot(at(i), &v) / sigma.max(f64::MIN_POSITIVE)).collect()
+}
+
+impl Interpreter for EigenCam {
+    fn signed(&self, forward: &Forward, _: &Tensor) -> Result<Explanation> {
+        let (n, k, h, w) = forward.features.dims4()?;
+        let positions = h * w;
+        let values: Vec<f64> = forward.features.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+        let mut map = Vec::with_capacity(n * positions);
+        for image in values.chunks_exact((k * positions).max(1)) {
+            let mut x: Vec<f64> = (0..positions * k).map(|at| image[at % k * positions + at / k]).collect();
+            let mean: Vec<f64> = x.chunks_exact(k).map(|row| row.iter().sum::<f64>() / k as f64).collect();
+            if self.centred {
+                for c in 0..k {
+                    let centre = (0..positions).map(|p| x[p * k + c]).sum::<f64>() / positions as f64;
+                    (0..positions).for_each(|p| x[p * k + c] -= centre);
+                }
+            }
+            let projection = first_component(&x, positions, k);
+            let centre = |v: &[f64]| v.iter().sum::<f64>() / positions as f64;
+            let (a, b) = (centre(&mean), centre(&projection));
+            let together: f64 = mean.iter().zip(&projection).map(|(m, p)| (m - a) * (p - b)).sum();
+            let sign = if together < 0.0 { -1.0 } else { 1.0 };
+            map.extend(projection.into_iter().map(|p| sign * p));
+        }
+        let map = Tensor::from_vec(map, (n, h, w), forward.features.device())?.to_dtype(forward.features.dtype())?;
+        Explanation::new(map, Estimator::Exact, 0)
+    }
+
+    fn has_relu(&self) -> bool {
+        false
+    }
+
+    fn has_class(&self) -> bool {
+        false
+    }
+
+    fn differentiable(&self) -> Differentiable {
+        Differentiable::Not("the first singular vector turns without bound where two singular values meet")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows (2, 0) and (0, 1): the first singular vector is (1, 0).
+    #[test]
+    fn first_component_of_a_diagonal_matrix() {
+        assert_eq!(first_component(&[2.0, 0.0, 0.0, 1.0], 2, 2), [2.0, 0.0]);
+        assert_eq!(first_component(&[0.0; 6], 2, 3), [0.0, 0.0]);
+    }
+}

@@ -1,0 +1,22 @@
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{Differentiable, Explanation, Forward, Interpreter, Score, maps};
+
+/// LayerCAM (Jiang et al. 2021, IEEE TIP 30, eq. 6): `map = ReLU(sum_k ReLU(G_k(p)) A_k(p))`, `G = d y / d A`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LayerCam {
+    /// What is explained.
+    pub score: Score,
+}
+
+impl Interpreter for LayerCam {
+    fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
+        forward.gradient(self.score, classes)?.map(&forward.features, maps::relu)
+    }
+
+    fn differentiable(&self) -> Differentiable {
+        Differentiable::ClosedForm
+    }
+}

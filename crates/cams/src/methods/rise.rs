@@ -1,0 +1,157 @@
+use candle_core::{Result, Tensor, bail};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
+
+/// RISE (Petsiuk et al. 2018, arXiv 1806.07421, eq. 5): `S = 1 / (N p) sum_i f(x * M_i) M_i` at the image's resolution.
+///
+/// A mask is a grid of `cells` x `cells` zeros and ones (one with probability `p`), resized bilinearly to one cell more than the image and
+/// cut out at a random place. All images see the same masks; absent pixels get 0, the mean colour. The error is the standard
+/// error of the mean over masks.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rise {
+    /// What is explained.
+    pub score: Score,
+    /// Number of masks, N.
+    pub masks: usize,
+    /// Cells in each direction.
+    pub cells: usize,
+    /// Probability that a cell is kept.
+    pub p: f64,
+    /// Subtract the mean score first: without it the map carries a large constant. Not in the definition.
+    pub centred: bool,
+    /// Seed of the masks.
+    pub seed: u64,
+    /// Memory for one pass, in MB.
+    pub memory_mb: f64,
+}
+
+impl Default for Rise {
+    fn default() -> Self {
+        Rise { score: Score::Prob, masks: 2000, cells: 8, p: 0.5, centred: false, seed: 0, memory_mb: 256.0 }
+    }
+}
+
+impl Rise {
+    /// The masks for images of this size, (masks, height, width): each has a random stream of its own.
+    pub fn draw(&self, (height, width): (usize, usize), like: &Tensor) -> Result<Tensor> {
+        let cell = (height.div_ceil(self.cells), width.div_ceil(self.cells));
+        let mut cut = Vec::with_capacity(self.masks);
+        for i in 0..self.masks {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(i as u64);
+            let grid: Vec<f64> =
+                (0..self.cells * self.cells).map(|_| f64::from(u8::from(rng.random::<f64>() < self.p))).collect();
+            let (y, x) = (rng.random_range(0..cell.0), rng.random_range(0..cell.1));
+            let grid = Tensor::from_vec(grid, (self.cells, self.cells), like.device())?.to_dtype(like.dtype())?;
+            let large = maps::resize(&grid, (self.cells + 1) * cell.0, (self.cells + 1) * cell.1)?;
+            cut.push(large.narrow(0, y, height)?.narrow(1, x, width)?);
+        }
+        Tensor::stack(&cut, 0)
+    }
+
+    /// The scores of every image under given masks (m, h, w), (n, m): as many masked images a pass as memory allows.
+    pub fn scores(&self, forward: &Forward, classes: &Tensor, masks: &Tensor) -> Result<Tensor> {
+        let (n, c, h, w) = forward.images.dims4()?;
+        let m = masks.dim(0)?;
+        let chunk = images_per_pass(forward, self.memory_mb);
+        let mut rows = Vec::with_capacity(n);
+        for i in 0..n {
+            let image = forward.images.narrow(0, i, 1)?;
+            let mut row = Vec::new();
+            for first in (0..m).step_by(chunk) {
+                let count = chunk.min(m - first);
+                let masks = masks.narrow(0, first, count)?.unsqueeze(1)?;
+                let masked = image.broadcast_as((count, c, h, w))?.broadcast_mul(&masks)?;
+                let logits = forward.model.head(&forward.model.features(&masked)?)?;
+                row.push(self.score.of(&logits, &classes.narrow(0, i, 1)?.broadcast_as(count)?.contiguous()?)?);
+            }
+            rows.push(Tensor::cat(&row, 0)?);
+        }
+        Tensor::stack(&rows, 0)
+    }
+
+    /// The map of given masks (m, h, w) and the scores under them (n, m).
+    pub fn combine(&self, masks: &Tensor, scores: &Tensor) -> Result<Tensor> {
+        let (m, h, w) = masks.dims3()?;
+        let n = scores.dim(0)?;
+        let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
+        // Summed image by image: a product's rows may be rounded differently in a batch of another size.
+        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.matmul(&masks.reshape((m, h * w))?));
+        (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p))?.contiguous()
+    }
+
+    /// The standard error of [`combine`](Self::combine).
+    fn standard_error(&self, masks: &Tensor, scores: &Tensor, map: &Tensor) -> Result<Tensor> {
+        let (m, h, w) = masks.dims3()?;
+        let n = scores.dim(0)?;
+        let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
+        let (scores, masks) = (scores.detach().sqr()?, masks.sqr()?.reshape((m, h * w))?);
+        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.matmul(&masks));
+        let square = (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p * self.p))?;
+        let variance = maps::relu(&(square - map.detach().sqr()?)?)?;
+        (variance / (m.max(2) - 1) as f64)?.sqrt()
+    }
+}
+
+impl Interpreter for Rise {
+    fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
+        if self.masks == 0 || self.cells == 0 || !(self.p > 0.0 && self.p <= 1.0) {
+            bail!(
+                "rise needs at least one mask, one cell and 0 < p <= 1; given masks = {}, cells = {}, p = {}",
+                self.masks,
+                self.cells,
+                self.p
+            );
+        }
+        let (_, _, h, w) = forward.images.dims4()?;
+        let masks = self.draw((h, w), &forward.images)?;
+        let scores = self.scores(forward, classes, &masks)?;
+        let map = self.combine(&masks, &scores)?;
+        let mut explanation = Explanation::new(map, Estimator::Mc, self.masks)?;
+        explanation.error = Some(self.standard_error(&masks, &scores, &explanation.map)?);
+        Ok(explanation)
+    }
+
+    fn has_relu(&self) -> bool {
+        false
+    }
+
+    fn differentiable(&self) -> Differentiable {
+        Differentiable::ThroughPasses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn masks_are_of_the_image_and_average_to_p() -> Result<()> {
+        let like = Tensor::zeros(1, DType::F64, &Device::Cpu)?;
+        let rise = Rise { masks: 400, cells: 4, p: 0.3, ..Rise::default() };
+        let masks = rise.draw((30, 32), &like)?;
+        assert_eq!(masks.dims(), [400, 30, 32]);
+        let mean = masks.mean_all()?.to_scalar::<f64>()?;
+        assert!((mean - 0.3).abs() < 0.02, "{mean}");
+        let values: Vec<f64> = masks.flatten_all()?.to_vec1()?;
+        assert!(values.iter().all(|v| (0.0..=1.0).contains(v)) && values.iter().any(|v| *v > 0.1 && *v < 0.9));
+        Ok(())
+    }
+
+    /// Two masks by hand: f = 1 under the left half, 3 under the right one, p = 1/2.
+    #[test]
+    fn two_masks_by_hand() -> Result<()> {
+        let masks = Tensor::new(&[[[1f64, 0.0]], [[0.0, 1.0]]], &Device::Cpu)?;
+        let scores = Tensor::new(&[[1f64, 3.0]], &Device::Cpu)?;
+        let rise = Rise::default();
+        assert_eq!(rise.combine(&masks, &scores)?.to_vec3::<f64>()?, [[[1.0, 3.0]]]);
+        let centred = Rise { centred: true, ..rise };
+        assert_eq!(centred.combine(&masks, &scores)?.to_vec3::<f64>()?, [[[-1.0, 1.0]]]);
+        Ok(())
+    }
+}
