@@ -104,9 +104,15 @@ fn cases() -> Vec<(Backend, f64)> {
     let mut cases = Vec::new();
     for device in testkit::devices() {
         for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 2e-4)] {
-            cases.push((Backend { engine: Engine::Ops, dtype, precision: Precision::F32, device: device.clone() }, tolerance));
+            cases.push((
+                Backend { engine: Engine::Ops, dtype, precision: Precision::F32, device: device.clone() },
+                tolerance,
+            ));
             if device.is_cpu() {
-                cases.push((Backend { engine: Engine::Kernels, dtype, precision: Precision::F32, device: device.clone() }, tolerance));
+                cases.push((
+                    Backend { engine: Engine::Kernels, dtype, precision: Precision::F32, device: device.clone() },
+                    tolerance,
+                ));
             }
         }
     }

@@ -336,7 +336,8 @@ pub trait Interpreter: Send + Sync {
 /// for what lies between them.
 pub fn images_per_pass(forward: &Forward, megabytes: f64) -> usize {
     let elements = |t: &Tensor| t.elem_count() / t.dims().first().copied().unwrap_or(1).max(1);
-    let bytes = 5 * (elements(&forward.images) + elements(&forward.features)) * forward.features.dtype().size_in_bytes();
+    let bytes =
+        5 * (elements(&forward.images) + elements(&forward.features)) * forward.features.dtype().size_in_bytes();
     ((megabytes * 1e6 / bytes.max(1) as f64) as usize).max(1)
 }
 

@@ -175,7 +175,14 @@ unsafe fn sums_of<S: Simd, const NV: usize>(
 }
 
 /// Sums of g' and of g' (u - mean) over one image's pixels into `out` (2, channels).
-pub fn image_sums<E: Element>(isa: Isa, g: &[E], u: &[E], affine: Affine<'_, E>, mean: &[E::Wide], out: &mut [E::Wide]) {
+pub fn image_sums<E: Element>(
+    isa: Isa,
+    g: &[E],
+    u: &[E],
+    affine: Affine<'_, E>,
+    mean: &[E::Wide],
+    out: &mut [E::Wide],
+) {
     let channels = mean.len();
     assert!(channels > 0 && g.len().is_multiple_of(channels) && g.len() == u.len() && out.len() == 2 * channels);
     isa.run(ImageSums { g, u, affine, mean, out });

@@ -250,12 +250,12 @@ pub fn forward<E: Element>(
             let mut segments = vec![0; len.segments];
             let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
             runtime.isa.run(match packed {
-                Packed::Winograd(packed) => RunForward::Winograd(Forward {
-                    shape, images, input, packed, residual, out: &mut *out, scratch
-                }),
-                Packed::Direct(packed) => RunForward::Direct(Forward {
-                    shape, images, input, packed, residual, out: &mut *out, scratch
-                }),
+                Packed::Winograd(packed) => {
+                    RunForward::Winograd(Forward { shape, images, input, packed, residual, out: &mut *out, scratch })
+                }
+                Packed::Direct(packed) => {
+                    RunForward::Direct(Forward { shape, images, input, packed, residual, out: &mut *out, scratch })
+                }
             });
             runtime.give(stored);
             runtime.give_wide(wide);
@@ -323,13 +323,28 @@ pub fn backward<E: Element>(
                 start = images.end;
                 let of = images.clone();
                 let wanted = wants_dx.then_some((&mut *dx, accumulate));
-                let (dw, scratch) = (&mut *dw, Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments });
+                let (dw, scratch) =
+                    (&mut *dw, Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments });
                 runtime.isa.run(match packed {
                     Packed::Winograd(packed) => RunBackward::Winograd(Backward {
-                        shape, images, input, gradient, packed, dx: wanted, dw, scratch
+                        shape,
+                        images,
+                        input,
+                        gradient,
+                        packed,
+                        dx: wanted,
+                        dw,
+                        scratch,
                     }),
                     Packed::Direct(packed) => RunBackward::Direct(Backward {
-                        shape, images, input, gradient, packed, dx: wanted, dw, scratch
+                        shape,
+                        images,
+                        input,
+                        gradient,
+                        packed,
+                        dx: wanted,
+                        dw,
+                        scratch,
                     }),
                 });
                 if let Some((u, affine, mean)) = norm {

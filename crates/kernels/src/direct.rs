@@ -78,12 +78,7 @@ impl Class {
 
 /// The weights, packed: for the output as a (k, k * c_in; c_out) matrix, for the input's gradient, if asked for, as one
 /// (taps, taps * c_out; c_in) matrix a class.
-pub fn pack<E: Element>(
-    runtime: &Arc<Runtime<E>>,
-    s: &ConvShape,
-    weight: &[E::Wide],
-    backward: bool,
-) -> Sides<E> {
+pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
     let at = |o: usize, i: usize, ky: usize, kx: usize| E::narrow(weight[((o * s.c_in + i) * s.k + ky) * s.k + kx]);
     let (ci, co, taps) = (channels::<E>(s.c_in), channels::<E>(s.c_out), s.k * s.k);
     let mut forward = Buffer::take(runtime, taps * ci * padded(s.c_out));
@@ -255,7 +250,15 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
             }
             if let Some((dx, accumulate)) = &mut dx {
                 let dx = &mut dx[local * s.input_len()..][..s.input_len()];
-                input_gradient::<S>(s, padded_gradient, packed.backward.as_slice(), segments, products, dx, *accumulate);
+                input_gradient::<S>(
+                    s,
+                    padded_gradient,
+                    packed.backward.as_slice(),
+                    segments,
+                    products,
+                    dx,
+                    *accumulate,
+                );
             }
         }
     }

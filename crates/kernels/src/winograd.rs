@@ -146,7 +146,12 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                         block.tiles(),
                         padded(s.c_out),
                         k,
-                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: leading(s.c_in), col: S::E::DEPTH, segments: WHOLE },
+                        Lhs {
+                            data: v[f * z.matrix_in..].as_ptr(),
+                            row: leading(s.c_in),
+                            col: S::E::DEPTH,
+                            segments: WHOLE,
+                        },
                         Rhs::packed(packed.forward.as_slice()[(u * SIDE + f) * product..].as_ptr(), k),
                         Out { data: m[f * z.matrix_out..].as_mut_ptr(), row: leading(s.c_out), accumulate: false },
                     );

@@ -72,8 +72,9 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
                 continue;
             }
             let tolerance = tolerance(algorithm);
-            let [x, w, g, r] = [(n * s.input_len(), 1), (s.weight_len(), 2), (n * s.output_len(), 3), (n * s.output_len(), 4)]
-                .map(|(len, seed)| rounded::<E>(numbers(len, seed)));
+            let [x, w, g, r] =
+                [(n * s.input_len(), 1), (s.weight_len(), 2), (n * s.output_len(), 3), (n * s.output_len(), 4)]
+                    .map(|(len, seed)| rounded::<E>(numbers(len, seed)));
             let [mut y, dx, dw] = naive(&s, n, &x, &w, &g);
             y.iter_mut().zip(&r).for_each(|(y, r)| *y += r);
             let (xe, ge, re) = (cast::<E>(&x), cast::<E>(&g), cast::<E>(&r));
@@ -159,16 +160,7 @@ fn operands_on_the_fly_equal_stored_ones() {
                 let mut y = vec![0f32; n * s.output_len()];
                 conv::forward(&runtime, &s, input, &packed, None, &mut y, None);
                 let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
-                conv::backward(
-                    &runtime,
-                    &s,
-                    input,
-                    gradient,
-                    &packed,
-                    Some((&mut dx, false)),
-                    &mut dw,
-                    None,
-                );
+                conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
                 [back(&y), back(&dx), back(&dw)]
             };
             let fly = outcome(lazy, Gradient { g: &g, norm: Some(norm) });
@@ -197,7 +189,8 @@ fn same_bits<E: Element>(isa: Isa, s: &ConvShape, algorithm: Algorithm) {
     let n = 5;
     let (i, o) = (s.input_len(), s.output_len());
     let (x, g) = (cast::<E>(&numbers(n * i, 1)), cast::<E>(&numbers(n * o, 3)));
-    let packed = Packed::new(&Arc::new(Runtime::new(isa)), s, algorithm, &cast::<E::Wide>(&numbers(s.weight_len(), 2)), true);
+    let packed =
+        Packed::new(&Arc::new(Runtime::new(isa)), s, algorithm, &cast::<E::Wide>(&numbers(s.weight_len(), 2)), true);
     let run = |x: &[E], g: &[E]| {
         let runtime = Runtime::new(isa);
         let input = Input { u: x, affine: None };

@@ -91,7 +91,8 @@ impl Rise {
         let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
         let (scores, masks) = (scores.detach().sqr()?, masks.sqr()?.reshape((m, h * w))?);
         let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.matmul(&masks));
-        let square = (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p * self.p))?;
+        let square =
+            (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p * self.p))?;
         let variance = maps::relu(&(square - map.detach().sqr()?)?)?;
         (variance / (m.max(2) - 1) as f64)?.sqrt()
     }

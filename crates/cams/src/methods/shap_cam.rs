@@ -182,14 +182,17 @@ impl Interpreter for ShapCam {
         }
         let head = forward.model.linear_head();
         match (head, self.estimator) {
-            (Some(head), Computation::Auto | Computation::Exact) if self.score == Score::Logit => {
+            // For the logit every deterministic rule is the closed form.
+            (Some(head), how) if self.score == Score::Logit && how != Computation::Mc => {
                 Explanation::new(self.exact(forward, &head, classes)?, Estimator::Exact, 0)
             }
             (Some(_), Computation::Exact) => bail!(
                 "shap_cam is exact only for the logit: with score = \"{}\" the game is not additive; use estimator det2 or mc",
                 serde_name(self.score)
             ),
-            (Some(head), Computation::Auto | Computation::Det2 | Computation::Aumann) if forward.features.track_op() => {
+            (Some(head), Computation::Auto | Computation::Det2 | Computation::Aumann)
+                if forward.features.track_op() =>
+            {
                 if self.fill == Fill::PresentMean {
                     bail!("in a loss, shap_cam's fill = \"present_mean\" has a closed form for score = \"logit\" only");
                 }
@@ -217,7 +220,9 @@ impl Interpreter for ShapCam {
 
     fn differentiable(&self) -> Differentiable {
         match self.estimator {
-            Computation::Mc => Differentiable::Not("a sampled map is a constant; estimator det2 or exact have closed forms"),
+            Computation::Mc => {
+                Differentiable::Not("a sampled map is a constant; estimator det2 or exact have closed forms")
+            }
             _ => Differentiable::ClosedForm,
         }
     }

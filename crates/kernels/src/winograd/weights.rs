@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{ELEMENTS, gather};
 use super::points::{SIDE, weight, weight_gradient};
+use super::{ELEMENTS, gather};
 use crate::conv::{ConvShape, Sides};
 use crate::gemm::{STRIP, padded, steps};
 use crate::runtime::{Buffer, Runtime};
@@ -11,12 +11,7 @@ use crate::simd::{Element, Isa, Kernel, Simd};
 
 /// `U = G g G^T` for every pair of channels, packed for the forward product and, if asked for, transposed for the
 /// backward one.
-pub fn pack<E: Element>(
-    runtime: &Arc<Runtime<E>>,
-    s: &ConvShape,
-    weight: &[E::Wide],
-    backward: bool,
-) -> Sides<E> {
+pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
     let (ci, co) = (s.c_in, s.c_out);
     let forward = pack_side(runtime, ci, co, |k, j| &weight[(j * ci + k) * 9..][..9]);
     let backward = if backward {
@@ -132,4 +127,3 @@ impl<W: Element<Wide = W>> Kernel<W> for Fold<'_, W> {
 pub fn fold<W: Element<Wide = W>>(isa: Isa, s: &ConvShape, du: &[W], out: &mut [W]) {
     isa.run(Fold { du, channels: s.c_in, width: padded(s.c_out), out });
 }
-

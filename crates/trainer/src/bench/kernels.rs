@@ -166,8 +166,10 @@ pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
     let mut rows = Vec::new();
     for Case { name, graph } in cases() {
         let stage = Stage::new(graph.clone(), &Memory::new(isa));
-        let ours = |x: &Tensor, p: &Tensor, running: &[f32]| Ok(stage.forward(x, p, running, Mode::Train, precision)?.0);
-        let candles = |x: &Tensor, p: &Tensor, running: &[f32]| Ok(by_ops::forward(&graph, x, p, running, Mode::Train)?.0);
+        let ours =
+            |x: &Tensor, p: &Tensor, running: &[f32]| Ok(stage.forward(x, p, running, Mode::Train, precision)?.0);
+        let candles =
+            |x: &Tensor, p: &Tensor, running: &[f32]| Ok(by_ops::forward(&graph, x, p, running, Mode::Train)?.0);
         let truth = Inputs::new(&graph, batch, DType::F64)?.run(candles)?;
         let inputs = Inputs::new(&graph, batch, tensors)?;
         let error = error(&inputs.run(ours)?, &truth)?;

@@ -80,7 +80,14 @@ fn config(ce: f64, kd: f64, explanation: f64, interpreter: &str) -> Result<Confi
 }
 
 /// Times everything.
-pub fn step(student: &str, teacher: &str, n: usize, interpreter: &str, repeats: u32, backend: &Backend) -> Result<Step> {
+pub fn step(
+    student: &str,
+    teacher: &str,
+    n: usize,
+    interpreter: &str,
+    repeats: u32,
+    backend: &Backend,
+) -> Result<Step> {
     let batch = batch(n);
     let teacher_net = network(teacher, false, backend)?;
     let images = teacher_net.images(&batch)?;

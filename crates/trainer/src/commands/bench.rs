@@ -13,7 +13,14 @@ pub fn step(args: &BenchStep, global: &Global) -> Result<Done> {
     }
     let (dtype, precision) = args.dtype.parts();
     let backend = Backend { precision, ..Backend::new(dtype, &global.device()?) };
-    let t = bench::step::step(&args.student, &args.teacher, args.batch as usize, &args.interpreter, args.repeats, &backend)?;
+    let t = bench::step::step(
+        &args.student,
+        &args.teacher,
+        args.batch as usize,
+        &args.interpreter,
+        args.repeats,
+        &backend,
+    )?;
     let text = format!(
         "median of {} (batch {}, {} threads, {:?}):\n  student {} training step   {:8.1} ms\n  with teacher {}, KD, {} {:8.1} ms\n  of which matching            {:8.1} ms\n  teacher forward              {:8.1} ms\n  teacher training step        {:8.1} ms\n",
         args.repeats,

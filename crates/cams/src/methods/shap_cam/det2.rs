@@ -166,8 +166,8 @@ impl Node<'_> {
                     let cross = qp[i] * scale - dc[i] * along;
                     (p, p * (own - dc[i] * dc[i] - 2.0 * cross + 2.0 * whole - trace))
                 }
-                Score::Logit => (0.0, 0.0),
-                Score::LogProb | Score::Rest => (p.ln(), whole - trace),
+                // `rest` is twice the logit, added by the caller, less the same logarithm; the logit never comes here.
+                Score::Logit | Score::LogProb | Score::Rest => (p.ln(), whole - trace),
             };
             first[i] += share * value;
             phi[i] += share * (value + self.bend * bent);

@@ -256,13 +256,7 @@ fn ends(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Result<Vec<(f6
 }
 
 /// Scores of all proper prefixes (1 to players - 1 positions) of these walks, in order.
-fn prefixes(
-    method: &ShapCam,
-    forward: &Forward,
-    classes: &Tensor,
-    i: usize,
-    walks: &[Vec<usize>],
-) -> Result<Vec<f64>> {
+fn prefixes(method: &ShapCam, forward: &Forward, classes: &Tensor, i: usize, walks: &[Vec<usize>]) -> Result<Vec<f64>> {
     let features = forward.features.detach().narrow(0, i, 1)?;
     let (_, k, h, w) = features.dims4()?;
     let (players, device, dtype) = (h * w, features.device(), features.dtype());

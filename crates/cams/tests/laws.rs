@@ -1,0 +1,163 @@
+//! What holds for every method, whatever it computes.
+
+mod toy;
+
+use cams::methods::Methods;
+use cams::{Explanation, Forward, SampleId};
+use candle_core::{Device, Result, Tensor};
+use proptest::prelude::*;
+use testkit::{assert_close, tensor, values};
+use toy::Toy;
+
+/// Every method, cheap enough for a test.
+fn methods() -> Methods {
+    let mut m = Methods::default();
+    m.mask.iterations = 5;
+    m.mask.grid = 3;
+    m.rise.masks = 40;
+    m.rise.cells = 3;
+    m.shap_cam.permutations = 64;
+    m
+}
+
+/// The methods that explain this model; the others say why not.
+fn usable(model: &Toy) -> Vec<(&'static str, Box<dyn Fn(&Forward, &Tensor) -> Result<Explanation>>)> {
+    let linear = model.linear;
+    let found = Methods::NAMES.iter().filter(move |name| linear || **name != "cam");
+    found
+        .map(|name| {
+            let explain = move |f: &Forward, c: &Tensor| methods().get(name).unwrap().explain(f, c);
+            (*name, Box::new(explain) as Box<dyn Fn(&Forward, &Tensor) -> Result<Explanation>>)
+        })
+        .collect()
+}
+
+fn models() -> [Toy; 2] {
+    [Toy::new(3, 5, 4, true), Toy::new(3, 5, 4, false)]
+}
+
+fn images(n: usize) -> Result<Tensor> {
+    tensor(&[n, 3, 5, 4], 7, candle_core::DType::F64, &Device::Cpu)
+}
+
+fn classes(of: &[u32]) -> Result<Tensor> {
+    Tensor::new(of, &Device::Cpu)
+}
+
+#[test]
+fn a_batch_is_its_images_one_by_one_and_the_model_is_untouched() -> Result<()> {
+    for model in models() {
+        let (images, wanted) = (images(4)?, [0, 1, 2, 3]);
+        let forward = Forward::new(&model, &images)?;
+        for (name, explain) in usable(&model) {
+            let whole = values(&explain(&forward, &classes(&wanted)?)?.map)?;
+            assert!(whole.iter().all(|v| v.is_finite()), "{name}: not finite");
+            assert!(whole.iter().any(|v| *v != 0.0), "{name}: nothing but zeros");
+            let again = values(&explain(&forward, &classes(&wanted)?)?.map)?;
+            assert_eq!(whole, again, "{name}: another map the second time");
+            let mut one_by_one = Vec::new();
+            for (i, class) in wanted.iter().enumerate() {
+                let id = vec![SampleId { sample: i as u64, view: 0 }];
+                let forward = Forward::with_ids(&model, &images.narrow(0, i, 1)?, id)?;
+                one_by_one.extend(values(&explain(&forward, &classes(&[*class])?)?.map)?);
+            }
+            assert_close(name, &whole, &one_by_one, 1e-12);
+            assert_eq!(values(&Forward::new(&model, &images)?.logits)?, values(&forward.logits)?, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn memory_changes_nothing_but_the_cost() -> Result<()> {
+    for model in models() {
+        let forward = Forward::new(&model, &images(2)?)?;
+        let mut small = methods();
+        for budget in [&mut small.rise.memory_mb, &mut small.score_cam.memory_mb, &mut small.ablation_cam.memory_mb] {
+            *budget = 1e-6;
+        }
+        small.shap_cam.memory_mb = 1e-6;
+        for name in ["rise", "score_cam", "ablation_cam", "shap_cam"] {
+            let of = |m: &Methods| values(&m.get(name).unwrap().explain(&forward, &classes(&[1, 2])?)?.map);
+            assert_close(name, &of(&small)?, &of(&methods())?, 1e-12);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn another_class_is_another_map() -> Result<()> {
+    for model in models() {
+        let forward = Forward::new(&model, &images(1)?)?;
+        for (name, explain) in usable(&model) {
+            let of = |c: u32| values(&explain(&forward, &classes(&[c])?)?.map);
+            let has_class = methods().get(name).unwrap().has_class();
+            assert_eq!(of(0)? != of(3)?, has_class, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn another_seed_is_another_sample() -> Result<()> {
+    let [linear, other] = models();
+    for (name, model) in [("rise", &linear), ("random", &linear), ("shap_cam", &other)] {
+        let forward = Forward::new(model, &images(1)?)?;
+        let mut reseeded = methods();
+        (reseeded.rise.seed, reseeded.random.seed, reseeded.shap_cam.seed) = (1, 1, 1);
+        let of = |m: &Methods| values(&m.get(name).unwrap().explain(&forward, &classes(&[1])?)?.map);
+        assert_ne!(of(&methods())?, of(&reseeded)?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn all_classes_at_once_are_the_classes_one_by_one() -> Result<()> {
+    let [model, _] = models();
+    let forward = Forward::new(&model, &images(2)?)?;
+    let all = methods().get("shap_cam").unwrap().explain_all(&forward)?;
+    assert_eq!(all.dims(), [2, 4, 5, 4]);
+    for class in 0..4 {
+        let one = methods().get("shap_cam").unwrap().explain(&forward, &classes(&[class, class])?)?.map;
+        assert_close("class", &values(&all.narrow(1, class as usize, 1)?)?, &values(&one)?, 1e-14);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_method_cannot_explain_it_says() -> Result<()> {
+    let [linear, other] = models();
+    let forward = Forward::new(&other, &images(1)?)?;
+    let error = methods().get("cam").unwrap().explain(&forward, &classes(&[0])?).unwrap_err().to_string();
+    assert!(error.contains("last"), "{error}");
+    let forward = Forward::new(&linear, &images(2)?)?;
+    for name in Methods::NAMES {
+        let method = |wanted: &[u32]| methods().get(name).unwrap().explain(&forward, &classes(wanted).unwrap());
+        let error = method(&[0, 9]).unwrap_err().to_string();
+        assert!(error.contains("class 9") && error.contains("0 to 3"), "{name}: {error}");
+        assert!(method(&[0]).unwrap_err().to_string().contains("2 classes"), "{name}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Any sizes, zero images among them: a map of the promised size, and no NaN anywhere.
+    #[test]
+    fn no_shape_breaks_a_method(
+        channels in 1usize..4, k in 1usize..4, classes in 1usize..4, h in 1usize..5, w in 1usize..5,
+        linear: bool, zero: bool,
+    ) {
+        let model = Toy::new(channels, k, classes, linear);
+        let images = tensor(&[2, channels, h, w], 3, candle_core::DType::F64, &Device::Cpu).unwrap();
+        let images = (images * if zero { 0.0 } else { 1.0 }).unwrap();
+        let forward = Forward::new(&model, &images).unwrap();
+        let wanted = Tensor::new(&[0u32, classes as u32 - 1], &Device::Cpu).unwrap();
+        for (name, explain) in usable(&model) {
+            let map = explain(&forward, &wanted).unwrap_or_else(|e| panic!("{name}: {e}")).map;
+            prop_assert_eq!(map.dims(), [2, h, w], "{}", name);
+            prop_assert!(values(&map).unwrap().iter().all(|v| v.is_finite()), "{name}: NaN");
+        }
+    }
+}
