@@ -1,6 +1,7 @@
 //! Medians of the work of training, on fixed inputs.
 
 pub mod kernels;
+pub mod maps;
 pub mod step;
 
 use std::time::Instant;

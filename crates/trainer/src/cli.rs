@@ -60,7 +60,10 @@ enum Command {
         after_help = "Example:\n  trainer explain --checkpoint checkpoints/wrn-16-2-cifar10.safetensors \\\n      --images 'cifar10-mini:test[0..16]' --method grad_cam,shap_cam --gallery maps"
     )]
     Explain(ExplainArgs),
-    /// Times the work of training.
+    /// Judges explanations.
+    #[command(subcommand)]
+    Evaluate(EvaluateCommand),
+    /// Times the work of training, of explaining, and the CPU kernels.
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Brings a data set to this machine, checks it, converts it.
@@ -151,15 +154,54 @@ pub struct ExplainArgs {
     pub gallery: Option<PathBuf>,
 }
 
+/// `trainer evaluate`.
+#[derive(Subcommand)]
+pub enum EvaluateCommand {
+    /// How far sampled Shapley maps, and a metric of them, depend on the seed.
+    #[command(after_help = "Example:\n  trainer evaluate seeds configs/seeds.toml --set model.checkpoint=runs/a/last.safetensors")]
+    Seeds(EvaluateArgs),
+}
+
+/// `trainer evaluate ...`.
+#[derive(Args)]
+pub struct EvaluateArgs {
+    /// Configuration files, later ones win.
+    #[arg(required = true, value_name = "CONFIG")]
+    pub configs: Vec<PathBuf>,
+    /// A value of the configuration.
+    #[arg(long, value_name = "a.b=V")]
+    pub set: Vec<String>,
+}
+
 /// `trainer bench`.
 #[derive(Subcommand)]
 pub enum BenchCommand {
     /// Median milliseconds of a training step, of a distillation step and of the teacher alone.
     #[command(after_help = "Example:\n  trainer bench step --student wrn-16-2 --teacher wrn-40-2 --batch 128")]
     Step(BenchStep),
+    /// Milliseconds a map of each method, and what matching it costs a training step.
+    #[command(after_help = "Example:\n  trainer bench maps --arch wrn-16-2")]
+    Maps(BenchMaps),
     /// Each CPU kernel against candle's own op: checked against the same op in f64, then timed.
     #[command(after_help = "Example:\n  trainer bench kernels --batch 32")]
     Kernels(BenchKernels),
+}
+
+/// `trainer bench maps`.
+#[derive(Args)]
+pub struct BenchMaps {
+    /// Architecture.
+    #[arg(long, default_value = "wrn-16-2", value_name = "NAME")]
+    pub arch: String,
+    /// Images of methods that need no passes, and of a training step.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// Images of methods that need passes.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub few: u32,
+    /// Timed repetitions.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    pub repeats: u32,
 }
 
 /// `trainer bench kernels`.
@@ -347,6 +389,8 @@ fn run(cli: Cli) -> Result<Done> {
         Command::Train(args) => commands::train::run(&args, global),
         Command::Eval(args) => commands::eval::run(&args, global),
         Command::Explain(args) => commands::explain::run(&args, global),
+        Command::Evaluate(EvaluateCommand::Seeds(args)) => commands::evaluate::seeds(&args, global),
+        Command::Bench(BenchCommand::Maps(args)) => commands::bench::maps(&args, global),
         Command::Bench(BenchCommand::Step(args)) => commands::bench::step(&args, global),
         Command::Bench(BenchCommand::Kernels(args)) => commands::bench::kernels(&args),
         Command::Data(command) => commands::data::run(&command),

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod convert;
 pub mod data;
 pub mod eval;
+pub mod evaluate;
 pub mod explain;
 pub mod list;
 pub mod train;

@@ -47,20 +47,25 @@ pub struct Config {
     pub init: InitConfig,
 }
 
+/// Files and settings as one table, later ones on top.
+pub fn table(files: &[PathBuf], sets: &[String]) -> Result<Table> {
+    let mut table = Table::new();
+    for file in files {
+        let content =
+            fs::read_to_string(file).with_context(|| format!("reading the configuration {}", file.display()))?;
+        let over = content.parse::<Table>().with_context(|| format!("{} is not TOML", file.display()))?;
+        text::merge(&mut table, over);
+    }
+    for set in sets {
+        text::merge(&mut table, parse_set(set)?);
+    }
+    Ok(table)
+}
+
 impl Config {
     /// Reads and merges files and settings.
     pub fn read(files: &[PathBuf], sets: &[String]) -> Result<Config> {
-        let mut table = Table::new();
-        for file in files {
-            let content =
-                fs::read_to_string(file).with_context(|| format!("reading the configuration {}", file.display()))?;
-            let over = content.parse::<Table>().with_context(|| format!("{} is not TOML", file.display()))?;
-            text::merge(&mut table, over);
-        }
-        for set in sets {
-            text::merge(&mut table, parse_set(set)?);
-        }
-        Config::from_table(table)
+        Config::from_table(table(files, sets)?)
     }
 
     /// Fills a profile's and the loss's defaults and checks everything that can be checked without data.

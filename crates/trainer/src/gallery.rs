@@ -15,23 +15,43 @@ use crate::data::Images;
 /// Pictures are at least this wide.
 const WIDTH: u32 = 160;
 
-/// Writes `original-<i>.png`, `<method>-<i>.png` and `index.html`; maps are (method, (h, w), values of all images).
-pub fn write(dir: &Path, images: &Images, captions: &[String], maps: &[(&str, [usize; 2], &[f32])]) -> Result<()> {
+/// One method's maps of all images.
+pub struct Row<'a> {
+    /// Its name.
+    pub method: &'a str,
+    /// How they were computed.
+    pub estimator: &'a str,
+    /// Height and width of a map.
+    pub shape: [usize; 2],
+    /// (images, h, w).
+    pub values: &'a [f32],
+}
+
+/// Lowest and highest value.
+fn range(values: &[f32]) -> (f32, f32) {
+    values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)))
+}
+
+/// Writes `original-<i>.png`, `<method>-<i>.png` and `index.html`: a row a method, in one scale, under a row of the images.
+pub fn write(dir: &Path, images: &Images, captions: &[String], rows: &[Row]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let originals: Vec<RgbImage> = (0..captions.len()).map(|i| picture(images, i)).collect();
     let mut page = String::from(HEAD);
-    page += "<tr><th>image</th><th>original</th>";
-    for (method, ..) in maps {
-        page += &format!("<th>{}</th>", encode_text(method));
+    page += "<tr><th></th>";
+    for (i, (original, caption)) in originals.iter().zip(captions).enumerate() {
+        save(original, &dir.join(format!("original-{i}.png")))?;
+        let caption = encode_text(caption);
+        page += &format!("<td><img src=\"original-{i}.png\" alt=\"the image\"><p>{caption}</p></td>");
     }
     page += "</tr>\n";
-    for (i, caption) in captions.iter().enumerate() {
-        let original = picture(images, i);
-        save(&original, &dir.join(format!("original-{i}.png")))?;
-        page += &format!("<tr><td>{}</td>", encode_text(caption));
-        page += &format!("<td><img src=\"original-{i}.png\" alt=\"original\"></td>");
-        for (method, [h, w], values) in maps {
+    for Row { method, estimator, shape: [h, w], values } in rows {
+        let span = values.chunks_exact((h * w).max(1)).map(range).map(|(low, high)| high - low).fold(0.0, f32::max);
+        page += &format!("<tr><th>{}<p>{estimator}</p>", encode_text(method));
+        page += &format!("<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>");
+        for (i, original) in originals.iter().enumerate() {
             let file = format!("{method}-{i}.png");
-            save(&overlay(&original, &values[i * h * w..][..h * w], [*h, *w])?, &dir.join(&file))?;
+            let map = &values[i * h * w..][..h * w];
+            save(&overlay(original, map, [*h, *w], span)?, &dir.join(&file))?;
             page += &format!("<td><img src=\"{file}\" alt=\"{method}\"></td>");
         }
         page += "</tr>\n";
@@ -41,16 +61,18 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], maps: &[(&str, [u
 }
 
 const HEAD: &str = "<!doctype html>
-<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Explanation maps</title>
+<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>Explanation maps</title>
 <style>
 body { font: 14px/1.4 sans-serif; margin: 2em; color: #222; }
-table { border-collapse: collapse; } th, td { padding: 4px 6px; text-align: left; }
-td:first-child { max-width: 14em; } img { display: block; width: 160px; image-rendering: pixelated; }
-.scale { background: linear-gradient(90deg, #000004, #57106e, #bc3754, #f98e09, #fcffa4); width: 160px; height: 12px; }
+table { border-collapse: collapse; } th, td { padding: 4px 6px; text-align: left; vertical-align: top; }
+p { margin: 2px 0; font-weight: normal; font-size: 12px; } td p { max-width: 160px; } th { min-width: 9em; }
+th p { color: #666; } img { display: block; width: 160px; image-rendering: pixelated; }
+.scale { background: linear-gradient(90deg, #000004, #57106e, #bc3754, #f98e09, #fcffa4); height: 10px; }
+.ends { display: flex; justify-content: space-between; }
 </style></head><body>
 <h1>Explanation maps</h1>
-<p>Each map is resized bilinearly and scaled to its own range, from its lowest to its highest value:</p>
-<div class=\"scale\"></div>
+<p>Each map is resized bilinearly and laid over the darkened image, from its own lowest value up. A row has one scale, the largest range of its
+maps, so that the maps of a method can be compared; the methods' own units differ.</p>
 <table>
 ";
 
@@ -65,17 +87,19 @@ fn picture(images: &Images, i: usize) -> RgbImage {
     resize(&small, w as u32 * factor, h as u32 * factor, FilterType::Nearest)
 }
 
-/// The map (h, w) over a darkened grey image, in the colours of "inferno".
-pub fn overlay(original: &RgbImage, map: &[f32], [h, w]: [usize; 2]) -> Result<RgbImage> {
+/// The map (h, w) over a darkened grey image, in the colours of "inferno" from its lowest value to
+/// `span` above it.
+pub fn overlay(original: &RgbImage, map: &[f32], [h, w]: [usize; 2], span: f32) -> Result<RgbImage> {
     let (width, height) = original.dimensions();
-    let map = Tensor::from_slice(map, (1, h, w), &Device::Cpu)?;
-    let large = cams::maps::minmax(&cams::maps::resize(&map, height as usize, width as usize)?)?;
+    let small = Tensor::from_slice(map, (1, h, w), &Device::Cpu)?;
+    let large = cams::maps::resize(&small, height as usize, width as usize)?;
+    let (low, span) = (range(map).0, if span > 0.0 { span } else { 1.0 });
     let values: Vec<f32> = large.flatten_all()?.to_vec1()?;
     let mut out = original.clone();
     for (pixel, value) in out.pixels_mut().zip(values) {
         let [r, g, b] = pixel.0.map(f32::from);
         let grey = 0.299 * r + 0.587 * g + 0.114 * b;
-        let colour = colorous::INFERNO.eval_continuous(f64::from(value.clamp(0.0, 1.0)));
+        let colour = colorous::INFERNO.eval_continuous(f64::from(((value - low) / span).clamp(0.0, 1.0)));
         let mix = |c: u8| (0.6 * f32::from(c) + 0.4 * grey) as u8;
         *pixel = Rgb([mix(colour.r), mix(colour.g), mix(colour.b)]);
     }
@@ -93,7 +117,9 @@ pub fn sheet(images: &Images, maps: &[Tensor]) -> Result<RgbImage> {
         for (row, maps) in maps.iter().enumerate() {
             let (_, h, w) = maps.dims3()?;
             let values: Vec<f32> = maps.get(i)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
-            replace(&mut sheet, &overlay(original, &values, [h, w])?, x, i64::from(height) * (row as i64 + 1));
+            let (low, high) = range(&values);
+            let picture = overlay(original, &values, [h, w], high - low)?;
+            replace(&mut sheet, &picture, x, i64::from(height) * (row as i64 + 1));
         }
     }
     Ok(sheet)

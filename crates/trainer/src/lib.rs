@@ -27,6 +27,7 @@ pub mod optim;
 pub mod random;
 pub mod record;
 pub mod schedule;
+pub mod seeds;
 pub mod state;
 pub mod teacher;
 pub mod train;

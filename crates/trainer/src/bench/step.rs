@@ -32,7 +32,7 @@ pub struct Step {
 }
 
 /// A fixed batch of noise.
-fn batch(n: usize) -> Batch {
+pub(super) fn batch(n: usize) -> Batch {
     let mut rng = stream(0, Purpose::Bench, 0);
     Batch {
         pixels: (0..n * 3 * 32 * 32).map(|_| rng.random()).collect(),
@@ -42,7 +42,7 @@ fn batch(n: usize) -> Batch {
     }
 }
 
-fn network(name: &str, trained: bool, backend: &Backend) -> Result<Network> {
+pub(super) fn network(name: &str, trained: bool, backend: &Backend) -> Result<Network> {
     let input = Shape { channels: 3, h: 32, w: 32 };
     let architecture = Architecture::named(name, input, 10, Shortcut::Preact)?;
     let weights = Weights::init(&architecture, 0, false);
@@ -79,6 +79,12 @@ fn config(ce: f64, kd: f64, explanation: f64, interpreter: &str) -> Result<Confi
     Config::from_table(text.parse().context("the benchmark's own configuration")?)
 }
 
+/// A student's training step by its labels alone.
+pub(super) fn train_ms(arch: &str, n: usize, repeats: u32, backend: &Backend) -> Result<f64> {
+    let ce = config(1.0, 0.0, 0.0, "grad_cam")?;
+    median_ms(repeats, training(&ce, &mut network(arch, true, backend)?, &batch(n), || Ok(None))?)
+}
+
 /// Times everything.
 pub fn step(
     student: &str,
@@ -93,7 +99,7 @@ pub fn step(
     let images = teacher_net.images(&batch)?;
     let forward = |images: &Tensor| teacher_net.signal_pass(images);
     let ce = config(1.0, 0.0, 0.0, interpreter)?;
-    let train_ms = median_ms(repeats, training(&ce, &mut network(student, true, backend)?, &batch, || Ok(None))?)?;
+    let train_ms = train_ms(student, n, repeats, backend)?;
     let with = |config: &Config| -> Result<f64> {
         let signal =
             || Ok(Some(objective::signal(config, &teacher_net, &forward(&teacher_net.images(&batch)?)?, &batch)?));

@@ -2,7 +2,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::bench;
-use crate::cli::{BenchKernels, BenchStep, Done, Global};
+use crate::cli::{BenchKernels, BenchMaps, BenchStep, Done, Global};
 use crate::nn::Backend;
 use cams::methods::Methods;
 
@@ -85,6 +85,39 @@ pub fn kernels(args: &BenchKernels) -> Result<Done> {
     let value = json!({
         "rows": rows, "peak_gflops": bench.peak_gflops, "batch": args.batch, "threads": rayon::current_num_threads(),
         "dtype": args.dtype,
+    });
+    Ok(Done::Result(text, value))
+}
+
+/// `trainer bench maps`.
+pub fn maps(args: &BenchMaps, global: &Global) -> Result<Done> {
+    let backend = Backend::f32(&global.device()?);
+    let bench = bench::maps::run(&args.arch, args.batch as usize, args.few as usize, args.repeats, &backend)?;
+    let mut text = format!(
+        "{}: a training step of {} images {:.1} ms, a forward pass {:.3} ms an image\n{:23}{:>13}{:>8}{:>12}{:>10}{:>10}{:>7}\n",
+        args.arch, args.batch, bench.train_ms, bench.forward_ms, "", "estimator", "images", "ms a map", "passes", "match ms", "step",
+    );
+    let mut rows = Vec::new();
+    for r in &bench.rows {
+        text += &format!(
+            "{:23}{:>13}{:>8}{:>12.4}{:>10}", r.method, r.estimator, r.images, r.ms_per_map, r.evaluations
+        );
+        let share = r.matching_ms.map(|ms| ms / bench.train_ms);
+        text += &match (r.matching_ms, share) {
+            (Some(ms), Some(share)) => format!("{ms:>10.2}{:>6.1}%\n", 100.0 * share),
+            _ => "\n".to_string(),
+        };
+        rows.push(json!({
+            "method": r.method, "estimator": r.estimator, "images": r.images, "ms_per_map": r.ms_per_map,
+            "evaluations": r.evaluations, "matching_ms": r.matching_ms, "share_of_step": share,
+            "relative_error": r.error,
+        }));
+    }
+    text += "passes: of the network or its head, an image. match: teacher's and student's maps of the batch, their distance, and\n\
+             backward to the activations; step: of the training step.\n";
+    let value = json!({
+        "rows": rows, "arch": args.arch, "batch": args.batch, "train_ms": bench.train_ms, "forward_ms": bench.forward_ms,
+        "threads": rayon::current_num_threads(),
     });
     Ok(Done::Result(text, value))
 }

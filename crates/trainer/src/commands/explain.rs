@@ -15,7 +15,7 @@ use crate::config::{parse_set, typed};
 use crate::data::loader::Plan;
 use crate::data::{Images, Source, Split, is_image, read_image};
 use crate::error::unknown;
-use crate::gallery;
+use crate::gallery::{self, Row};
 use crate::nn::Network;
 
 /// Images a forward pass; no map depends on it.
@@ -98,7 +98,12 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
         write(path, &outcomes, &classes, &logits, n)?;
     }
     if let Some(dir) = &args.gallery {
-        let maps: Vec<_> = outcomes.iter().map(|o| (o.method, o.shape, o.values.as_slice())).collect();
+        let estimators: Vec<String> = outcomes.iter().map(Outcome::estimator).collect();
+        let maps: Vec<_> = outcomes
+            .iter()
+            .zip(&estimators)
+            .map(|(o, estimator)| Row { method: o.method, estimator, shape: o.shape, values: &o.values })
+            .collect();
         let captions = captions(&input, &classes, &logits);
         gallery::write(dir, &input.images, &captions, &maps)?;
     }
@@ -269,7 +274,7 @@ fn read(given: &[String], network: &Network) -> Result<Input> {
 }
 
 /// `NAME[:DIR]:SPLIT[A..B]`.
-fn slice(text: &str) -> Option<(Result<Source>, Split, std::ops::Range<usize>)> {
+pub fn slice(text: &str) -> Option<(Result<Source>, Split, std::ops::Range<usize>)> {
     let (head, range) = text.strip_suffix(']')?.split_once('[')?;
     let (name, split) = head.rsplit_once(':')?;
     let split = match split {

@@ -1,0 +1,133 @@
+//! What a map costs, and what matching it costs a training step.
+
+use anyhow::{Context, Result};
+use cams::methods::{Computation, Fill, Methods, ShapCam};
+use cams::{Differentiable, Interpreter, Score};
+use kernels::stage::Mode;
+
+use super::median_ms;
+use super::step::{batch, network, train_ms};
+use crate::nn::Backend;
+use crate::objective::labels;
+
+/// One method's figures.
+pub struct Row {
+    /// Its name, and what was set.
+    pub method: String,
+    /// How its maps come about.
+    pub estimator: String,
+    /// Images at a time.
+    pub images: usize,
+    /// Median milliseconds a map, given the forward pass.
+    pub ms_per_map: f64,
+    /// Evaluations beyond that pass, an image.
+    pub evaluations: usize,
+    /// Matching a batch's maps: both maps from their passes, the distance, backward to activations and head.
+    pub matching_ms: Option<f64>,
+    /// Correctly computed, but sampled: the largest standard error over the largest value.
+    pub error: Option<f64>,
+}
+
+/// All figures.
+pub struct Maps {
+    /// The model's training step on the whole batch, in milliseconds.
+    pub train_ms: f64,
+    /// The model's forward pass in eval mode, in milliseconds an image.
+    pub forward_ms: f64,
+    /// The methods.
+    pub rows: Vec<Row>,
+}
+
+/// Every method, and Shap-CAM's estimators beside its default.
+fn methods() -> Vec<(String, Box<dyn Interpreter>)> {
+    let shap = |estimator, permutations| ShapCam {
+        score: Score::Prob,
+        fill: Fill::Zero,
+        estimator,
+        permutations,
+        tolerance: 0.0,
+        ..ShapCam::default()
+    };
+    let m = Methods::default();
+    let mut all: Vec<(String, Box<dyn Interpreter>)> = vec![
+        ("mask".into(), Box::new(m.mask)),
+        ("rise".into(), Box::new(m.rise)),
+        ("cam".into(), Box::new(m.cam)),
+        ("grad_cam".into(), Box::new(m.grad_cam)),
+        ("grad_cam_pp".into(), Box::new(m.grad_cam_pp)),
+        ("hires_cam".into(), Box::new(m.hires_cam)),
+        ("xgrad_cam".into(), Box::new(m.xgrad_cam)),
+        ("layer_cam".into(), Box::new(m.layer_cam)),
+        ("ablation_cam".into(), Box::new(m.ablation_cam)),
+        ("eigen_cam".into(), Box::new(m.eigen_cam)),
+        ("score_cam".into(), Box::new(m.score_cam)),
+        ("shap_cam logit".into(), Box::new(m.shap_cam)),
+        ("shapley_cam".into(), Box::new(m.shapley_cam)),
+        ("random".into(), Box::new(m.random)),
+    ];
+    debug_assert_eq!(all.len(), Methods::NAMES.len());
+    for (name, method) in [
+        ("shap_cam prob, det2", shap(Computation::Det2, 2000)),
+        ("shap_cam prob, aumann", shap(Computation::Aumann, 2000)),
+        ("shap_cam prob, mc 1000", shap(Computation::Mc, 1000)),
+    ] {
+        all.push((name.into(), Box::new(method)));
+    }
+    all
+}
+
+/// Times every method on one architecture with random weights.
+pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backend) -> Result<Maps> {
+    let trained = network(arch, true, backend)?;
+    let frozen = network(arch, false, backend)?;
+    let mut rows = Vec::new();
+    for (name, method) in methods() {
+        let passes = ["mask", "rise", "score_cam"].contains(&name.as_str());
+        let batch = batch(if passes { few } else { images });
+        let of = &frozen;
+        let pass = of.pass(&of.images(&batch)?, Mode::Eval)?;
+        let view = of.view("last")?;
+        let forward = view.forward(&pass, batch.ids.clone());
+        let classes = labels(of, &batch)?;
+        let found = method.explain(&forward, &classes)?;
+        let ms = median_ms(if passes { 1 } else { repeats }, || Ok(method.explain(&forward, &classes).map(drop)?))?;
+        let error = match &found.error {
+            Some(error) => {
+                let largest = |t: &candle_core::Tensor| -> Result<f64> {
+                    Ok(t.abs()?.flatten_all()?.max(0)?.to_dtype(candle_core::DType::F64)?.to_scalar()?)
+                };
+                Some(largest(error)? / largest(&found.map)?.max(f64::MIN_POSITIVE))
+            }
+            None => None,
+        };
+        let mut matching_ms = None;
+        if !passes && matches!(method.differentiable(), Differentiable::ClosedForm | Differentiable::WeightsConstant) {
+            // The student's activations as a variable of their own: the trunk's backward pass belongs to the step.
+            let student = trained.pass(&trained.images(&batch)?, Mode::Eval)?;
+            let view = trained.view("last")?;
+            let features = candle_core::Var::from_tensor(&student.layers[0].detach())?;
+            matching_ms = Some(median_ms(repeats, || {
+                let target = method.signed(&forward, &classes)?.map;
+                let mut own = view.forward(&student, batch.ids.clone());
+                own.features = features.as_tensor().clone();
+                let map = method.signed(&own, &classes)?.map;
+                let grads = (map - target)?.sqr()?.sum((1, 2))?.mean_all()?.backward()?;
+                grads.get(&features).context("no gradient reached the activations")?;
+                Ok(())
+            })?);
+        }
+        rows.push(Row {
+            method: name,
+            estimator: found.estimators[0].name().into(),
+            images: batch.len(),
+            ms_per_map: ms / batch.len() as f64,
+            evaluations: found.evaluations,
+            matching_ms,
+            error,
+        });
+    }
+    let whole = batch(images);
+    let pixels = frozen.images(&whole)?;
+    let forward_ms = median_ms(repeats, || frozen.pass(&pixels, Mode::Eval).map(drop))? / images as f64;
+    Ok(Maps { train_ms: train_ms(arch, images, repeats, backend)?, forward_ms, rows })
+}

@@ -1,0 +1,250 @@
+//! How far sampled Shapley maps depend on their seed: what papers that sample leave out.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use cams::methods::{Computation, Fill, ShapCam};
+use cams::{Interpreter, Score, maps};
+use candle_core::{DType, Device, Tensor};
+use kernels::stage::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::File;
+use crate::commands::explain::slice;
+use crate::data::loader::Plan;
+use crate::nn::{Backend, Network};
+use crate::objective::labels;
+
+/// The configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seeds {
+    /// What is explained.
+    pub model: Model,
+    /// What is compared.
+    #[serde(default)]
+    pub seeds: Comparison,
+}
+
+/// `[model]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Its weights.
+    pub checkpoint: PathBuf,
+    /// Its architecture, if the checkpoint does not name it.
+    pub arch: Option<String>,
+    /// A slice of a data set, as in `cifar10:test[0..64]`.
+    pub images: String,
+}
+
+/// `[seeds]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Comparison {
+    /// Numbers of sampled permutations.
+    pub permutations: Vec<usize>,
+    /// Explained scores.
+    pub scores: Vec<Score>,
+    /// What absent positions get.
+    pub fills: Vec<Fill>,
+    /// How many seeds.
+    pub count: u64,
+    /// The first one.
+    pub first: u64,
+    /// Permutations of the reference, where there is no exact one.
+    pub reference: usize,
+}
+
+impl Default for Comparison {
+    fn default() -> Self {
+        Comparison {
+            permutations: vec![10, 30, 100, 300, 1000, 3000],
+            scores: vec![Score::Logit, Score::Prob, Score::LogProb],
+            fills: vec![Fill::Zero, Fill::ChannelMean],
+            count: 5,
+            first: 0,
+            reference: 100_000,
+        }
+    }
+}
+
+/// A mean and its standard error over images.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Estimate {
+    /// Mean.
+    pub mean: f64,
+    /// Standard error.
+    pub se: f64,
+}
+
+impl Estimate {
+    fn of(values: &[f64]) -> Estimate {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+        Estimate { mean, se: (variance / n).sqrt() }
+    }
+}
+
+/// One number of permutations of one game.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Row {
+    pub method: &'static str,
+    pub score: String,
+    pub fill: String,
+    pub permutations: usize,
+    pub seeds: u64,
+    pub n: usize,
+    /// Pearson correlation of two seeds' maps, mean over pairs.
+    pub correlation: Estimate,
+    /// Relative root mean square error, mean over seeds.
+    pub error: Estimate,
+    /// Average Drop in percent (masks min-maxed, 0 elsewhere), mean over seeds.
+    pub average_drop: Estimate,
+    /// Its standard deviation between seeds, in points.
+    pub average_drop_seed_sd: f64,
+}
+
+/// Everything that does not depend on the game.
+struct Bench {
+    network: Network,
+    images: Tensor,
+    pass: crate::nn::Pass,
+    ids: Vec<cams::SampleId>,
+    classes: Tensor,
+}
+
+impl Bench {
+    fn new(model: &Model, device: &Device) -> Result<Bench> {
+        let file = File::read(&model.checkpoint)?;
+        let architecture = file.architecture(model.arch.as_deref())?;
+        let weights = file.weights(&architecture)?;
+        let network =
+            Network::new(architecture, weights, file.normalization()?, &[], false, Backend::f32(device))?;
+        let (source, split, range) = slice(&model.images)
+            .with_context(|| format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images))?;
+        let set = source?.load(split)?;
+        let positions: Vec<usize> = (range.start..range.end.min(set.len())).collect();
+        ensure!(positions.len() > 1, "model.images holds {} images: at least two are needed", positions.len());
+        let batch = Plan::plain(1).batch(&set, &positions, 0);
+        let images = network.images(&batch)?;
+        let pass = network.pass(&images, Mode::Eval)?;
+        let classes = labels(&network, &batch)?;
+        Ok(Bench { network, images, pass, ids: batch.ids, classes })
+    }
+
+    /// One map an image, as plain numbers.
+    fn maps(&self, method: &ShapCam) -> Result<(Tensor, Vec<Vec<f64>>)> {
+        let view = self.network.view("last")?;
+        let map = method.explain(&view.forward(&self.pass, self.ids.clone()), &self.classes)?.map;
+        let rows = map.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?;
+        Ok((map, rows))
+    }
+
+    /// Each image's drop of its class's probability under its own map, in percent.
+    fn drops(&self, map: &Tensor) -> Result<Vec<f64>> {
+        let (_, _, h, w) = self.images.dims4()?;
+        let masks = maps::minmax(&maps::resize(map, h, w)?)?.unsqueeze(1)?;
+        let masked = self.network.pass(&self.images.broadcast_mul(&masks)?, Mode::Eval)?;
+        let prob = |logits: &Tensor| -> Result<Vec<f64>> {
+            Ok(Score::Prob.of(logits, &self.classes)?.to_dtype(DType::F64)?.to_vec1()?)
+        };
+        let (whole, left) = (prob(&self.pass.logits)?, prob(&masked.logits)?);
+        Ok(whole.iter().zip(&left).map(|(y, o)| 100.0 * (y - o).max(0.0) / y).collect())
+    }
+}
+
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let n = a.len() as f64;
+    let (ma, mb) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
+    let sum = |f: &dyn Fn(f64, f64) -> f64| a.iter().zip(b).map(|(x, y)| f(x - ma, y - mb)).sum::<f64>();
+    let spread = (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt();
+    if spread > 0.0 { sum(&|x, y| x * y) / spread } else { 1.0 }
+}
+
+/// Root mean square of the difference, over that of `b`.
+fn off(a: &[f64], b: &[f64]) -> f64 {
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
+    let size: f64 = b.iter().map(|b| b * b).sum();
+    (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// The word of a serde enum.
+fn word(value: impl Serialize) -> Result<String> {
+    Ok(serde_json::to_value(value)?.as_str().unwrap_or_default().to_string())
+}
+
+/// Compares seeds for every score, fill and number of permutations.
+pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Row>> {
+    let c = &config.seeds;
+    ensure!(c.count >= 2, "seeds.count is {}: two seeds at least can be compared", c.count);
+    ensure!(c.permutations.iter().all(|m| *m >= 4), "seeds.permutations: 4 at least, for a standard error");
+    let bench = Bench::new(&config.model, device)?;
+    let n = bench.ids.len();
+    let mut rows = Vec::new();
+    for &score in &c.scores {
+        for &fill in &c.fills {
+            let exact = score == Score::Logit;
+            let sampled = ShapCam { score, fill, estimator: Computation::Mc, tolerance: 0.0, ..ShapCam::default() };
+            // The reference's seed is none of those compared.
+            let reference = if exact {
+                ShapCam { estimator: Computation::Exact, ..sampled }
+            } else {
+                ShapCam { permutations: c.reference, seed: u64::MAX, ..sampled }
+            };
+            let (_, truth) = bench.maps(&reference)?;
+            for &permutations in &c.permutations {
+                if !quiet {
+                    eprintln!("{} {} {permutations}", word(score)?, word(fill)?);
+                }
+                let (mut of_seed, mut drops) = (Vec::new(), Vec::new());
+                for seed in c.first..c.first + c.count {
+                    let (map, values) = bench.maps(&ShapCam { permutations, seed, ..sampled })?;
+                    drops.push(bench.drops(&map)?);
+                    of_seed.push(values);
+                }
+                let pairs = |i: usize| {
+                    let all = (0..of_seed.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+                    let found: Vec<f64> = all.map(|(a, b)| correlation(&of_seed[a][i], &of_seed[b][i])).collect();
+                    found.iter().sum::<f64>() / found.len() as f64
+                };
+                let over_seeds = |f: &dyn Fn(usize) -> f64| {
+                    (0..of_seed.len()).map(f).sum::<f64>() / of_seed.len() as f64
+                };
+                let correlations: Vec<f64> = (0..n).map(pairs).collect();
+                let errors: Vec<f64> = (0..n).map(|i| over_seeds(&|s| off(&of_seed[s][i], &truth[i]))).collect();
+                let drop: Vec<f64> = (0..n).map(|i| over_seeds(&|s| drops[s][i])).collect();
+                let means: Vec<f64> = drops.iter().map(|d| d.iter().sum::<f64>() / n as f64).collect();
+                rows.push(Row {
+                    method: "shap_cam",
+                    score: word(score)?,
+                    fill: word(fill)?,
+                    permutations,
+                    seeds: c.count,
+                    n,
+                    correlation: Estimate::of(&correlations),
+                    error: Estimate::of(&errors),
+                    average_drop: Estimate::of(&drop),
+                    average_drop_seed_sd: Estimate::of(&means).se * (means.len() as f64).sqrt(),
+                });
+            }
+        }
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_by_hand() {
+        assert!((correlation(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]) - 1.0).abs() < 1e-12);
+        assert!((correlation(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]) + 1.0).abs() < 1e-12);
+        assert!((off(&[3.0, 4.0], &[0.0, 5.0]) - 10f64.sqrt() / 5.0).abs() < 1e-12);
+        let e = Estimate::of(&[1.0, 3.0]);
+        assert!((e.mean - 2.0).abs() < 1e-12 && (e.se - 1.0).abs() < 1e-12);
+    }
+}
