@@ -158,7 +158,9 @@ pub struct ExplainArgs {
 #[derive(Subcommand)]
 pub enum EvaluateCommand {
     /// How far sampled Shapley maps, and a metric of them, depend on the seed.
-    #[command(after_help = "Example:\n  trainer evaluate seeds configs/seeds.toml --set model.checkpoint=runs/a/last.safetensors")]
+    #[command(
+        after_help = "Example:\n  trainer evaluate seeds configs/seeds.toml --set model.checkpoint=runs/a/last.safetensors"
+    )]
     Seeds(EvaluateArgs),
 }
 

@@ -47,7 +47,9 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], rows: &[Row]) -> 
     for Row { method, estimator, shape: [h, w], values } in rows {
         let span = values.chunks_exact((h * w).max(1)).map(range).map(|(low, high)| high - low).fold(0.0, f32::max);
         page += &format!("<tr><th>{}<p>{estimator}</p>", encode_text(method));
-        page += &format!("<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>");
+        page += &format!(
+            "<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>"
+        );
         for (i, original) in originals.iter().enumerate() {
             let file = format!("{method}-{i}.png");
             let map = &values[i * h * w..][..h * w];

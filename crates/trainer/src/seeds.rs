@@ -121,10 +121,10 @@ impl Bench {
         let file = File::read(&model.checkpoint)?;
         let architecture = file.architecture(model.arch.as_deref())?;
         let weights = file.weights(&architecture)?;
-        let network =
-            Network::new(architecture, weights, file.normalization()?, &[], false, Backend::f32(device))?;
-        let (source, split, range) = slice(&model.images)
-            .with_context(|| format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images))?;
+        let network = Network::new(architecture, weights, file.normalization()?, &[], false, Backend::f32(device))?;
+        let (source, split, range) = slice(&model.images).with_context(|| {
+            format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images)
+        })?;
         let set = source?.load(split)?;
         let positions: Vec<usize> = (range.start..range.end.min(set.len())).collect();
         ensure!(positions.len() > 1, "model.images holds {} images: at least two are needed", positions.len());
@@ -210,9 +210,8 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Row>> {
                     let found: Vec<f64> = all.map(|(a, b)| correlation(&of_seed[a][i], &of_seed[b][i])).collect();
                     found.iter().sum::<f64>() / found.len() as f64
                 };
-                let over_seeds = |f: &dyn Fn(usize) -> f64| {
-                    (0..of_seed.len()).map(f).sum::<f64>() / of_seed.len() as f64
-                };
+                let over_seeds =
+                    |f: &dyn Fn(usize) -> f64| (0..of_seed.len()).map(f).sum::<f64>() / of_seed.len() as f64;
                 let correlations: Vec<f64> = (0..n).map(pairs).collect();
                 let errors: Vec<f64> = (0..n).map(|i| over_seeds(&|s| off(&of_seed[s][i], &truth[i]))).collect();
                 let drop: Vec<f64> = (0..n).map(|i| over_seeds(&|s| drops[s][i])).collect();

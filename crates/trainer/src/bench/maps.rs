@@ -24,7 +24,7 @@ pub struct Row {
     pub evaluations: usize,
     /// Matching a batch's maps: both maps from their passes, the distance, backward to activations and head.
     pub matching_ms: Option<f64>,
-    /// Correctly computed, but sampled: the largest standard error over the largest value.
+    /// Largest error estimate or standard error over the largest value, where the method has one.
     pub error: Option<f64>,
 }
 
@@ -110,6 +110,7 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
                 let target = method.signed(&forward, &classes)?.map;
                 let mut own = view.forward(&student, batch.ids.clone());
                 own.features = features.as_tensor().clone();
+                own.logits = own.model.head(&own.features)?;
                 let map = method.signed(&own, &classes)?.map;
                 let grads = (map - target)?.sqr()?.sum((1, 2))?.mean_all()?.backward()?;
                 grads.get(&features).context("no gradient reached the activations")?;

@@ -95,13 +95,22 @@ pub fn maps(args: &BenchMaps, global: &Global) -> Result<Done> {
     let bench = bench::maps::run(&args.arch, args.batch as usize, args.few as usize, args.repeats, &backend)?;
     let mut text = format!(
         "{}: a training step of {} images {:.1} ms, a forward pass {:.3} ms an image\n{:23}{:>13}{:>8}{:>12}{:>10}{:>10}{:>7}\n",
-        args.arch, args.batch, bench.train_ms, bench.forward_ms, "", "estimator", "images", "ms a map", "passes", "match ms", "step",
+        args.arch,
+        args.batch,
+        bench.train_ms,
+        bench.forward_ms,
+        "",
+        "estimator",
+        "images",
+        "ms a map",
+        "passes",
+        "match ms",
+        "step",
     );
     let mut rows = Vec::new();
     for r in &bench.rows {
-        text += &format!(
-            "{:23}{:>13}{:>8}{:>12.4}{:>10}", r.method, r.estimator, r.images, r.ms_per_map, r.evaluations
-        );
+        text +=
+            &format!("{:23}{:>13}{:>8}{:>12.4}{:>10}", r.method, r.estimator, r.images, r.ms_per_map, r.evaluations);
         let share = r.matching_ms.map(|ms| ms / bench.train_ms);
         text += &match (r.matching_ms, share) {
             (Some(ms), Some(share)) => format!("{ms:>10.2}{:>6.1}%\n", 100.0 * share),

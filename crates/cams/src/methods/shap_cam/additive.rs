@@ -1,7 +1,10 @@
 //! Games whose logits are sums over the players: `z(S) = z0 + sum_{p in S} d_p`, as numbers and as tensors.
 
-use candle_core::{D, Result, Tensor, bail};
+use std::sync::LazyLock;
+
+use candle_core::{CpuStorage, D, DType, Device, Result, Storage, Tensor, bail};
 use candle_nn::ops::{log_softmax, softmax};
+use rayon::prelude::*;
 
 use super::{Fill, ShapCam, mean_features, numbers};
 use crate::{Forward, LinearHead, Score};
@@ -52,29 +55,92 @@ fn contributions(forward: &Forward, head: &LinearHead, fill: Fill) -> Result<(Te
     Ok((q, share))
 }
 
-/// Every image's game, as numbers.
+/// Every image's game, as numbers, in f64. Plain loops over the activations where they lie: a batch of products of 10 x 128 x 64
+/// spends most of its time on being called.
 pub fn games(forward: &Forward, head: &LinearHead, classes: &Tensor, fill: Fill) -> Result<Vec<Game>> {
-    let (q, share) = contributions(forward, head, fill)?;
-    let (n, positions, count) = q.dims3()?;
-    let (q, share, bias) = (numbers(&q)?, numbers(&share)?, numbers(&head.bias)?);
-    let classes = classes.to_dtype(candle_core::DType::I64)?.to_vec1::<i64>()?;
-    let present_mean = fill == Fill::PresentMean;
-    let game = |i: usize| {
-        let share = &share[i * count..][..count];
-        let d = q[i * positions * count..][..positions * count].iter().enumerate();
-        let times = if present_mean { positions as f64 } else { 1.0 };
-        Game {
-            z0: bias.iter().zip(share).map(|(b, s)| b + positions as f64 * s).collect(),
-            d: d.map(|(at, q)| (q - share[at % count]) * times).collect(),
-            class: classes[i] as usize,
-            present_mean,
-        }
-    };
-    Ok((0..n).map(game).collect())
+    let (weight, bias) = (numbers(&head.weight)?, numbers(&head.bias)?);
+    let mean = if fill == Fill::DatasetMean { numbers(&mean_features(forward)?)? } else { vec![] };
+    let classes = classes.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    let shared = Shared { weight: &weight, bias: &bias, mean: &mean, classes: &classes, fill };
+    let features = forward.features.detach().contiguous()?.to_device(&Device::Cpu)?;
+    let (_, k, h, w) = features.dims4()?;
+    let (storage, layout) = features.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("activations that were moved to the CPU are not there") };
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("activations that were laid out are not") };
+    match storage {
+        CpuStorage::F64(values) => Ok(shared.games(&values[start..end], k, h * w, |x| x)),
+        CpuStorage::F32(values) => Ok(shared.games(&values[start..end], k, h * w, f64::from)),
+        _ => bail!("shap_cam computes from f32 or f64 activations, not from {:?}", features.dtype()),
+    }
 }
 
-/// Nodes and weights of Gauss-Legendre quadrature on [0, 1].
-pub fn gauss(count: usize) -> Vec<(f64, f64)> {
+/// What the games of a batch share.
+struct Shared<'a> {
+    /// (classes, k).
+    weight: &'a [f64],
+    bias: &'a [f64],
+    /// (k,), for `dataset_mean`.
+    mean: &'a [f64],
+    /// Explained, (n,).
+    classes: &'a [i64],
+    fill: Fill,
+}
+
+impl Shared<'_> {
+    fn games<E: Copy + Sync>(
+        &self,
+        features: &[E],
+        k: usize,
+        positions: usize,
+        wide: impl Fn(E) -> f64 + Sync,
+    ) -> Vec<Game> {
+        let images = features.par_chunks((k * positions).max(1)).zip(self.classes);
+        images.map(|(image, class)| self.game(image, positions, &wide, *class as usize)).collect()
+    }
+
+    fn game<E: Copy>(&self, image: &[E], positions: usize, wide: impl Fn(E) -> f64, class: usize) -> Game {
+        let (count, n) = (self.bias.len(), positions as f64);
+        let k = image.len() / positions;
+        // W A(p) for every class and position, positions innermost.
+        let mut q = vec![0.0; count * positions];
+        let mut channel = vec![0.0; positions];
+        for (c, values) in image.chunks_exact(positions).enumerate() {
+            channel.iter_mut().zip(values).for_each(|(to, from)| *to = wide(*from));
+            for (j, q) in q.chunks_exact_mut(positions).enumerate() {
+                let w = self.weight[j * k + c];
+                q.iter_mut().zip(&channel).for_each(|(q, a)| *q += w * a);
+            }
+        }
+        let row = |j: usize| &self.weight[j * k..][..k];
+        // What the fill gives at every position, for each class.
+        let share: Vec<f64> = match self.fill {
+            Fill::Zero | Fill::PresentMean => vec![0.0; count],
+            Fill::ChannelMean => q.chunks_exact(positions).map(|q| q.iter().sum::<f64>() / n).collect(),
+            Fill::ScalarMean => {
+                let mean = image.iter().map(|a| wide(*a)).sum::<f64>() / image.len() as f64;
+                (0..count).map(|j| row(j).iter().sum::<f64>() * mean).collect()
+            }
+            Fill::DatasetMean => (0..count).map(|j| row(j).iter().zip(self.mean).map(|(w, m)| w * m).sum()).collect(),
+        };
+        let present_mean = self.fill == Fill::PresentMean;
+        let scale = if present_mean { 1.0 } else { 1.0 / n };
+        let d = (0..positions * count).map(|at| {
+            let (p, j) = (at / count, at % count);
+            (q[j * positions + p] - share[j]) * scale
+        });
+        Game { d: d.collect(), z0: self.bias.iter().zip(&share).map(|(b, s)| b + s).collect(), class, present_mean }
+    }
+}
+
+/// Nodes and weights of a quadrature on [0, 1].
+pub type Nodes = Vec<(f64, f64)>;
+
+/// Gauss-Legendre's rules with 16 and with 8 nodes: constants, found once.
+pub static FINE: LazyLock<Nodes> = LazyLock::new(|| gauss(16));
+/// See [`FINE`].
+pub static COARSE: LazyLock<Nodes> = LazyLock::new(|| gauss(8));
+
+fn gauss(count: usize) -> Nodes {
     (0..count)
         .map(|i| {
             // Newton's method on the Legendre polynomial, from Tricomi's estimate of its root.
@@ -112,7 +178,7 @@ pub fn aumann(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &S
     let (z0, d) = tensors(forward, head, method.fill)?;
     let total = d.sum_keepdim(1)?;
     let mut slope = z0.zeros_like()?;
-    for (t, weight) in gauss(16) {
+    for &(t, weight) in FINE.iter() {
         let z = (&z0 + (&total * t)?)?.squeeze(1)?;
         slope = (slope + (method.score.gradient(&z, classes)? * weight)?.unsqueeze(1)?)?;
     }
@@ -150,7 +216,7 @@ pub fn det2(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &Sha
         u - ((trace - whole)? * (0.5 * t * (1.0 - t)))?
     };
     let mut phi = Tensor::zeros((n, h * w), d.dtype(), d.device())?;
-    for (t, weight) in gauss(8) {
+    for &(t, weight) in COARSE.iter() {
         let without = z0.broadcast_add(&((total.broadcast_sub(&d)?) * t)?)?;
         let gain = (value(&(&without + &d)?, t)? - value(&without, t)?)?;
         phi = (phi + (gain * weight)?)?;

@@ -1,6 +1,6 @@
 //! The deterministic rules, on numbers: no sampling, no passes.
 
-use super::additive::{Game, gauss};
+use super::additive::{COARSE, FINE, Game, Nodes};
 use crate::Score;
 
 /// What `det2` found.
@@ -21,8 +21,9 @@ pub struct Found {
 /// `s (1/4 + s) + 2 rest + nodes / 4` was calibrated on 64 maps of two CIFAR-10 checkpoints against 40,000 sampled pairs each: it
 /// lies above the error of all of them, by a factor of 1.2 to 6.
 pub fn det2(game: &Game, score: Score) -> Found {
-    let fine = rule(game, score, 16);
-    let coarse = rule(game, score, 8);
+    let prepared = Prepared::new(game, score);
+    let fine = prepared.rule(&FINE);
+    let coarse = prepared.rule(&COARSE);
     let n = fine.phi.len().max(1) as f64;
     let apart = |a: &[f64], b: &[f64]| (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / n).sqrt();
     let size = (fine.phi.iter().map(|p| p * p).sum::<f64>() / n).sqrt();
@@ -44,95 +45,102 @@ struct Rule {
     rest: f64,
 }
 
-fn rule(game: &Game, score: Score, count: usize) -> Rule {
-    let (n, classes, class) = (game.players(), game.classes(), game.class);
-    // Players innermost: every loop below runs over them side by side.
-    let mut d = vec![0.0; classes * n];
-    for (i, row) in game.d.chunks_exact(classes).enumerate() {
-        row.iter().enumerate().for_each(|(j, x)| d[j * n + i] = *x);
-    }
-    let grown: Vec<f64> = d.iter().map(|d| d.exp()).collect();
-    let total: Vec<f64> = d.chunks_exact(n).map(|row| row.iter().sum()).collect();
-    let mut spread = vec![0.0; classes * classes];
-    for (j, a) in d.chunks_exact(n).enumerate() {
-        for (l, b) in d.chunks_exact(n).enumerate().skip(j) {
-            let product = a.iter().zip(b).map(|(a, b)| a * b).sum();
-            (spread[j * classes + l], spread[l * classes + j]) = (product, product);
+/// A game laid out for the rule: players innermost, so that every loop runs over them side by side.
+struct Prepared<'g> {
+    game: &'g Game,
+    score: Score,
+    n: usize,
+    /// (classes, players).
+    d: Vec<f64>,
+    /// exp(d) and exp(-d).
+    grown: Vec<f64>,
+    shrunk: Vec<f64>,
+    /// sum_p d_p, (classes,).
+    total: Vec<f64>,
+    /// Q = sum_p d_p d_p^T.
+    spread: Vec<f64>,
+}
+
+impl<'g> Prepared<'g> {
+    fn new(game: &'g Game, score: Score) -> Self {
+        let (n, classes) = (game.players(), game.classes());
+        let mut d = vec![0.0; classes * n];
+        for (i, row) in game.d.chunks_exact(classes).enumerate() {
+            row.iter().enumerate().for_each(|(j, x)| d[j * n + i] = *x);
         }
+        let grown: Vec<f64> = d.iter().map(|d| d.exp()).collect();
+        let shrunk = grown.iter().map(|g| 1.0 / g).collect();
+        let total = d.chunks_exact(n).map(|row| row.iter().sum()).collect();
+        let mut spread = vec![0.0; classes * classes];
+        for (j, a) in d.chunks_exact(n).enumerate() {
+            for (l, b) in d.chunks_exact(n).enumerate().skip(j) {
+                let product = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                (spread[j * classes + l], spread[l * classes + j]) = (product, product);
+            }
+        }
+        Prepared { game, score, n, d, grown, shrunk, total, spread }
     }
-    let (mut phi, mut first) = (vec![0.0; n], vec![0.0; n]);
-    let mut weights = vec![0.0; classes * n];
-    let mut work = Work::new(n);
-    for (t, share) in gauss(count) {
-        let centre: Vec<f64> = game.z0.iter().zip(&total).map(|(z, d)| z + t * d).collect();
+
+    /// The rule with these nodes, which lie symmetrically in [0, 1].
+    fn rule(&self, nodes: &Nodes) -> Rule {
+        let n = self.n;
+        let mut sums = Sums::new(n);
+        let mut left = vec![0.0; self.d.len()];
+        let mut weights = vec![0.0; self.d.len()];
+        for (&(t, share), &(opposite, _)) in nodes.iter().zip(nodes.iter().rev()).take(nodes.len().div_ceil(2)) {
+            // exp(-t d); at the opposite node 1 - t that is exp(-d) / exp(-t d): a division instead of an exponential.
+            left.iter_mut().zip(&self.d).for_each(|(x, d)| *x = (-t * d).exp());
+            self.node(t, share, &left, &mut weights, &mut sums);
+            if opposite != t {
+                left.iter_mut().zip(&self.shrunk).for_each(|(x, s)| *x = s / *x);
+                self.node(opposite, share, &left, &mut weights, &mut sums);
+            }
+        }
+        let end: Vec<f64> = self.game.z0.iter().zip(&self.total).map(|(z, d)| z + d).collect();
+        let whole = self.score.value(&end, self.game.class) - self.score.value(&self.game.z0, self.game.class);
+        let spread_rest = |values: &mut Vec<f64>| {
+            let rest = (whole - values.iter().sum::<f64>()) / n as f64;
+            values.iter_mut().for_each(|p| *p += rest);
+            rest
+        };
+        let Sums { mut phi, mut first, .. } = sums;
+        let rest = spread_rest(&mut phi);
+        spread_rest(&mut first);
+        Rule { phi, first, rest }
+    }
+
+    /// One node: what player i gains when each other is present with probability t. Without it the mean logits are
+    /// `z0 + t (D - d_i)`, with it `d_i` more.
+    fn node(&self, t: f64, share: f64, left: &[f64], weights: &mut [f64], sums: &mut Sums) {
+        let n = self.n;
+        let centre: Vec<f64> = self.game.z0.iter().zip(&self.total).map(|(z, d)| z + t * d).collect();
         let largest = centre.iter().copied().fold(f64::MIN, f64::max);
-        for ((w, d), z) in weights.chunks_exact_mut(n).zip(d.chunks_exact(n)).zip(&centre) {
-            let z = z - largest;
-            w.iter_mut().zip(d).for_each(|(w, d)| *w = (z - t * d).exp());
+        for ((w, x), z) in weights.chunks_exact_mut(n).zip(left.chunks_exact(n)).zip(&centre) {
+            let scale = (z - largest).exp();
+            w.iter_mut().zip(x).for_each(|(w, x)| *w = scale * x);
         }
-        let at = Node { d: &d, spread: &spread, n, class, score, bend: 0.5 * t * (1.0 - t) };
-        // Without player i: logits centre - t d_i. With: plus d_i.
-        at.value(&weights, &mut work, (&mut phi, &mut first), -share);
-        weights.iter_mut().zip(&grown).for_each(|(w, g)| *w *= g);
-        at.value(&weights, &mut work, (&mut phi, &mut first), share);
-        if score == Score::Rest {
-            for values in [&mut phi, &mut first] {
-                values.iter_mut().zip(&d[class * n..]).for_each(|(p, d)| *p += share * d);
+        let bend = 0.5 * t * (1.0 - t);
+        self.add(weights, bend, -share, sums);
+        weights.iter_mut().zip(&self.grown).for_each(|(w, g)| *w *= g);
+        self.add(weights, bend, share, sums);
+        if self.score == Score::Rest {
+            let own = &self.d[self.game.class * n..][..n];
+            for values in [&mut sums.phi, &mut sums.first] {
+                values.iter_mut().zip(own).for_each(|(p, d)| *p += share * d);
             }
         }
     }
-    let end: Vec<f64> = game.z0.iter().zip(&total).map(|(z, d)| z + d).collect();
-    let whole = score.value(&end, class) - score.value(&game.z0, class);
-    let spread_rest = |values: &mut Vec<f64>| {
-        let rest = (whole - values.iter().sum::<f64>()) / n as f64;
-        values.iter_mut().for_each(|p| *p += rest);
-        rest
-    };
-    let rest = spread_rest(&mut phi);
-    spread_rest(&mut first);
-    Rule { phi, first, rest }
-}
 
-/// Per player: sums that one evaluation needs.
-struct Work {
-    sum: Vec<f64>,
-    along: Vec<f64>,
-    whole: Vec<f64>,
-    trace: Vec<f64>,
-    qp: Vec<f64>,
-}
-
-impl Work {
-    fn new(n: usize) -> Work {
-        let zeros = || vec![0.0; n];
-        Work { sum: zeros(), along: zeros(), whole: zeros(), trace: zeros(), qp: zeros() }
-    }
-}
-
-/// One node of the quadrature.
-struct Node<'a> {
-    /// (classes, players).
-    d: &'a [f64],
-    /// Q = sum_p d_p d_p^T.
-    spread: &'a [f64],
-    n: usize,
-    class: usize,
-    score: Score,
-    /// t (1 - t) / 2.
-    bend: f64,
-}
-
-impl Node<'_> {
-    /// Adds to both orders `share` times the expected score (but for `rest`'s own logit) at unnormalised probabilities `w` (classes, players).
-    fn value(&self, w: &[f64], work: &mut Work, (phi, first): (&mut [f64], &mut [f64]), share: f64) {
-        let n = self.n;
-        let classes = w.len() / n.max(1);
-        let Work { sum, along, whole, trace, qp } = work;
-        for v in [&mut *sum, along, whole, trace] {
+    /// Adds to both orders `share` times the expected score (but for `rest`'s own logit) at unnormalised probabilities `w`.
+    fn add(&self, w: &[f64], bend: f64, share: f64, sums: &mut Sums) {
+        let (n, classes, c) = (self.n, self.game.classes(), self.game.class);
+        let Sums { phi, first, sum, along, whole, trace, qp } = sums;
+        let (sum, along, whole, trace, qp) =
+            (&mut sum[..n], &mut along[..n], &mut whole[..n], &mut trace[..n], &mut qp[..n]);
+        for v in [&mut *sum, &mut *along, &mut *whole, &mut *trace] {
             v.fill(0.0);
         }
-        for j in 0..classes {
-            let (w, d) = (&w[j * n..][..n], &self.d[j * n..][..n]);
+        for (j, (w, d)) in w.chunks_exact(n).zip(self.d.chunks_exact(n)).enumerate() {
             let own = self.spread[j * classes + j];
             for i in 0..n {
                 sum[i] += w[i];
@@ -140,26 +148,28 @@ impl Node<'_> {
                 trace[i] += w[i] * (own - d[i] * d[i]);
             }
         }
-        for j in 0..classes {
-            qp.fill(0.0);
-            for l in 0..classes {
-                let (q, w) = (self.spread[j * classes + l], &w[l * n..][..n]);
+        // P^T Q P by the upper triangle.
+        for (j, of_class) in w.chunks_exact(n).enumerate() {
+            let half = 0.5 * self.spread[j * classes + j];
+            qp.iter_mut().zip(of_class).for_each(|(s, w)| *s = half * w);
+            for (l, w) in w.chunks_exact(n).enumerate().skip(j + 1) {
+                let q = self.spread[j * classes + l];
                 qp.iter_mut().zip(w).for_each(|(s, w)| *s += q * w);
             }
-            let of_class = &w[j * n..][..n];
-            whole.iter_mut().zip(qp.iter().zip(of_class)).for_each(|(s, (q, w))| *s += q * w);
+            for i in 0..n {
+                whole[i] += 2.0 * qp[i] * of_class[i];
+            }
         }
-        let c = self.class;
-        let (wc, dc) = (&w[c * n..][..n], &self.d[c * n..][..n]);
         qp.fill(0.0);
-        for l in 0..classes {
-            let (q, w) = (self.spread[c * classes + l], &w[l * n..][..n]);
+        for (l, w) in w.chunks_exact(n).enumerate() {
+            let q = self.spread[c * classes + l];
             qp.iter_mut().zip(w).for_each(|(s, w)| *s += q * w);
         }
-        let own = self.spread[c * classes + c];
+        let (wc, dc, own) = (&w[c * n..][..n], &self.d[c * n..][..n], self.spread[c * classes + c]);
+        let (phi, first) = (&mut phi[..n], &mut first[..n]);
         for i in 0..n {
-            let (scale, p) = (1.0 / sum[i], wc[i] / sum[i]);
-            let (along, trace) = (along[i] * scale, trace[i] * scale);
+            let scale = 1.0 / sum[i];
+            let (p, along, trace) = (wc[i] * scale, along[i] * scale, trace[i] * scale);
             let whole = whole[i] * scale * scale - along * along;
             let (value, bent) = match self.score {
                 Score::Prob => {
@@ -170,19 +180,37 @@ impl Node<'_> {
                 Score::Logit | Score::LogProb | Score::Rest => (p.ln(), whole - trace),
             };
             first[i] += share * value;
-            phi[i] += share * (value + self.bend * bent);
+            phi[i] += share * (value + bend * bent);
         }
+    }
+}
+
+/// Per player: both orders' values so far, and sums that one evaluation needs.
+struct Sums {
+    phi: Vec<f64>,
+    first: Vec<f64>,
+    sum: Vec<f64>,
+    along: Vec<f64>,
+    whole: Vec<f64>,
+    trace: Vec<f64>,
+    qp: Vec<f64>,
+}
+
+impl Sums {
+    fn new(n: usize) -> Sums {
+        let zeros = || vec![0.0; n];
+        Sums { phi: zeros(), first: zeros(), sum: zeros(), along: zeros(), whole: zeros(), trace: zeros(), qp: zeros() }
     }
 }
 
 /// Aumann-Shapley values with 16 nodes, and their difference from 8 nodes.
 pub fn aumann(game: &Game, score: Score) -> (Vec<f64>, Vec<f64>) {
-    let values = |count: usize| -> Vec<f64> {
+    let values = |nodes: &Nodes| -> Vec<f64> {
         let classes = game.classes();
         let mut total = vec![0.0; classes];
         game.d.chunks_exact(classes).for_each(|row| row.iter().zip(&mut total).for_each(|(d, t)| *t += d));
         let mut slope = vec![0.0; classes];
-        for (t, share) in gauss(count) {
+        for &(t, share) in nodes {
             let z: Vec<f64> = game.z0.iter().zip(&total).map(|(z, d)| z + t * d).collect();
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
             let w: Vec<f64> = z.iter().map(|z| (z - largest).exp()).collect();
@@ -202,7 +230,7 @@ pub fn aumann(game: &Game, score: Score) -> (Vec<f64>, Vec<f64>) {
         }
         game.d.chunks_exact(classes).map(|row| row.iter().zip(&slope).map(|(d, s)| d * s).sum()).collect()
     };
-    let (fine, coarse) = (values(16), values(8));
+    let (fine, coarse) = (values(&FINE), values(&COARSE));
     let error = fine.iter().zip(&coarse).map(|(a, b)| (a - b).abs()).collect();
     (fine, error)
 }
