@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use cams::methods::Methods;
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::program::{call, command, finish};
@@ -207,9 +208,18 @@ fn explain() -> Result<()> {
         &maps,
         "--method",
         "all",
+        "--set",
+        "interpreter.rise.masks=20",
+        "--set",
+        "interpreter.mask.iterations=2",
+        "--set",
+        "interpreter.shap_cam.evaluations=1000",
         "--json",
     ])
     .json();
+    let inner = File::read(Path::new(&maps))?;
+    assert!(inner.shapes()?.contains_key("shap_cam.standard_error"), "a sampled map without its error");
+    assert!(!inner.shapes()?.contains_key("cam"), "cam has no meaning at an inner layer");
     assert_eq!(File::read(Path::new(&maps))?.shapes()?["grad_cam"], [2, 32, 32]);
     Ok(())
 }
@@ -224,12 +234,14 @@ fn explanations_do_not_depend_on_their_neighbours() -> Result<()> {
     let explain = |slice: &str, threads: &str| -> Result<File> {
         let out = path(&dir, "maps.safetensors");
         let images = format!("cifar10-mini:test{slice}");
-        call(&["explain", "--checkpoint", &model, "--images", &images, "--threads", threads, "--out", &out, "--json"])
-            .json();
+        let few = ["--set", "interpreter.rise.masks=20", "--set", "interpreter.mask.iterations=2"];
+        let arguments =
+            ["explain", "--checkpoint", &model, "--images", &images, "--threads", threads, "--out", &out, "--json"];
+        call(&[&arguments[..], &["--method", "all"], &few].concat()).json();
         File::read(Path::new(&out))
     };
     let (all, single) = (explain("[0..40]", "2")?, explain("[37..38]", "1")?);
-    for name in ["grad_cam", "grad_cam_pp", "score_cam", "shap_cam"] {
+    for name in Methods::NAMES.iter().filter(|n| !["mask", "random"].contains(n)) {
         let (all, single) = (all.f64(name)?, single.f64(name)?);
         assert!(all[37 * 64..38 * 64] == single[..], "{name}");
     }
@@ -256,6 +268,102 @@ fn bench_step() {
     for key in ["train_ms", "kd_ms", "teacher_ms", "teacher_train_ms"] {
         assert!(result[key].as_f64().is_some_and(|v| v > 0.0), "{key}");
     }
+}
+
+#[test]
+fn bench_maps_and_kernels() {
+    let arguments = ["bench", "maps", "--arch", "wrn-10-1", "--batch", "4", "--few", "1", "--repeats", "1", "--json"];
+    let result = call(&arguments).json();
+    let rows = result["rows"].as_array().unwrap();
+    for name in Methods::NAMES {
+        let row = rows.iter().find(|r| r["method"].as_str().is_some_and(|m| m.split(' ').next() == Some(name)));
+        assert!(row.is_some_and(|r| r["ms_per_map"].as_f64().is_some_and(|ms| ms > 0.0)), "{name}");
+    }
+    for dtype in ["f32", "bf16"] {
+        let arguments = ["bench", "kernels", "--batch", "1", "--repeats", "1", "--dtype", dtype, "--json"];
+        let result = call(&arguments).json();
+        assert!(result["peak_gflops"].as_f64().is_some_and(|p| p > 0.0));
+        for row in result["rows"].as_array().unwrap() {
+            assert_keys(row, &["op", "ms", "candle_ms", "ratio", "error"]);
+        }
+    }
+}
+
+/// Exact where there is an exact form, whatever the seed; elsewhere more permutations agree better.
+#[test]
+fn evaluate_seeds() -> Result<()> {
+    let (dir, config) = lab()?;
+    let (run, seeds) = (path(&dir, "run"), path(&dir, "seeds.toml"));
+    call(&["train", &config, "--run", &run, "--json"]).json();
+    std::fs::write(
+        &seeds,
+        format!(
+            "[model]\ncheckpoint = '{run}/last.safetensors'\nimages = 'cifar10-mini:test[0..4]'\n\
+             [seeds]\npermutations = [8, 200]\nscores = ['logit', 'prob']\nfills = ['zero']\ncount = 3\nreference = 4000\n"
+        ),
+    )?;
+    let result = call(&["evaluate", "seeds", &seeds, "--json"]).json();
+    let rows = result["rows"].as_array().context("rows")?;
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert_keys(row, &["method", "score", "fill", "permutations", "correlation", "error", "average_drop", "n"]);
+    }
+    let figure = |row: usize, key: &str| rows[row][key]["mean"].as_f64().unwrap();
+    for row in 0..2 {
+        assert!(
+            figure(row, "correlation") > 1.0 - 1e-9 && figure(row, "error") < 1e-5,
+            "the logit depends on the seed"
+        );
+    }
+    assert!(figure(3, "error") < figure(2, "error"), "more permutations are no better");
+    call(&["evaluate", "seeds", &seeds, "--set", "seeds.counts=3"]).assert_fails(1, &["did you mean `count`"]);
+    Ok(())
+}
+
+/// A model without mean activations cannot be explained with them; calibrated, it can.
+#[test]
+fn calibrated_mean_activations() -> Result<()> {
+    let (dir, config) = lab()?;
+    let (run, out) = (path(&dir, "run"), path(&dir, "calibrated.safetensors"));
+    call(&["train", &config, "--run", &run, "--json", "--set", "train.epochs=1"]).json();
+    let explain = |model: &str, fill: &str| {
+        let set = format!("interpreter.shap_cam.fill={fill}");
+        let images = "cifar10-mini:test[0..3]";
+        let maps = path(&dir, "maps.safetensors");
+        let call = call(&[
+            "explain",
+            "--checkpoint",
+            model,
+            "--images",
+            images,
+            "--method",
+            "shap_cam",
+            "--set",
+            &set,
+            "--out",
+            &maps,
+        ]);
+        (call, maps)
+    };
+    let model = path(&dir, "run/last.safetensors");
+    explain(&model, "dataset_mean").0.assert_fails(1, &["dataset_mean", "calibrate"]);
+    call(&["convert", &model, &out, "--arch", "resnet8", "--calibrate", "cifar10-mini", "--json"]).json();
+    let kept = File::read(Path::new(&out))?;
+    assert_eq!(kept.get("test_error")?, File::read(Path::new(&model))?.get("test_error")?);
+    let mean = kept.feature_mean()?.context("no mean")?;
+    assert!(mean.len() == 64 && mean.iter().all(|m| *m >= 0.0) && mean.iter().any(|m| *m > 0.0));
+    // phi with this fill is phi with zero fill, less a constant of the class.
+    let of = |fill: &str| -> Result<Vec<f64>> {
+        let (call, maps) = explain(&out, fill);
+        assert_eq!(call.code, 0, "{}", call.stderr);
+        File::read(Path::new(&maps))?.f64("shap_cam")
+    };
+    let (zero, filled) = (of("zero")?, of("dataset_mean")?);
+    for (zero, filled) in zero.chunks_exact(64).zip(filled.chunks_exact(64)) {
+        let shift = zero[0] - filled[0];
+        assert!(shift.abs() > 1e-6 && zero.iter().zip(filled).all(|(z, f)| (z - f - shift).abs() < 1e-5));
+    }
+    Ok(())
 }
 
 #[test]

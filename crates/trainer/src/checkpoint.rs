@@ -174,6 +174,12 @@ impl File {
         Ok(n)
     }
 
+    /// The channels' mean activations over the training set at the last layer, if it keeps them.
+    pub fn feature_mean(&self) -> Result<Option<Vec<f32>>> {
+        let list = self.metadata.contains_key("feature_mean").then(|| self.list("feature_mean")).transpose()?;
+        Ok(list.map(|l| l.into_iter().map(|v| v as f32).collect()))
+    }
+
     /// The architecture its metadata names (or `arch`, with the rest from the metadata).
     pub fn architecture(&self, arch: Option<&str>) -> Result<Architecture> {
         let name = match arch {

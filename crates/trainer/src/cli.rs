@@ -300,6 +300,9 @@ pub struct ConvertArgs {
     /// What a WRN's 1x1 shortcut reads (default: the file's metadata, else preact).
     #[arg(long, value_parser = ["preact", "raw"])]
     pub shortcut: Option<String>,
+    /// Keep the mean activations of this set's training images with the weights (shap_cam's fill = "dataset_mean").
+    #[arg(long, value_name = "NAME[:DIR]")]
+    pub calibrate: Option<String>,
     /// Number of classes (default: the file's metadata, else 10).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub classes: Option<u32>,

@@ -26,5 +26,7 @@ pub fn load_model(args: &ModelArgs, layers: &[&str], device: &Device) -> Result<
     let file = File::read(path)?;
     let architecture = file.architecture(args.arch.as_deref())?;
     let weights = file.weights(&architecture)?;
-    Network::new(architecture, weights, file.normalization()?, layers, false, Backend::f32(device))
+    let mut network = Network::new(architecture, weights, file.normalization()?, layers, false, Backend::f32(device))?;
+    network.feature_mean = file.feature_mean()?;
+    Ok(network)
 }

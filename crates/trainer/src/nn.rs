@@ -118,6 +118,8 @@ pub struct Network {
     var: Option<Var>,
     /// BatchNorm's running statistics, flat.
     pub running: Vec<f32>,
+    /// The channels' mean activations over the training set at the last layer, where they are known.
+    pub feature_mean: Option<Vec<f32>>,
     layers: Vec<String>,
     segments: Vec<Segment>,
     backend: Backend,
@@ -196,6 +198,7 @@ impl Network {
             parameters,
             var,
             running: weights.running,
+            feature_mean: None,
             layers: vec![],
             segments: vec![],
             backend,
@@ -366,6 +369,14 @@ impl CamModel for View<'_> {
         let n = self.network.segments.len();
         self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, Precision::Full, &mut out)?;
         self.network.linear_head()?.logits(out.last().unwrap_or(features))
+    }
+
+    fn mean_features(&self) -> Option<Tensor> {
+        if self.layer + 1 < self.network.segments.len() {
+            return None;
+        }
+        let mean = self.network.feature_mean.as_ref()?;
+        Tensor::new(mean.as_slice(), self.network.device()).ok()
     }
 
     fn linear_head(&self) -> Option<LinearHead> {

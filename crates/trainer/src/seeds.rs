@@ -121,7 +121,8 @@ impl Bench {
         let file = File::read(&model.checkpoint)?;
         let architecture = file.architecture(model.arch.as_deref())?;
         let weights = file.weights(&architecture)?;
-        let network = Network::new(architecture, weights, file.normalization()?, &[], false, Backend::f32(device))?;
+        let mut network = Network::new(architecture, weights, file.normalization()?, &[], false, Backend::f32(device))?;
+        network.feature_mean = file.feature_mean()?;
         let (source, split, range) = slice(&model.images).with_context(|| {
             format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images)
         })?;

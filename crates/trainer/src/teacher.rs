@@ -48,7 +48,8 @@ impl Teacher {
         );
         let layers = objective::layers(&config.loss.weights);
         let weights = file.weights(&architecture)?;
-        let network = Network::new(architecture, weights, file.normalization()?, &layers, false, backend)?;
+        let mut network = Network::new(architecture, weights, file.normalization()?, &layers, false, backend)?;
+        network.feature_mean = file.feature_mean()?;
         let (test_error, note) = check_error(&file, &network, config)?;
         let cache = section
             .cache

@@ -67,6 +67,8 @@ pub struct ShapCam {
     pub estimator: Computation,
     /// Sampled permutations at most, an image; a pair is two.
     pub permutations: usize,
+    /// Evaluations of the head at most, an image, where coalitions need them; two pairs are always sampled.
+    pub evaluations: usize,
     /// Sampling stops when the 95 % intervals are within this share of the largest value; 0: at `permutations`.
     pub tolerance: f64,
     /// Seed of the permutations: the same for every model, so that a teacher and its student share them.
@@ -82,6 +84,7 @@ impl Default for ShapCam {
             fill: Fill::Zero,
             estimator: Computation::Auto,
             permutations: 2000,
+            evaluations: 50_000,
             tolerance: 0.05,
             seed: 0,
             memory_mb: 256.0,
@@ -169,8 +172,8 @@ fn mean_features(forward: &Forward) -> Result<Tensor> {
     match forward.model.mean_features() {
         Some(mean) => mean.to_dtype(forward.features.dtype()),
         None => bail!(
-            "fill = \"dataset_mean\" needs the training set's mean activations at this layer, which this model does not carry: train it \
-             with this program, or use channel_mean"
+            "fill = \"dataset_mean\" needs the training set's mean activations at this layer, which this model does not carry: \
+             calibrate it on training images, or use channel_mean"
         ),
     }
 }

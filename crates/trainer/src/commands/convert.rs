@@ -3,12 +3,15 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
+use kernels::stage::Mode;
 use serde_json::json;
 
 use crate::checkpoint::{self, File, Metadata, Named};
 use crate::cli::{ConvertArgs, Done};
+use crate::data::loader::Plan;
+use crate::data::{Source, Split};
 use crate::models::{Architecture, Shortcut};
-use crate::nn::Normalization;
+use crate::nn::{Backend, Network, Normalization, Weights};
 
 /// `trainer convert`. What an option does not say, a safetensors file's own metadata says, else CIFAR-10's statistics.
 pub fn run(args: &ConvertArgs) -> Result<Done> {
@@ -32,14 +35,48 @@ pub fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
     let (weights, unexpected) = checkpoint::assemble(&architecture, read(args)?)
         .with_context(|| format!("{} (a --rename file can map names)", args.input.display()))?;
-    checkpoint::save(&args.output, &architecture, &weights, &Normalization { mean, std }, &Metadata::new())?;
+    let normalization = Normalization { mean, std };
+    let mut kept: Metadata = metadata.clone();
     let parameters = architecture.parameters();
     let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
+    if let Some(source) = &args.calibrate {
+        let (mean, n) = calibrate(Source::parse(source)?, &architecture, &weights, &normalization)?;
+        kept.insert("feature_mean".into(), serde_json::to_string(&mean)?);
+        text += &format!("mean activations of {n} training images of {source} kept\n");
+    }
+    checkpoint::save(&args.output, &architecture, &weights, &normalization, &kept)?;
     if !unexpected.is_empty() {
         text += &format!("not used: {}\n", unexpected.join(", "));
     }
     let missing: [&str; 0] = []; // a model with holes is an error, not a result
     Ok(Done::Result(text, json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected })))
+}
+
+/// Training images that mean activations are taken from, spread evenly over the set.
+const CALIBRATION: usize = 2000;
+
+/// The channels' mean activations at the last layer, and over how many images.
+fn calibrate(
+    source: Source,
+    architecture: &Architecture,
+    weights: &Weights,
+    normalization: &Normalization,
+) -> Result<(Vec<f32>, usize)> {
+    let train = source.of_size(architecture.graph.shapes[0].h).load(Split::Train)?;
+    let count = CALIBRATION.min(train.len());
+    let weights = Weights { parameters: weights.parameters.clone(), running: weights.running.clone() };
+    let backend = Backend::f32(&Device::Cpu);
+    let network = Network::new(architecture.clone(), weights, normalization.clone(), &[], false, backend)?;
+    let positions: Vec<usize> = (0..count).map(|i| i * train.len() / count).collect();
+    let mut mean = vec![0.0f64; architecture.channels()];
+    for positions in positions.chunks(200) {
+        let batch = Plan::plain(1).batch(&train, positions, 0);
+        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+        let features = pass.layers.last().context("the model has no layers")?.mean((2, 3))?.sum(0)?;
+        let sums: Vec<f64> = features.to_dtype(DType::F64)?.to_vec1()?;
+        mean.iter_mut().zip(sums).for_each(|(m, s)| *m += s / count as f64);
+    }
+    Ok((mean.into_iter().map(|m| m as f32).collect(), count))
 }
 
 fn is_safetensors(args: &ConvertArgs) -> bool {

@@ -181,18 +181,19 @@ pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Resul
     let (n, _, h, w) = forward.features.dims4()?;
     let (players, sampling) = (h * w, method.sampling());
     let (mut maps, mut errors, mut most) = (Vec::new(), Vec::new(), 0);
+    let inner = 2 * (players - 1);
+    let most_pairs = sampling.pairs().min(method.evaluations / inner.max(1)).max(2);
     let ends = ends(method, forward, classes)?;
     for (i, (none, all)) in ends.into_iter().enumerate() {
         let mut permutations = Permutations::new(sampling.seed, forward.ids[i], players);
         let mut pairs = Pairs::new(players);
         let mut evaluations = 2;
         // Whole pairs a pass, and no more than up to the next look at the tolerance.
-        let inner = 2 * (players - 1);
         let together = (images_per_pass(forward, method.memory_mb) / inner.max(1)).max(1);
-        while (pairs.count as usize) < sampling.pairs() {
+        while (pairs.count as usize) < most_pairs {
             let done = pairs.count as usize;
             let look = if done < 16 { 16 } else { (done + 1).next_power_of_two() };
-            let count = together.min(sampling.pairs() - done).min(look - done);
+            let count = together.min(most_pairs - done).min(look - done);
             let orders: Vec<Vec<usize>> = (0..count).map(|_| permutations.draw().to_vec()).collect();
             let walks: Vec<Vec<usize>> =
                 orders.iter().flat_map(|o| [o.clone(), o.iter().rev().copied().collect()]).collect();
