@@ -37,7 +37,7 @@ fn train(dir: &TempDir, run: &str, sets: &[&str]) -> Call {
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 32] = [
+    let cases: [(&[&str], &[&str]); 33] = [
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
         (
             &["loss.weights.explanation=1.0", "loss.interpreter=mask"],
@@ -48,7 +48,11 @@ fn wrong_settings() -> Result<()> {
             &["loss.weights.explanation=1.0", "loss.interpreter=shap_cam", "interpreter.shap_cam.estimator=mc"],
             &["not differentiable", "det2"],
         ),
-        (&["loss.layer=layer2"], &["loss.layer is \"layer2\"", "\"last\" only"]),
+        (
+            &["loss.weights.explanation=1.0", "loss.layer=layer2", "loss.interpreter=score_cam"],
+            &["score_cam", "layer2", "loss.gradient = \"stop_grad\""],
+        ),
+        (&["loss.layer=layer2", "loss.distance=all_class_pooled"], &["loss.layer is \"layer2\"", "\"last\" only"]),
         (&["optim.drops=[0]"], &["optim.drops counts epochs from 1"]),
         (&["data.size=0"], &["data.size is 0", "between 16 and 1024"]),
         (&["train.clip=-1.0"], &["train.clip", "negative"]),

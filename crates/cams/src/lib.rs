@@ -61,6 +61,17 @@ pub trait CamModel {
     fn head(&self, features: &Tensor) -> Result<Tensor>;
     /// Some exactly when `head(A)` is the mean over positions of A, then a linear layer: the closed forms hold.
     fn linear_head(&self) -> Option<LinearHead>;
+    /// `gradient` (n, k, h, w), the score's at `features`, as a tensor that can be differentiated once more, with respect to the
+    /// features and the model's parameters. None: it is a constant.
+    fn differentiable_gradient(
+        &self,
+        _features: &Tensor,
+        _gradient: &Tensor,
+        _score: Score,
+        _classes: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
     /// Each channel's mean over the training set, (k,), where it is known.
     fn mean_features(&self) -> Option<Tensor> {
         None
@@ -132,10 +143,13 @@ impl<'m> Forward<'m> {
     }
 
     /// Gradient of the scores with respect to the activations: (n, k), the same at every position and differentiable once more,
-    /// where the head is linear; else (n, k, h, w) and constant.
+    /// where the head is linear; else (n, k, h, w), constant unless
+    /// the model can do better ([`CamModel::differentiable_gradient`]).
     pub fn gradient(&self, score: Score, classes: &Tensor) -> Result<Gradient> {
         let Some(head) = self.model.linear_head() else {
-            return Ok(Gradient::AtPositions(self.gradient_at(&self.features, score, classes)?));
+            let constant = self.gradient_at(&self.features, score, classes)?;
+            let again = self.model.differentiable_gradient(&self.features, &constant, score, classes)?;
+            return Ok(Gradient::AtPositions(again.unwrap_or(constant)));
         };
         let (_, _, h, w) = self.features.dims4()?;
         let positions = (h * w) as f64;
@@ -183,6 +197,12 @@ impl Gradient {
         match self {
             Gradient::Uniform(_) => Estimator::Exact,
             Gradient::AtPositions(_) => Estimator::Gradient,
+        }
+    }
+    /// Whether a loss sees more in it than a constant.
+    pub fn is_tracked(&self) -> bool {
+        match self {
+            Gradient::Uniform(g) | Gradient::AtPositions(g) => g.track_op(),
         }
     }
     /// Passes of the head that it took.
@@ -282,7 +302,7 @@ impl Differentiable {
     pub fn sentence(self) -> String {
         match self {
             Differentiable::ClosedForm => {
-                "differentiable by a closed form at the last layer, with constant weights at inner ones".into()
+                "differentiable by a closed form at the last layer; at inner ones see loss.gradient".into()
             }
             Differentiable::WeightsConstant => {
                 "differentiable through the activations, channel weights held constant".into()
@@ -308,6 +328,11 @@ pub trait Interpreter: Send + Sync {
 
     /// What a loss can do with it.
     fn differentiable(&self) -> Differentiable;
+
+    /// Whether at inner layers the map is made of gradients alone, so that it can be differentiated in full where the gradients can.
+    fn is_of_gradients(&self) -> bool {
+        false
+    }
 
     /// Whether the map depends on the class.
     fn has_class(&self) -> bool {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::error::unknown;
-pub use loss::{Class, Control, Distance, Loss, Schedules, WeightSchedule, Weights};
+pub use loss::{Class, Control, Distance, Loss, MapGradient, Schedules, WeightSchedule, Weights};
 pub use sections::{BnGamma, Data, InitConfig, LrSchedule, Optim, Precision, Profile, Student, Teacher, Train};
 pub use text::{parse_set, typed};
 
@@ -158,8 +158,15 @@ impl Config {
             "optim.drop_factor must lie in (0, 1], and optim.drops counts epochs from 1"
         );
         ensure!(
-            l.layer == "last",
-            "loss.layer is \"{}\": maps can be matched at \"last\" only, where their closed forms hold",
+            l.layer == "last" || l.distance != Distance::AllClassPooled,
+            "loss.layer is \"{}\", but loss.distance = \"all_class_pooled\" compares CAMs, which exist at \"last\" only",
+            l.layer
+        );
+        ensure!(
+            !matched || l.layer == "last" || l.gradient == MapGradient::StopGrad || method.is_of_gradients(),
+            "loss.interpreter = \"{}\" at loss.layer = \"{}\" is differentiable with constant channel weights only: say so with \
+             loss.gradient = \"stop_grad\"",
+            l.interpreter,
             l.layer
         );
         Ok(())

@@ -2,9 +2,12 @@
 //! and candle's own ops.
 
 pub mod by_ops;
+mod second_order;
+
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use cams::{CamModel, LinearHead};
+use cams::{CamModel, LinearHead, Score};
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::Value;
 use kernels::batch_norm::Statistics;
@@ -122,6 +125,7 @@ pub struct Network {
     pub feature_mean: Option<Vec<f32>>,
     layers: Vec<String>,
     segments: Vec<Segment>,
+    memory: Memory,
     backend: Backend,
 }
 
@@ -201,6 +205,7 @@ impl Network {
             feature_mean: None,
             layers: vec![],
             segments: vec![],
+            memory: Memory::new(kernels::Isa::best()),
             backend,
         };
         network.cut(layers)?;
@@ -212,7 +217,6 @@ impl Network {
         if let Some(wrong) = layers.iter().find(|l| !graph.cuts.iter().any(|(name, _)| name == *l)) {
             return Err(crate::error::unknown("layer", wrong, &self.architecture.layer_names()));
         }
-        let memory = Memory::new(kernels::Isa::best());
         let mut from = Value(0);
         for (name, value) in &graph.cuts {
             let wanted = name == "last" || layers.contains(&name.as_str());
@@ -224,7 +228,7 @@ impl Network {
                 let part =
                     part.ok_or_else(|| anyhow!("the model cannot be cut at {name}: a later layer reads past it"))?;
                 self.segments.push(match self.backend.engine {
-                    Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &memory))),
+                    Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &self.memory))),
                     Engine::Ops => Segment::Ops(Box::new(part)),
                 });
                 self.layers.push(name.clone());
@@ -329,7 +333,22 @@ impl Network {
     /// The network cut at one of its layers, for explanations. Whatever a method computes beyond the given pass it
     /// computes in eval mode: in train mode BatchNorm would mix the images of a batch.
     pub fn view(&self, layer: &str) -> Result<View<'_>> {
-        Ok(View { network: self, layer: self.layer(layer)? })
+        Ok(View { network: self, layer: self.layer(layer)?, second_order: false })
+    }
+
+    /// What lies behind a layer.
+    fn head(&self, layer: usize) -> second_order::Head {
+        let graphs = self.segments[layer + 1..].iter().map(|s| match s {
+            Segment::Kernels(stage) => stage.graph().clone(),
+            Segment::Ops(graph) => (**graph).clone(),
+        });
+        second_order::Head {
+            graphs: graphs.collect(),
+            running: self.running.clone(),
+            classifier: (self.architecture.fc, self.architecture.classes, self.architecture.channels()),
+            engine: self.backend.engine,
+            memory: self.memory.clone(),
+        }
     }
 
     /// Device of the weights.
@@ -342,9 +361,15 @@ impl Network {
 pub struct View<'n> {
     network: &'n Network,
     layer: usize,
+    second_order: bool,
 }
 
 impl View<'_> {
+    /// The same view, whose gradients at inner layers can be differentiated once more.
+    pub fn with_second_order(self) -> Self {
+        View { second_order: true, ..self }
+    }
+
     /// This view of a pass that was made already.
     pub fn forward(&self, pass: &Pass, ids: Vec<cams::SampleId>) -> cams::Forward<'_> {
         cams::Forward {
@@ -369,6 +394,20 @@ impl CamModel for View<'_> {
         let n = self.network.segments.len();
         self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, Precision::Full, &mut out)?;
         self.network.linear_head()?.logits(out.last().unwrap_or(features))
+    }
+
+    fn differentiable_gradient(
+        &self,
+        features: &Tensor,
+        gradient: &Tensor,
+        score: Score,
+        classes: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        if !self.second_order || !features.track_op() {
+            return Ok(None);
+        }
+        let (head, parameters) = (Arc::new(self.network.head(self.layer)), &self.network.parameters);
+        second_order::differentiable(head, features, parameters, gradient, score, classes).map(Some)
     }
 
     fn mean_features(&self) -> Option<Tensor> {

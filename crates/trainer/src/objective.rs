@@ -5,7 +5,7 @@ use cams::{Forward, maps};
 use candle_core::{D, Tensor};
 use kernels::stage::Mode;
 
-use crate::config::{Class, Config, Control, Distance, Weights};
+use crate::config::{Class, Config, Control, Distance, Loss, MapGradient, Weights};
 use crate::data::loader::Batch;
 use crate::loss::{self, Losses};
 use crate::nn::{Network, Pass};
@@ -24,11 +24,11 @@ pub struct Signal {
 /// Layers whose attention is transferred.
 pub const ATTENTION_LAYERS: [&str; 3] = ["layer1", "layer2", "layer3"];
 
-/// Layers that a network must hand out for these losses.
-pub fn layers(weights: &Weights) -> Vec<&'static str> {
-    let mut layers = vec!["last"];
-    if weights.attention > 0.0 {
-        layers.splice(0..0, ATTENTION_LAYERS);
+/// Layers that a network must hand out for this loss.
+pub fn layers(loss: &Loss) -> Vec<&str> {
+    let mut layers = vec!["last", loss.layer.as_str()];
+    if loss.weights.attention > 0.0 {
+        layers.extend(ATTENTION_LAYERS);
     }
     layers
 }
@@ -116,7 +116,10 @@ pub fn losses(
     if weights.explanation > 0.0
         && let Some(target) = &signal.map
     {
-        let view = student.view(&config.loss.layer)?;
+        let mut view = student.view(&config.loss.layer)?;
+        if config.loss.gradient == MapGradient::Double {
+            view = view.with_second_order();
+        }
         let forward = view.forward(pass, batch.ids.clone());
         let classes = classes(config, &labels, Some(&signal.logits))?;
         let own = map(config, student, &forward, &classes)?;

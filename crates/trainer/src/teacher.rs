@@ -46,7 +46,7 @@ impl Teacher {
             file.name(),
             images.classes
         );
-        let layers = objective::layers(&config.loss.weights);
+        let layers = objective::layers(&config.loss);
         let weights = file.weights(&architecture)?;
         let mut network = Network::new(architecture, weights, file.normalization()?, &layers, false, backend)?;
         network.feature_mean = file.feature_mean()?;

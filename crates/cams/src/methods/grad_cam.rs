@@ -21,6 +21,10 @@ impl Interpreter for GradCam {
         Explanation::new(map, gradient.estimator(), gradient.evaluations())
     }
 
+    fn is_of_gradients(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -35,7 +35,9 @@ impl GradCamPp {
     }
 
     fn at_positions(&self, forward: &Forward, g: &Tensor) -> Result<Tensor> {
-        let sum = forward.features.detach().sum_keepdim((2, 3))?;
+        // With a constant gradient the weights are constants whole.
+        let features = if g.track_op() { forward.features.clone() } else { forward.features.detach() };
+        let sum = features.sum_keepdim((2, 3))?;
         let denominator = (g.broadcast_mul(&sum)? + 2.0)?; // of 1 / (2 + S G): G^2 cancels
         let usable = (denominator.ne(0.0)? * g.ne(0.0)?)?.to_dtype(g.dtype())?;
         let safe = (&denominator + denominator.eq(0.0)?.to_dtype(g.dtype())?)?;
@@ -61,6 +63,10 @@ impl Interpreter for GradCamPp {
         }
         let map = weighted_sum(&alpha, &forward.features)?;
         Explanation::new(map, gradient.estimator(), gradient.evaluations())
+    }
+
+    fn is_of_gradients(&self) -> bool {
+        true
     }
 
     fn differentiable(&self) -> Differentiable {

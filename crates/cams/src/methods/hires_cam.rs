@@ -18,6 +18,10 @@ impl Interpreter for HiresCam {
         forward.gradient(self.score, classes)?.map(&forward.features, |g| Ok(g.clone()))
     }
 
+    fn is_of_gradients(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

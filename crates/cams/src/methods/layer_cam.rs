@@ -16,6 +16,10 @@ impl Interpreter for LayerCam {
         forward.gradient(self.score, classes)?.map(&forward.features, maps::relu)
     }
 
+    fn is_of_gradients(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -20,7 +20,8 @@ impl Interpreter for XgradCam {
         let alpha = match &gradient {
             Gradient::Uniform(g) => g.clone(),
             Gradient::AtPositions(g) => {
-                let features = forward.features.detach();
+                // With a constant gradient the weights are constants whole.
+                let features = if gradient.is_tracked() { forward.features.clone() } else { forward.features.detach() };
                 let sum = features.sum((2, 3))?;
                 let none = sum.eq(0.0)?.to_dtype(sum.dtype())?;
                 let some = none.affine(-1.0, 1.0)?;
@@ -29,6 +30,10 @@ impl Interpreter for XgradCam {
         };
         let map = weighted_sum(&alpha, &forward.features)?;
         Explanation::new(map, gradient.estimator(), gradient.evaluations())
+    }
+
+    fn is_of_gradients(&self) -> bool {
+        true
     }
 
     fn differentiable(&self) -> Differentiable {

@@ -79,7 +79,7 @@ fn of(kind: What) -> Result<Vec<Item>> {
                 item(
                     "explanation",
                     "distance of student and teacher maps: raw_l2, at_l2, cosine, all_class_pooled",
-                    &["interpreter", "distance", "class", "layer", "relu", "control"],
+                    &["interpreter", "distance", "class", "layer", "gradient", "relu", "control"],
                 ),
                 item("attention", "activation attention transfer at layer1, layer2, layer3", &[]),
             ]

@@ -28,6 +28,17 @@ pub enum Class {
     TeacherTop1,
 }
 
+/// What the gradient of a map at an inner layer takes into account. At the last layer closed forms cover everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MapGradient {
+    /// The activations and, through second derivatives, the channel weights.
+    #[default]
+    Double,
+    /// The activations alone.
+    StopGrad,
+}
+
 /// What stands in for the teacher's map, to see whether the explanation matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -117,6 +128,8 @@ pub struct Loss {
     pub class: Class,
     /// Layer explained.
     pub layer: String,
+    /// What the map's gradient takes into account at inner layers.
+    pub gradient: MapGradient,
     /// ReLU on both maps before the distance.
     pub relu: bool,
     /// Control experiment.
@@ -135,6 +148,7 @@ impl Default for Loss {
             distance: Distance::RawL2,
             class: Class::Label,
             layer: "last".into(),
+            gradient: MapGradient::Double,
             relu: true,
             control: Control::None,
             label_smoothing: 0.0,

@@ -77,7 +77,7 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
     let inputs = inputs(config, images)?;
     let state = state(config, options, start, inputs)?;
     let weights = Weights { parameters: state.parameters.clone(), running: state.running.clone() };
-    let layers = objective::layers(&config.loss.weights);
+    let layers = objective::layers(&config.loss);
     let student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
     let teacher = match &config.teacher {
         Some(section) => Some(Teacher::load(section, config, images, backend)?),

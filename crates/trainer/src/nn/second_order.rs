@@ -1,0 +1,170 @@
+//! The gradient of a score at an inner layer as a tensor that a loss can differentiate once more, exactly, with nothing but
+//! first-order autograd.
+//!
+//! Let G = d y / d A be that gradient and U what the loss passes back to it. What has to be differentiated is `<U, G>`, and that is
+//! the derivative of y along U: one pass of the head that carries tangents beside values (forward mode), in which every ReLU is
+//! open or shut as its value says. Its own gradient with respect to the parameters and, for scores that bend, to A is an ordinary
+//! backward pass. No sum over second derivatives is ever formed.
+
+use std::sync::Arc;
+
+use cams::{LinearHead, Score};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, Var, bail};
+use kernels::Value;
+use kernels::graph::{EPS, Graph, Node};
+use kernels::stage::{Memory, Mode, Precision, Stage};
+
+use super::{Engine, by_ops};
+
+/// The part of a network behind the explained layer.
+pub struct Head {
+    /// Its pieces, in order.
+    pub graphs: Vec<Graph>,
+    /// The network's running statistics.
+    pub running: Vec<f32>,
+    /// Offset of the classifier's weight among the parameters, classes and channels.
+    pub classifier: (usize, usize, usize),
+    /// What convolutions run on.
+    pub engine: Engine,
+    /// Their memory.
+    pub memory: Memory,
+}
+
+/// A value and its derivative along the direction.
+#[derive(Clone)]
+struct Dual {
+    value: Tensor,
+    tangent: Tensor,
+}
+
+impl Dual {
+    fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Dual> {
+        Ok(Dual { value: f(&self.value)?, tangent: f(&self.tangent)? })
+    }
+    /// ReLU: both pass where the value is positive.
+    fn relu(&self) -> Result<Dual> {
+        let open = self.value.gt(0.0)?.to_dtype(self.value.dtype())?;
+        self.map(|t| t * &open)
+    }
+}
+
+impl Head {
+    /// One node as a graph of its own.
+    fn single(graph: &Graph, node: usize) -> Graph {
+        let mut one = graph.nodes[node].clone();
+        let from = one.inputs()[0];
+        match &mut one {
+            Node::Conv { input, .. } | Node::Subsample { input, .. } | Node::Pool { input, .. } => *input = Value(0),
+            Node::BatchNorm { .. } | Node::Relu { .. } | Node::Add { .. } => {}
+        }
+        let shapes = vec![graph.shape(from), graph.shapes[node + 1]];
+        Graph { nodes: vec![one], shapes, parameters: vec![], statistics: vec![], cuts: vec![] }
+    }
+
+    /// A linear node, on values and tangents alike.
+    fn linear(&self, graph: &Graph, node: usize, x: &Dual, parameters: &Tensor) -> Result<Dual> {
+        let single = Head::single(graph, node);
+        if matches!(single.nodes[0], Node::Conv { .. }) && self.engine == Engine::Kernels {
+            let stage = Stage::new(single, &self.memory);
+            return x.map(|t| Ok(stage.forward(t, parameters, &[], Mode::Eval, Precision::Full)?.0));
+        }
+        x.map(|t| Ok(by_ops::forward(&single, t, parameters, &[], Mode::Eval)?.0))
+    }
+
+    fn batch_norm(&self, x: &Dual, parameters: &Tensor, gamma: usize, at: usize) -> Result<Dual> {
+        let c = x.value.dim(1)?;
+        let column = |t: Tensor| t.reshape((1, c, 1, 1));
+        let statistic =
+            |at: usize| column(Tensor::new(&self.running[at..at + c], x.value.device())?.to_dtype(x.value.dtype())?);
+        let scale = (column(parameters.narrow(0, gamma, c)?)? / (statistic(at + c)? + EPS)?.sqrt()?)?;
+        let shift = column(parameters.narrow(0, gamma + c, c)?)?;
+        let value = x.value.broadcast_sub(&statistic(at)?)?.broadcast_mul(&scale)?.broadcast_add(&shift)?;
+        Ok(Dual { value, tangent: x.tangent.broadcast_mul(&scale)? })
+    }
+
+    /// Logits and their derivative along `direction`, both (n, classes), in eval mode.
+    fn tangent(&self, features: &Tensor, direction: &Tensor, parameters: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut x = Dual { value: features.clone(), tangent: direction.clone() };
+        for graph in &self.graphs {
+            let mut values = vec![x];
+            for (i, node) in graph.nodes.iter().enumerate() {
+                let y = match *node {
+                    Node::BatchNorm { input, gamma, running, relu } => {
+                        let y = self.batch_norm(&values[input.0], parameters, gamma, running)?;
+                        if relu { y.relu()? } else { y }
+                    }
+                    Node::Relu { input } => values[input.0].relu()?,
+                    Node::Add { a, b } => {
+                        let (a, b) = (&values[a.0], &values[b.0]);
+                        Dual { value: (&a.value + &b.value)?, tangent: (&a.tangent + &b.tangent)? }
+                    }
+                    Node::Pool { shape, .. } if shape.max => bail!(
+                        "loss.gradient = \"double\" does not go through max pooling behind the explained layer: use \"stop_grad\""
+                    ),
+                    Node::Conv { input, .. } | Node::Subsample { input, .. } | Node::Pool { input, .. } => {
+                        self.linear(graph, i, &values[input.0], parameters)?
+                    }
+                };
+                values.push(y);
+            }
+            x = values.swap_remove(graph.nodes.len());
+        }
+        let (at, classes, k) = self.classifier;
+        let weight = parameters.narrow(0, at, classes * k)?.reshape((classes, k))?;
+        let bias = parameters.narrow(0, at + classes * k, classes)?;
+        let none = bias.zeros_like()?;
+        let logits = LinearHead { weight: weight.clone(), bias }.logits(&x.value)?;
+        Ok((logits, LinearHead { weight, bias: none }.logits(&x.tangent)?))
+    }
+}
+
+/// `gradient` (n, k, h, w), the score's at `features` under `parameters`, as a function of both.
+pub fn differentiable(
+    head: Arc<Head>,
+    features: &Tensor,
+    parameters: &Tensor,
+    gradient: &Tensor,
+    score: Score,
+    classes: &Tensor,
+) -> Result<Tensor> {
+    let value = gradient.detach();
+    features.contiguous()?.apply_op2(parameters, ScoreGradient { head, score, classes: classes.detach(), value })
+}
+
+struct ScoreGradient {
+    head: Arc<Head>,
+    score: Score,
+    classes: Tensor,
+    value: Tensor,
+}
+
+impl CustomOp2 for ScoreGradient {
+    fn name(&self) -> &'static str {
+        "score gradient"
+    }
+
+    /// The value is known; only its derivatives are new.
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let flat = self.value.flatten_all()?;
+        let storage = match self.value.dtype() {
+            DType::F64 => CpuStorage::F64(flat.to_vec1()?),
+            _ => CpuStorage::F32(flat.to_dtype(DType::F32)?.to_vec1()?),
+        };
+        Ok((storage, self.value.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        features: &Tensor,
+        parameters: &Tensor,
+        _: &Tensor,
+        direction: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (a, p) = (Var::from_tensor(&features.detach())?, Var::from_tensor(&parameters.detach())?);
+        let (logits, along) = self.head.tangent(&a, &direction.detach().contiguous()?, &p)?;
+        let slope = self.score.gradient(&logits, &self.classes)?;
+        let grads = (slope * along)?.sum_all()?.backward()?;
+        let of = |v: &Var| grads.get(v).cloned().map_or_else(|| v.zeros_like(), Ok);
+        Ok((Some(of(&a)?.detach()), Some(of(&p)?.detach())))
+    }
+}
