@@ -22,7 +22,8 @@ echo "== 3/4 its error on the test images"
 "$trainer" eval --checkpoint "$run/last.safetensors" --data cifar10-mini
 
 echo "== 4/4 where it looks"
-"$trainer" explain --checkpoint "$run/last.safetensors" --images 'cifar10-mini:test[0..8]' --gallery "$run/maps"
+"$trainer" explain --checkpoint "$run/last.safetensors" --images 'cifar10-mini:test[0..8]' \
+    --method grad_cam,grad_cam_pp,layer_cam,eigen_cam,score_cam,shap_cam,random --gallery "$run/maps"
 
 echo
 echo "Open $run/maps/index.html for the maps, or: tensorboard --logdir runs"
