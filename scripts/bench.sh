@@ -29,8 +29,9 @@ for round in $(seq "$rounds"); do
     for dtype in f32 bf16; do
         ours --threads "$threads" --dtype $dtype >> "$work/ours-$dtype"
         for mode in nchw channels_last compile; do
-            "$PYTHON" scripts/bench_peers.py --threads "$threads" --repeats 5 --mode $mode --dtype $dtype 2> "$work/errors" \
-                | tail -1 >> "$work/$mode-$dtype" || { cat "$work/errors" >&2; exit 1; }
+            "$PYTHON" scripts/bench_peers.py --threads "$threads" --repeats 5 --mode $mode --dtype $dtype \
+                > "$work/last" 2> "$work/errors" || { cat "$work/errors" >&2; exit 1; }
+            tail -1 "$work/last" >> "$work/$mode-$dtype"
         done
     done
     # How it scales: one thread; a quarter of and four times the batch.

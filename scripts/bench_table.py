@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 folder, target = pathlib.Path(sys.argv[1]), sys.argv[2]
-runs = {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in sorted(folder.iterdir()) if f.name != "errors"}
+runs = {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in sorted(folder.iterdir()) if f.name not in ("errors", "last")}
 rows = []
 
 

@@ -37,7 +37,7 @@ fn train(dir: &TempDir, run: &str, sets: &[&str]) -> Call {
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 33] = [
+    let cases: [(&[&str], &[&str]); 35] = [
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
         (
             &["loss.weights.explanation=1.0", "loss.interpreter=mask"],
@@ -51,6 +51,14 @@ fn wrong_settings() -> Result<()> {
         (
             &["loss.weights.explanation=1.0", "loss.layer=layer2", "loss.interpreter=score_cam"],
             &["score_cam", "layer2", "loss.gradient = \"stop_grad\""],
+        ),
+        (
+            &["loss.weights.explanation=1.0", "loss.layer=layer2", "loss.interpreter=shap_cam"],
+            &["shap_cam", "sampled", "\"last\""],
+        ),
+        (
+            &["loss.weights.explanation=1.0", "loss.interpreter=shap_cam", "interpreter.shap_cam.fill=dataset_mean"],
+            &["dataset_mean", "channel_mean"],
         ),
         (&["loss.layer=layer2", "loss.distance=all_class_pooled"], &["loss.layer is \"layer2\"", "\"last\" only"]),
         (&["optim.drops=[0]"], &["optim.drops counts epochs from 1"]),

@@ -97,8 +97,8 @@ fn closed_forms() {
     let mut closed: Vec<(String, Box<dyn Interpreter>)> = vec![
         ("grad_cam".into(), Box::new(methods::GradCam::default())),
         ("grad_cam_pp".into(), Box::new(methods::GradCamPp::default())),
-        ("grad_cam_pp exp".into(), Box::new(methods::GradCamPp { exp_scale: true, alpha_norm: false })),
-        ("grad_cam_pp norm".into(), Box::new(methods::GradCamPp { exp_scale: false, alpha_norm: true })),
+        ("grad_cam_pp exp".into(), Box::new(methods::GradCamPp { exp_scale: true, ..Default::default() })),
+        ("grad_cam_pp norm".into(), Box::new(methods::GradCamPp { alpha_norm: true, ..Default::default() })),
     ];
     closed.extend(fills.map(|fill| {
         (

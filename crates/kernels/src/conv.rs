@@ -106,9 +106,17 @@ impl<E: Element> Packed<E> {
         backward: bool,
     ) -> Self {
         match algorithm {
-            Algorithm::Winograd => Packed::Winograd(winograd::pack(runtime, shape, weight, backward)),
+            Algorithm::Winograd => {
+                let fits = (shape.k, shape.stride, shape.padding) == (3, 1, 1);
+                assert!(fits, "Winograd's algorithm is for 3x3, stride 1, padding 1, not for {shape:?}");
+                Packed::Winograd(winograd::pack(runtime, shape, weight, backward))
+            }
             Algorithm::Direct => Packed::Direct(direct::pack(runtime, shape, weight, backward)),
         }
+    }
+    fn has_backward(&self) -> bool {
+        let (Packed::Winograd(sides) | Packed::Direct(sides)) = self;
+        !sides.backward.as_slice().is_empty()
     }
     fn images_per_chunk(&self, s: &ConvShape) -> usize {
         match self {
@@ -215,6 +223,12 @@ impl<E: Element> Kernel<E> for RunBackward<'_, E> {
     }
 }
 
+/// What the kernels read through pointers must be there.
+fn check_input<E: Element>(shape: &ConvShape, input: &Input<'_, E>) {
+    let fits = input.affine.is_none_or(|a| a.scale.len() == shape.c_in && a.shift.len() == shape.c_in);
+    assert!(fits, "BatchNorm's coefficients are not those of {} channels", shape.c_in);
+}
+
 /// `out = conv(input) [+ residual]` for `n` images. With `stats`, each image's mean and sum of squared
 /// deviations per channel, (n, 2, c_out), are taken while the image is in the cache.
 pub fn forward<E: Element>(
@@ -228,6 +242,10 @@ pub fn forward<E: Element>(
 ) {
     let n = out.len() / shape.output_len();
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
+    check_input(shape, &input);
+    assert!(
+        residual.is_none_or(|r| r.len() == out.len()) && stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out)
+    );
     let per_task = packed.images_per_chunk(shape);
     let len = match packed {
         Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),
@@ -283,6 +301,23 @@ pub fn backward<E: Element>(
     sums: Option<NormSums<'_, E>>,
 ) {
     let n = input.u.len() / shape.input_len();
+    check_input(shape, &input);
+    assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold whole images of {shape:?}");
+    assert_eq!(gradient.g.len(), n * shape.output_len(), "the gradient does not hold {n} images of {shape:?}");
+    if let Some(norm) = &gradient.norm {
+        let per_channel = [norm.affine.scale, norm.affine.shift, norm.slope, norm.spread, norm.offset];
+        assert!(norm.u.len() == gradient.g.len() && per_channel.iter().all(|v| v.len() == shape.c_out));
+    }
+    if let Some((dx, _)) = &dx {
+        assert_eq!(dx.len(), input.u.len(), "the input's gradient is as long as the input");
+        assert!(packed.has_backward(), "the weights were packed for the forward pass alone");
+    }
+    assert_eq!(dw.len(), shape.weight_len(), "the weight's gradient is as long as the weight");
+    if let Some(s) = &sums {
+        let per_channel = [s.affine.scale, s.affine.shift, s.mean];
+        assert!(s.u.len() == input.u.len() && per_channel.iter().all(|v| v.len() == shape.c_in));
+        assert_eq!(s.out.len(), n * 2 * shape.c_in);
+    }
     let per_task = packed.images_per_chunk(shape);
     let (scratch_len, accumulator_len) = match packed {
         Packed::Winograd(_) => (winograd::backward_scratch(shape, per_task), winograd::accumulator_len(shape)),

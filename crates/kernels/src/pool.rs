@@ -48,16 +48,18 @@ impl<E: Element> Kernel<E> for Pool<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(mut self) {
         let s = self.shape;
-        let mean = E::of(1.0 / (s.k * s.k) as f64);
+        let mean = E::Wide::of(1.0 / (s.k * s.k) as f64);
+        let mut sums = vec![E::Wide::default(); s.channels];
         for (p, out) in self.out.chunks_exact_mut(s.channels).enumerate() {
             let corner = (p / s.out_w() * s.stride * s.w + p % s.out_w() * s.stride) * s.channels;
             out.copy_from_slice(&self.image[corner..][..s.channels]);
+            sums.iter_mut().zip(&*out).for_each(|(s, x)| *s = x.widen());
             for tap in 1..s.k * s.k {
                 let pixel = &self.image[corner + (tap / s.k * s.w + tap % s.k) * s.channels..][..s.channels];
                 #[allow(clippy::eq_op)] // A NaN is what differs from itself; it wins, as in PyTorch.
                 for c in 0..s.channels {
                     if !s.max {
-                        out[c] += pixel[c];
+                        sums[c] += pixel[c].widen();
                     } else if pixel[c] > out[c] || pixel[c] != pixel[c] {
                         out[c] = pixel[c];
                         if let Some(w) = &mut self.winner {
@@ -67,7 +69,7 @@ impl<E: Element> Kernel<E> for Pool<'_, E> {
                 }
             }
             if !s.max {
-                out.iter_mut().for_each(|x| *x *= mean);
+                out.iter_mut().zip(&sums).for_each(|(x, s)| *x = E::narrow(*s * mean));
             }
         }
     }
@@ -85,9 +87,9 @@ pub fn pool<E: Element>(runtime: &Runtime<E>, shape: PoolShape, input: &[E], out
 /// Gradient of [`pool`]: a maximum's goes to the winner whole, a mean's to all alike.
 pub fn pool_gradient<E: Element>(shape: PoolShape, g: &[E], winner: &[u8], dx: &mut [E]) {
     let (from, to) = (shape.h * shape.w * shape.channels, shape.out_h() * shape.out_w() * shape.channels);
-    let mean = E::of(1.0 / (shape.k * shape.k) as f64);
-    dx.par_chunks_mut(from).zip(g.par_chunks(to)).zip(winner.par_chunks(to)).for_each(|((dx, g), winner)| {
-        dx.fill(E::default());
+    let mean = E::Wide::of(1.0 / (shape.k * shape.k) as f64);
+    dx.par_chunks_mut(from).zip(g.par_chunks(to)).zip(winner.par_chunks(to)).for_each(|((to, g), winner)| {
+        let mut dx = vec![E::Wide::default(); from];
         for p in 0..shape.out_h() * shape.out_w() {
             let corner =
                 (p / shape.out_w() * shape.stride * shape.w + p % shape.out_w() * shape.stride) * shape.channels;
@@ -95,11 +97,12 @@ pub fn pool_gradient<E: Element>(shape: PoolShape, g: &[E], winner: &[u8], dx: &
                 let at = p * shape.channels + c;
                 let place = |tap: usize| corner + (tap / shape.k * shape.w + tap % shape.k) * shape.channels + c;
                 if shape.max {
-                    dx[place(winner[at] as usize)] += g[at];
+                    dx[place(winner[at] as usize)] += g[at].widen();
                 } else {
-                    (0..shape.k * shape.k).for_each(|tap| dx[place(tap)] += g[at] * mean);
+                    (0..shape.k * shape.k).for_each(|tap| dx[place(tap)] += g[at].widen() * mean);
                 }
             }
         }
+        to.iter_mut().zip(dx).for_each(|(to, x)| *to = E::narrow(x));
     });
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use cams::Differentiable;
-use cams::methods::Methods;
+use cams::methods::{Computation, Fill, Methods};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -88,6 +88,11 @@ impl Config {
         if space.is_none() {
             config.interpreter.score_cam.space = cams::methods::Space::Features;
         }
+        // And teacher and student must be explained by one rule: not by the one that suits each image best.
+        let shap = &mut config.interpreter.shap_cam;
+        if shap.estimator == Computation::Auto && shap.score != cams::Score::Logit {
+            shap.estimator = Computation::Det2;
+        }
         config.check()?;
         Ok(config)
     }
@@ -161,6 +166,17 @@ impl Config {
             l.layer == "last" || l.distance != Distance::AllClassPooled,
             "loss.layer is \"{}\", but loss.distance = \"all_class_pooled\" compares CAMs, which exist at \"last\" only",
             l.layer
+        );
+        let shap = &self.interpreter.shap_cam;
+        ensure!(
+            !matched || l.interpreter != "shap_cam" || l.layer == "last",
+            "loss.interpreter = \"shap_cam\" at loss.layer = \"{}\" would have to be sampled, and a sampled map cannot be matched: use \
+             \"last\"",
+            l.layer
+        );
+        ensure!(
+            !matched || l.interpreter != "shap_cam" || shap.fill != Fill::DatasetMean,
+            "interpreter.shap_cam.fill = \"dataset_mean\" cannot be matched: a student in training has no mean activations; use channel_mean"
         );
         ensure!(
             !matched || l.layer == "last" || l.gradient == MapGradient::StopGrad || method.is_of_gradients(),

@@ -1,13 +1,13 @@
 //! The error of a network on labelled images.
 
 use anyhow::{Result, ensure};
-use candle_core::{D, DType};
+use candle_core::{D, DType, Tensor};
 use kernels::stage::Mode;
 
 use crate::data::Images;
 use crate::data::loader::Plan;
 use crate::loss;
-use crate::nn::Network;
+use crate::nn::{Network, Pass};
 use crate::objective::labels;
 
 /// Errors in percent.
@@ -26,8 +26,18 @@ pub struct Evaluation {
 /// Images a forward pass.
 const BATCH: usize = 250;
 
-/// Evaluates `network` on images as they are. The mean loss is summed in f64, in order.
+/// Evaluates `network` on images as they are, in full precision: for what is reported.
 pub fn evaluate(network: &Network, images: &Images) -> Result<Evaluation> {
+    run(network, images, |images| network.pass(images, Mode::Eval))
+}
+
+/// The same as fast as the network trains, in its own precision: for a curve.
+pub fn evaluate_quickly(network: &Network, images: &Images) -> Result<Evaluation> {
+    run(network, images, |images| network.signal_pass(images))
+}
+
+/// The mean loss is summed in f64, in order.
+fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass>) -> Result<Evaluation> {
     let classes = network.architecture.classes;
     ensure!(
         classes == images.classes,
@@ -42,7 +52,7 @@ pub fn evaluate(network: &Network, images: &Images) -> Result<Evaluation> {
     let positions: Vec<usize> = (0..images.len()).collect();
     for positions in positions.chunks(BATCH) {
         let batch = plan.batch(images, positions, 0);
-        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+        let pass = pass(&network.images(&batch)?)?;
         let ce = loss::cross_entropy(&pass.logits, &labels(network, &batch)?, 0.0)?;
         loss += loss::value(&ce)? * batch.len() as f64;
         let predicted = pass.logits.to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1::<u32>()?;

@@ -293,7 +293,7 @@ impl Network {
         self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::Full })
     }
 
-    /// A pass in eval mode and in the backend's precision: for what a teacher says during training.
+    /// A pass in eval mode and in the backend's precision: for what a teacher says during training, and for curves.
     pub fn signal_pass(&self, images: &Tensor) -> Result<Pass> {
         self.pass_in(images, Mode::Eval, self.backend.precision)
     }

@@ -94,6 +94,7 @@ pub struct Row {
     pub method: &'static str,
     pub score: String,
     pub fill: String,
+    pub class: &'static str,
     pub permutations: usize,
     pub seeds: u64,
     pub n: usize,
@@ -126,7 +127,7 @@ impl Bench {
         let (source, split, range) = slice(&model.images).with_context(|| {
             format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images)
         })?;
-        let set = source?.load(split)?;
+        let set = source?.of_size(network.architecture.graph.shapes[0].h).load(split)?;
         let positions: Vec<usize> = (range.start..range.end.min(set.len())).collect();
         ensure!(positions.len() > 1, "model.images holds {} images: at least two are needed", positions.len());
         let batch = Plan::plain(1).batch(&set, &positions, 0);
@@ -181,6 +182,11 @@ fn word(value: impl Serialize) -> Result<String> {
 pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Row>> {
     let c = &config.seeds;
     ensure!(c.count >= 2, "seeds.count is {}: two seeds at least can be compared", c.count);
+    ensure!(
+        c.first.checked_add(c.count).is_some_and(|end| end < u64::MAX),
+        "seeds.first is {}: the last seed would be out of range",
+        c.first
+    );
     ensure!(c.permutations.iter().all(|m| *m >= 4), "seeds.permutations: 4 at least, for a standard error");
     let bench = Bench::new(&config.model, device)?;
     let n = bench.ids.len();
@@ -221,6 +227,7 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Row>> {
                     method: "shap_cam",
                     score: word(score)?,
                     fill: word(fill)?,
+                    class: "label",
                     permutations,
                     seeds: c.count,
                     n,

@@ -131,7 +131,7 @@ impl Cache {
             key += &format!("{:?} {:?} {} {} {:?}", l.interpreter, l.distance, l.layer, l.relu, (l.class, l.control));
             key += &serde_json::to_string(&config.interpreter)?;
         }
-        key += &format!(" attention {attends} images {} {:?}", images.fingerprint(), config.train.dtype);
+        key += &format!(" attention {attends} images {} {:?}", images.fingerprint(), config.train.dtype.in_effect());
         let dir = dir.join(&sha256(key.as_bytes())[..16]);
         fs::create_dir_all(&dir).with_context(|| format!("creating the cache {}", dir.display()))?;
         let rows = images.index.iter().enumerate().map(|(row, i)| (*i, row)).collect();

@@ -34,32 +34,51 @@ fn product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
     c
 }
 
-/// `sigma_1 u_1` of the matrix with these `rows` of `k` numbers; zeros for a zero matrix.
+/// The first eigenvector of the symmetric matrix `a`, of length 1; None for a zero matrix.
+fn first_eigenvector(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
+    for _ in 0..SQUARINGS {
+        let largest = (0..n).map(|i| a[i * n + i]).fold(0.0, f64::max);
+        if largest == 0.0 {
+            return None;
+        }
+        a.iter_mut().for_each(|x| *x /= largest);
+        a = product(&a, &a, n);
+    }
+    // Now of rank one: any column of it will do; the one of the largest diagonal element is the safest.
+    let best = (0..n).fold(0, |b, i| if a[i * n + i] > a[b * n + b] { i } else { b });
+    let u: Vec<f64> = (0..n).map(|i| a[i * n + best]).collect();
+    let length = u.iter().map(|x| x * x).sum::<f64>().sqrt();
+    (length > 0.0).then(|| u.into_iter().map(|x| x / length).collect())
+}
+
+/// `sigma_1 u_1` of the matrix with these `rows` of `k` numbers, by the smaller of its two Gram matrices; zeros for a zero
+/// matrix, NaN for one that is not finite.
 fn first_component(x: &[f64], rows: usize, k: usize) -> Vec<f64> {
+    if x.iter().any(|x| !x.is_finite()) {
+        return vec![f64::NAN; rows];
+    }
     let at = |i: usize| &x[i * k..][..k];
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let mut power: Vec<f64> = (0..rows * rows).map(|ij| dot(at(ij / rows), at(ij % rows))).collect();
-    for _ in 0..SQUARINGS {
-        let largest = (0..rows).map(|i| power[i * rows + i]).fold(0.0, f64::max);
-        if largest == 0.0 {
-            return vec![0.0; rows];
+    let right = if k < rows {
+        let mut gram = vec![0.0; k * k];
+        for row in x.chunks_exact(k) {
+            for (g, a) in gram.chunks_exact_mut(k).zip(row) {
+                g.iter_mut().zip(row).for_each(|(g, b)| *g += a * b);
+            }
         }
-        power.iter_mut().for_each(|p| *p /= largest);
-        power = product(&power, &power, rows);
-    }
-    // Now of rank one: any column of it is u_1; the one of the largest diagonal element is the safest.
-    let best = (0..rows).fold(0, |b, i| if power[i * rows + i] > power[b * rows + b] { i } else { b });
-    let u: Vec<f64> = (0..rows).map(|i| power[i * rows + best]).collect();
-    let length = dot(&u, &u).sqrt();
-    if length == 0.0 {
-        return vec![0.0; rows];
-    }
-    let mut v = vec![0.0; k];
-    for (i, u) in u.iter().enumerate() {
-        v.iter_mut().zip(at(i)).for_each(|(v, x)| *v += u / length * x);
-    }
-    let sigma = dot(&v, &v).sqrt();
-    (0..rows).map(|i| dot(at(i), &v) / sigma.max(f64::MIN_POSITIVE)).collect()
+        first_eigenvector(gram, k)
+    } else {
+        let gram = (0..rows * rows).map(|ij| dot(at(ij / rows), at(ij % rows))).collect();
+        first_eigenvector(gram, rows).map(|u| {
+            let mut v = vec![0.0; k];
+            for (i, u) in u.iter().enumerate() {
+                v.iter_mut().zip(at(i)).for_each(|(v, x)| *v += u * x);
+            }
+            let sigma = dot(&v, &v).sqrt().max(f64::MIN_POSITIVE);
+            v.into_iter().map(|v| v / sigma).collect()
+        })
+    };
+    right.map_or_else(|| vec![0.0; rows], |v| (0..rows).map(|i| dot(at(i), &v)).collect())
 }
 
 impl Interpreter for EigenCam {
@@ -109,6 +128,10 @@ mod tests {
     #[test]
     fn first_component_of_a_diagonal_matrix() {
         assert_eq!(first_component(&[2.0, 0.0, 0.0, 1.0], 2, 2), [2.0, 0.0]);
+        // Both Gram matrices, of the same matrix with a row and with a column of zeros more.
+        assert_eq!(first_component(&[2.0, 0.0, 0.0, 1.0, 0.0, 0.0], 3, 2), [2.0, 0.0, 0.0]);
+        assert_eq!(first_component(&[2.0, 0.0, 0.0, 0.0, 1.0, 0.0], 2, 3), [2.0, 0.0]);
+        assert!(first_component(&[f64::NAN; 4], 2, 2)[0].is_nan());
         assert_eq!(first_component(&[0.0; 6], 2, 3), [0.0, 0.0]);
     }
 }

@@ -143,10 +143,7 @@ impl ShapCam {
                 match self.estimator {
                     Computation::Mc => sampled(),
                     _ if game.present_mean => sampled(),
-                    Computation::Aumann => {
-                        let (phi, error) = det2::aumann(game, self.score);
-                        (phi, error, Estimator::Aumann)
-                    }
+                    Computation::Aumann => (det2::aumann(game, self.score), vec![], Estimator::Aumann),
                     _ => {
                         let found = det2::det2(game, self.score);
                         if self.estimator == Computation::Auto && found.relative_error > TRUSTED {
@@ -161,7 +158,9 @@ impl ShapCam {
             Tensor::from_vec(values, (n, h, w), forward.features.device())?.to_dtype(forward.features.dtype())
         };
         let estimators = maps.iter().map(|(_, _, estimator)| *estimator).collect();
-        let error = Some(tensor(maps.iter().flat_map(|(_, error, _)| error.iter().copied()).collect())?);
+        let known = self.estimator != Computation::Aumann || games.iter().all(|game| game.present_mean);
+        let errors: Vec<f64> = maps.iter().flat_map(|(_, error, _)| error.iter().copied()).collect();
+        let error = known.then(|| tensor(errors)).transpose()?;
         let map = tensor(maps.into_iter().flat_map(|(phi, ..)| phi).collect())?;
         Ok(Explanation { map, estimators, error, evaluations: 0 })
     }

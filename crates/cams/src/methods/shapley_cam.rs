@@ -1,4 +1,4 @@
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, weighted_sum};
@@ -25,6 +25,9 @@ impl Default for ShapleyCam {
 impl Interpreter for ShapleyCam {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
         let features = &forward.features;
+        if !(self.step > 0.0 && self.step < 1.0) {
+            bail!("interpreter.shapley_cam.step is {}; it must lie between 0 and 1", self.step);
+        }
         let Some(head) = forward.model.linear_head() else {
             let at = |scale: f64| forward.gradient_at(&(features.detach() * scale)?, self.score, classes);
             let product = ((at(1.0 + self.step)? - at(1.0 - self.step)?)? / (2.0 * self.step))?;

@@ -189,7 +189,7 @@ pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
     }
     let peak_gflops = match (tensors, dtype) {
         (DType::F64, _) => peak::gflops::<f64>(isa),
-        (_, Precision::Bf16) => peak::gflops::<bf16>(isa),
+        (_, Precision::Bf16) if isa >= Isa::Avx512Bf16 => peak::gflops::<bf16>(isa),
         _ => peak::gflops::<f32>(isa),
     };
     Ok(Kernels { peak_gflops, rows })

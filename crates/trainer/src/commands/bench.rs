@@ -1,4 +1,4 @@
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::json;
 
 use crate::bench;
@@ -12,6 +12,10 @@ pub fn step(args: &BenchStep, global: &Global) -> Result<Done> {
         return Err(crate::error::unknown("interpreter", &args.interpreter, Methods::NAMES));
     }
     let (dtype, precision) = args.dtype.parts();
+    ensure!(
+        precision != ::kernels::Precision::Bf16 || global.device()?.is_cpu(),
+        "--dtype bf16 is for the CPU: on other devices networks run on candle's ops in f32"
+    );
     let backend = Backend { precision, ..Backend::new(dtype, &global.device()?) };
     let t = bench::step::step(
         &args.student,
@@ -26,7 +30,7 @@ pub fn step(args: &BenchStep, global: &Global) -> Result<Done> {
         args.repeats,
         args.batch,
         rayon::current_num_threads(),
-        kernels::Isa::best(),
+        ::kernels::Isa::best(),
         args.student,
         t.train_ms,
         args.teacher,
@@ -51,7 +55,7 @@ pub fn kernels(args: &BenchKernels) -> Result<Done> {
         "batch {}, {} threads, {:?}, {:?}: {:.0} GFLOP/s at most\n{:30}{:>10}{:>10}{:>7}{:>10}{:>7}{:>9}\n",
         args.batch,
         rayon::current_num_threads(),
-        kernels::Isa::best(),
+        ::kernels::Isa::best(),
         args.dtype,
         bench.peak_gflops,
         "",

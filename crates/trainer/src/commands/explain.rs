@@ -217,7 +217,10 @@ fn write(path: &Path, outcomes: &[Outcome], classes: &[i64], logits: &[f32], n: 
         let shape = [n, o.shape[0], o.shape[1]];
         tensors.insert(o.method.to_string(), Entry::f32(&shape, &o.values));
         if !o.error.is_empty() {
-            tensors.insert(format!("{}.standard_error", o.method), Entry::f32(&shape, &o.error));
+            // A deterministic rule's estimate of its own error is no standard error.
+            let sampled = o.estimators.iter().all(|e| *e == "mc");
+            let what = if sampled { "standard_error" } else { "error_estimate" };
+            tensors.insert(format!("{}.{what}", o.method), Entry::f32(&shape, &o.error));
         }
     }
     tensors.insert("classes".into(), Entry::i64(&[n], classes));

@@ -164,6 +164,12 @@ pub struct Train {
 }
 
 impl Precision {
+    /// What this machine makes of it.
+    pub fn in_effect(self) -> Precision {
+        let slow = self == Precision::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16;
+        if slow { Precision::F32 } else { self }
+    }
+
     /// The tensors' type, and what the CPU kernels make of f32 tensors.
     pub fn parts(self) -> (DType, kernels::Precision) {
         match self {

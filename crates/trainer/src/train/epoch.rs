@@ -9,7 +9,7 @@ use super::{COMMIT, Trainer};
 use crate::checkpoint::{self, Metadata};
 use crate::data::Images;
 use crate::data::loader::Plan;
-use crate::evaluate::evaluate;
+use crate::evaluate::evaluate_quickly;
 use crate::nn::{Network, Weights};
 use crate::record::Recorder;
 use crate::state::Sums;
@@ -29,7 +29,7 @@ impl Trainer<'_> {
         recorder: &mut Recorder,
     ) -> Result<()> {
         let (t, state) = (&self.config.train, &self.state);
-        let evaluation = evaluate(&self.student, curve)?;
+        let evaluation = evaluate_quickly(&self.student, curve)?;
         let n = state.sums.images.max(1.0);
         let (name, word) = if held_out { ("val_error", "validation") } else { ("test_error", "test") };
         let train_error = 100.0 * state.sums.wrong / n;

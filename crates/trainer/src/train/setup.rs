@@ -8,7 +8,7 @@ use kernels::graph::Shape;
 
 use super::{Options, Trainer};
 use crate::checkpoint::File;
-use crate::config::{BnGamma, Config, Control, Distance, Precision};
+use crate::config::{BnGamma, Config, Control, Distance, MapGradient, Precision};
 use crate::data::Images;
 use crate::data::fetch::sha256;
 use crate::data::loader::Plan;
@@ -58,6 +58,19 @@ fn normalization(config: &Config, images: &Images) -> Normalization {
 /// A trainer in its saved state if it is to go on and has one, else at the start.
 pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan: &Plan) -> Result<Trainer<'c>> {
     let (dtype, precision) = config.train.dtype.parts();
+    ensure!(
+        precision != kernels::Precision::Bf16 || options.device.is_cpu(),
+        "train.dtype = \"bf16\" is for the CPU: on other devices networks run on candle's ops in f32"
+    );
+    let l = &config.loss;
+    ensure!(
+        options.device.is_cpu()
+            || l.weights.explanation == 0.0
+            || l.layer == "last"
+            || l.gradient == MapGradient::StopGrad,
+        "loss.gradient = \"double\" at loss.layer = \"{}\" is for the CPU: use \"stop_grad\"",
+        l.layer
+    );
     let backend = Backend { precision, ..Backend::new(dtype, &options.device) };
     let architecture = architecture(config, images)?;
     let mut normalization = normalization(config, images);

@@ -185,7 +185,7 @@ pub fn aumann(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &S
     d.broadcast_mul(&slope)?.sum(D::Minus1)?.reshape((n, h, w))
 }
 
-/// `det2` on tensors: the same formula as the one on numbers, with 8 nodes; differentiable, and slower.
+/// `det2` on tensors: the same rule as on numbers; differentiable, and slower.
 pub fn det2(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &ShapCam) -> Result<Tensor> {
     if method.score == Score::Logit {
         bail!("the logit's map is exact");
@@ -216,7 +216,7 @@ pub fn det2(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &Sha
         u - ((trace - whole)? * (0.5 * t * (1.0 - t)))?
     };
     let mut phi = Tensor::zeros((n, h * w), d.dtype(), d.device())?;
-    for &(t, weight) in COARSE.iter() {
+    for &(t, weight) in FINE.iter() {
         let without = z0.broadcast_add(&((total.broadcast_sub(&d)?) * t)?)?;
         let gain = (value(&(&without + &d)?, t)? - value(&without, t)?)?;
         phi = (phi + (gain * weight)?)?;

@@ -21,7 +21,7 @@ pub struct Sampling {
 
 impl Sampling {
     fn pairs(&self) -> usize {
-        self.permutations.div_ceil(2).max(2)
+        (self.permutations / 2).max(2)
     }
 }
 
