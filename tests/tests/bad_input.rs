@@ -49,15 +49,30 @@ fn wrong_settings() -> Result<()> {
             &["not differentiable", "det2"],
         ),
         (
-            &["loss.weights.explanation=1.0", "loss.layer=layer2", "loss.interpreter=score_cam"],
+            &[
+                "loss.weights.explanation=1.0",
+                "loss.layer=layer2",
+                "loss.interpreter=score_cam",
+                "teacher.checkpoint=none",
+            ],
             &["score_cam", "layer2", "loss.gradient = \"stop_grad\""],
         ),
         (
-            &["loss.weights.explanation=1.0", "loss.layer=layer2", "loss.interpreter=shap_cam"],
+            &[
+                "loss.weights.explanation=1.0",
+                "loss.layer=layer2",
+                "loss.interpreter=shap_cam",
+                "teacher.checkpoint=none",
+            ],
             &["shap_cam", "sampled", "\"last\""],
         ),
         (
-            &["loss.weights.explanation=1.0", "loss.interpreter=shap_cam", "interpreter.shap_cam.fill=dataset_mean"],
+            &[
+                "loss.weights.explanation=1.0",
+                "loss.interpreter=shap_cam",
+                "interpreter.shap_cam.fill=dataset_mean",
+                "teacher.checkpoint=none",
+            ],
             &["dataset_mean", "channel_mean"],
         ),
         (&["loss.layer=layer2", "loss.distance=all_class_pooled"], &["loss.layer is \"layer2\"", "\"last\" only"]),

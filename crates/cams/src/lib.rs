@@ -301,9 +301,7 @@ impl Differentiable {
     /// The fact as words.
     pub fn sentence(self) -> String {
         match self {
-            Differentiable::ClosedForm => {
-                "differentiable by a closed form at the last layer; at inner ones see loss.gradient".into()
-            }
+            Differentiable::ClosedForm => "differentiable in closed form at the last layer".into(),
             Differentiable::WeightsConstant => {
                 "differentiable through the activations, channel weights held constant".into()
             }

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Entry, File, Metadata, write_tensors};
 
 /// What an epoch has added up so far.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
     /// Images seen.
     pub images: f64,
@@ -68,10 +67,16 @@ impl State {
             vectors.iter().map(|(name, v)| (name.to_string(), Entry::f32(&[v.len()], v))).collect();
         let scalars = [self.best, self.seconds];
         tensors.insert("scalars".into(), Entry::f64(&[2], &scalars));
-        let sums = serde_json::to_string(&self.sums)?;
+        // As numbers, not as text: a JSON number may come back one bit off.
+        let sums: Vec<f64> = [self.sums.images, self.sums.wrong, self.sums.total]
+            .into_iter()
+            .chain(self.sums.terms.values().copied())
+            .collect();
+        tensors.insert("sums".into(), Entry::f64(&[sums.len()], &sums));
+        let terms = serde_json::to_string(&self.sums.terms.keys().collect::<Vec<_>>())?;
         let inputs = serde_json::to_string(&self.inputs)?;
         let step = self.step.to_string();
-        let metadata = Metadata::from([("step".to_string(), step), ("sums".into(), sums), ("inputs".into(), inputs)]);
+        let metadata = Metadata::from([("step".to_string(), step), ("terms".into(), terms), ("inputs".into(), inputs)]);
         write_tensors(path, &tensors, &metadata)
     }
 
@@ -79,14 +84,22 @@ impl State {
     pub fn load(path: &Path) -> Result<State> {
         let file = File::read(path)?;
         let scalars = file.f64("scalars")?;
-        ensure!(scalars.len() == 2, "{} is not a training state of this version", path.display());
+        let (sums, terms) = (file.f64("sums")?, file.get("terms")?);
+        let terms: Vec<String> = serde_json::from_str(terms).context("the terms in the training state")?;
+        let fits = scalars.len() == 2 && sums.len() == 3 + terms.len();
+        ensure!(fits, "{} is not a training state of this version", path.display());
         Ok(State {
             step: file.get("step")?.parse().context("the step in the training state")?,
             parameters: file.f32("parameters")?,
             running: file.f32("running")?,
             momentum: file.f32("momentum")?,
             ema: [file.f32("ema.parameters")?, file.f32("ema.running")?],
-            sums: serde_json::from_str(file.get("sums")?).context("the sums in the training state")?,
+            sums: Sums {
+                images: sums[0],
+                wrong: sums[1],
+                total: sums[2],
+                terms: terms.into_iter().zip(sums[3..].iter().copied()).collect(),
+            },
             best: scalars[0],
             seconds: scalars[1],
             inputs: serde_json::from_str(file.get("inputs")?).context("the inputs in the training state")?,

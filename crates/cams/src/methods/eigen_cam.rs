@@ -116,7 +116,7 @@ impl Interpreter for EigenCam {
     }
 
     fn differentiable(&self) -> Differentiable {
-        Differentiable::Not("the first singular vector turns without bound where two singular values meet")
+        Differentiable::Not("singular vectors jump where singular values meet")
     }
 }
 

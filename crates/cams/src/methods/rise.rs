@@ -79,8 +79,9 @@ impl Rise {
         let (m, h, w) = masks.dims3()?;
         let n = scores.dim(0)?;
         let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
-        // Summed image by image: a product's rows may be rounded differently in a batch of another size.
-        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.matmul(&masks.reshape((m, h * w))?));
+        // Not matrix products: they may be rounded differently in a batch of another size or on more threads.
+        let masks = masks.reshape((m, h * w))?;
+        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.reshape((m, 1))?.broadcast_mul(&masks)?.sum_keepdim(0));
         (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p))?.contiguous()
     }
 
@@ -90,7 +91,7 @@ impl Rise {
         let n = scores.dim(0)?;
         let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
         let (scores, masks) = (scores.detach().sqr()?, masks.sqr()?.reshape((m, h * w))?);
-        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.matmul(&masks));
+        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.reshape((m, 1))?.broadcast_mul(&masks)?.sum_keepdim(0));
         let square =
             (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p * self.p))?;
         let variance = maps::relu(&(square - map.detach().sqr()?)?)?;
