@@ -20,14 +20,17 @@ fn methods() -> Methods {
     m
 }
 
+/// A method as a function.
+type Explain = Box<dyn Fn(&Forward, &Tensor) -> Result<Explanation>>;
+
 /// The methods that explain this model; the others say why not.
-fn usable(model: &Toy) -> Vec<(&'static str, Box<dyn Fn(&Forward, &Tensor) -> Result<Explanation>>)> {
+fn usable(model: &Toy) -> Vec<(&'static str, Explain)> {
     let linear = model.linear;
     let found = Methods::NAMES.iter().filter(move |name| linear || **name != "cam");
     found
         .map(|name| {
             let explain = move |f: &Forward, c: &Tensor| methods().get(name).unwrap().explain(f, c);
-            (*name, Box::new(explain) as Box<dyn Fn(&Forward, &Tensor) -> Result<Explanation>>)
+            (*name, Box::new(explain) as Explain)
         })
         .collect()
 }

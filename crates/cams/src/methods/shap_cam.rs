@@ -129,7 +129,7 @@ impl ShapCam {
     }
 
     /// Maps of a linear head's other scores from numbers: image by image, on all threads.
-    fn from_games(&self, forward: &Forward, head: &LinearHead, classes: &Tensor) -> Result<Explanation> {
+    fn by_games(&self, forward: &Forward, head: &LinearHead, classes: &Tensor) -> Result<Explanation> {
         let (n, _, h, w) = forward.features.dims4()?;
         let games = additive::games(forward, head, classes, self.fill)?;
         let maps: Vec<_> = games
@@ -207,7 +207,7 @@ impl Interpreter for ShapCam {
             (Some(_), Computation::Det2 | Computation::Aumann) if self.fill == Fill::PresentMean => bail!(
                 "with fill = \"present_mean\" what a player gets depends on the others: det2 and aumann do not cover it; use mc"
             ),
-            (Some(head), _) => self.from_games(forward, &head, classes),
+            (Some(head), _) => self.by_games(forward, &head, classes),
             (None, Computation::Auto | Computation::Mc) => mc::by_passes(self, forward, classes),
             (None, _) => bail!(
                 "estimator exact, det2 and aumann need average pooling and a linear layer behind the explained layer: use layer = \
