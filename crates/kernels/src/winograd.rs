@@ -5,7 +5,7 @@
 //! over channels is one matrix product for each of the 36 elements. The backward pass is the exact
 //! adjoint of the same three maps, so one transform of the gradient serves both the input's and the
 //! weights' gradient: `dM = A dY A^T`, `dU = V^T dM`, `dV = dM U^T`, `dd = B dV B^T`, `dg = G^T dU G`.
-//! The interpolation points are [`points`]', not the usual 0, ±1, ±2: see there.
+//! The interpolation points are not the usual 0, ±1, ±2: see `winograd/points.rs`.
 //!
 //! A block of tiles goes through in lines. First the vertical transforms: each column of pixels is read once (BatchNorm
 //! and ReLU applied on the way) and gives one pixel in each of six lines. Neighbouring tiles share it. Then, line by line,
