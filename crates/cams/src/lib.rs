@@ -48,9 +48,12 @@
 
 pub mod maps;
 pub mod methods;
+pub mod ops;
+pub mod random;
 pub mod score;
 
 use candle_core::{Result, Tensor, Var, bail};
+use ops::weighted_sum;
 pub use score::Score;
 
 /// A classifier cut at the layer to explain: `logits = head(features(images))`.
@@ -90,14 +93,11 @@ pub struct LinearHead {
 impl LinearHead {
     /// Activations (n, k, h, w) to logits (n, classes).
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
-        // Not a matrix product: its rows may be rounded differently in a batch of another size, and what
-        // is said about an image must not depend on its neighbours.
-        let pooled = features.mean((2, 3))?.unsqueeze(1)?; // (n, 1, k)
-        pooled.broadcast_mul(&self.weight.unsqueeze(0)?)?.sum(2)?.broadcast_add(&self.bias)
+        ops::rows(&ops::pool(features)?, &self.weight.t()?)?.broadcast_add(&self.bias)
     }
-    /// `v W` for every image: (n, classes) to (n, k). Summed image by image, for the same reason.
+    /// `v W` for every image: (n, classes) to (n, k).
     pub fn channels(&self, v: &Tensor) -> Result<Tensor> {
-        v.unsqueeze(2)?.broadcast_mul(&self.weight.unsqueeze(0)?)?.sum(1)
+        ops::rows(v, &self.weight)
     }
     /// The classes' rows of the weight, (n, k).
     pub fn class_weight(&self, classes: &Tensor) -> Result<Tensor> {
@@ -362,10 +362,4 @@ pub fn images_per_pass(forward: &Forward, megabytes: f64) -> usize {
     let bytes =
         5 * (elements(&forward.images) + elements(&forward.features)) * forward.features.dtype().size_in_bytes();
     ((megabytes * 1e6 / bytes.max(1) as f64) as usize).max(1)
-}
-
-/// `sum_k alpha_k A_k`: weights (n, k) and activations (n, k, h, w) to a map (n, h, w).
-pub fn weighted_sum(alpha: &Tensor, features: &Tensor) -> Result<Tensor> {
-    let (n, _, h, w) = features.dims4()?;
-    alpha.unsqueeze(1)?.matmul(&features.flatten_from(2)?)?.reshape((n, h, w))
 }

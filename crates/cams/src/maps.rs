@@ -53,3 +53,54 @@ pub fn minmax(map: &Tensor) -> Result<Tensor> {
     debug_assert_eq!(scaled.dim(0)?, n);
     scaled.reshape(map.dims())
 }
+
+/// `images` (n, c, h, w) under a Gaussian of `size` pixels, an odd number, and standard deviation `sigma`; borders are reflected.
+pub fn blur(images: &Tensor, size: usize, sigma: f64) -> Result<Tensor> {
+    let (n, c, h, w) = images.dims4()?;
+    let axis = |len: usize| -> Result<Tensor> {
+        let reach = (size / 2) as isize;
+        let weight = |d: isize| (-((d * d) as f64) / (2.0 * sigma * sigma)).exp();
+        let total: f64 = (-reach..=reach).map(weight).sum();
+        let mut m = vec![0f64; len * len];
+        for i in 0..len as isize {
+            for d in -reach..=reach {
+                m[i as usize * len + reflected(i + d, len)] += weight(d) / total;
+            }
+        }
+        Tensor::from_vec(m, (len, len), images.device())?.to_dtype(images.dtype())
+    };
+    let columns = images.contiguous()?.reshape((n * c * h, w))?.matmul(&axis(w)?.t()?)?.reshape((n * c, h, w))?;
+    axis(h)?.unsqueeze(0)?.broadcast_as((n * c, h, h))?.contiguous()?.matmul(&columns)?.reshape((n, c, h, w))
+}
+
+/// `images` (n, c, h, w) moved by `dy` down and `dx` to the right; borders are reflected. Differentiable.
+pub fn shift(images: &Tensor, dy: isize, dx: isize) -> Result<Tensor> {
+    let (_, _, h, w) = images.dims4()?;
+    let from = |len: usize, by: isize| {
+        let from: Vec<u32> = (0..len as isize).map(|i| reflected(i - by, len) as u32).collect();
+        Tensor::new(from, images.device())
+    };
+    images.contiguous()?.index_select(&from(h, dy)?, 2)?.index_select(&from(w, dx)?, 3)
+}
+
+/// A position reflected at both ends of an axis as often as it takes: a small image may be narrower than the reach.
+fn reflected(i: isize, len: usize) -> usize {
+    let period = (2 * len as isize - 2).max(1);
+    let at = i.rem_euclid(period);
+    (if at >= len as isize { period - at } else { at }) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shifted_by_hand() -> Result<()> {
+        let image = Tensor::new(&[[[[1f64, 2.0, 3.0], [4.0, 5.0, 6.0]]]], &Device::Cpu)?;
+        let of = |dy, dx| shift(&image, dy, dx)?.flatten_all()?.to_vec1::<f64>();
+        assert_eq!(of(0, 0)?, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(of(0, 1)?, [2.0, 1.0, 2.0, 5.0, 4.0, 5.0]);
+        assert_eq!(of(1, -1)?, [5.0, 6.0, 5.0, 2.0, 3.0, 2.0]);
+        Ok(())
+    }
+}

@@ -67,7 +67,25 @@ impl Score {
         (along - spread)?.broadcast_mul(&of_class)
     }
 
-    /// The same on plain numbers.
+    /// [`Score::gradient`] on plain numbers.
+    pub(crate) fn slope(self, z: &[f64], class: usize) -> Vec<f64> {
+        let largest = z.iter().copied().fold(f64::MIN, f64::max);
+        let grown: Vec<f64> = z.iter().map(|z| (z - largest).exp()).collect();
+        let total: f64 = grown.iter().sum();
+        let of_class = grown[class] / total;
+        let slope = grown.iter().enumerate().map(|(j, grown)| {
+            let (one, p) = (if j == class { 1.0 } else { 0.0 }, grown / total);
+            match self {
+                Score::Logit => one,
+                Score::Prob => of_class * (one - p),
+                Score::LogProb => one - p,
+                Score::Rest => 2.0 * one - p,
+            }
+        });
+        slope.collect()
+    }
+
+    /// [`Score::of`] on plain numbers.
     pub(crate) fn value(self, z: &[f64], class: usize) -> f64 {
         if self == Score::Logit {
             return z[class];
@@ -111,6 +129,8 @@ mod tests {
             let grads = values.sum_all()?.backward()?;
             let formula = score.gradient(&logits, &classes)?;
             let autograd = testkit::values(grads.get(&logits).unwrap())?;
+            let plain: Vec<f64> = z.iter().zip([2, 0]).flat_map(|(z, c)| score.slope(z, c)).collect();
+            testkit::assert_close("slope", &plain, &autograd, 1e-12);
             testkit::assert_close("gradient", &testkit::values(&formula)?, &autograd, 1e-12);
             let v = Tensor::new(&[[0.3f64, -1.0, 0.7], [2.0, 0.5, 0.1]], &device)?;
             let step = 1e-6;

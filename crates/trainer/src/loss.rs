@@ -95,14 +95,6 @@ pub fn all_class_pooled(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     (pool(student)? - pool(&teacher.detach())?)?.sqr()?.mean_all()
 }
 
-/// `sum_k W_ck A_k` for every class: weight (classes, k) and features (n, k, h, w) to (n, classes, h, w).
-pub fn class_activation_maps(weight: &Tensor, features: &Tensor) -> Result<Tensor> {
-    let (n, _, h, w) = features.dims4()?;
-    let classes = weight.dim(0)?;
-    let weight = weight.unsqueeze(0)?.broadcast_as((n, classes, weight.dim(1)?))?.contiguous()?;
-    weight.matmul(&features.flatten_from(2)?)?.reshape((n, classes, h, w))
-}
-
 /// Where a layer (n, k, h, w) looks: the mean of its squared activations, (n, h, w).
 pub fn attention_map(features: &Tensor) -> Result<Tensor> {
     features.sqr()?.mean(1)

@@ -13,7 +13,7 @@ use kernels::Value;
 use kernels::batch_norm::Statistics;
 use kernels::graph::{Graph, Init};
 use kernels::stage::{Memory, Mode, Precision, Stage};
-use rand::{Rng, RngExt};
+use rand::RngExt;
 
 use crate::data::loader::Batch;
 use crate::models::Architecture;
@@ -161,7 +161,7 @@ impl Weights {
             match entry.init {
                 Init::Kaiming { fan_in } => {
                     let std = (2.0 / fan_in as f64).sqrt();
-                    slice.iter_mut().for_each(|p| *p = (normal(&mut rng) * std) as f32);
+                    slice.iter_mut().for_each(|p| *p = (cams::random::normal(&mut rng) * std) as f32);
                 }
                 Init::Gamma if uniform_gamma => slice.iter_mut().for_each(|p| *p = rng.random::<f32>()),
                 Init::Gamma | Init::Ones => slice.fill(1.0),
@@ -173,12 +173,6 @@ impl Weights {
         }
         Weights { parameters, running }
     }
-}
-
-/// One standard normal number (Box & Muller 1958).
-fn normal(rng: &mut impl Rng) -> f64 {
-    let (u, v): (f64, f64) = (rng.random(), rng.random());
-    (-2.0 * (1.0 - u).ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
 }
 
 impl Network {

@@ -39,7 +39,7 @@ fn map(config: &Config, network: &Network, forward: &Forward, classes: &Tensor) 
     let loss = &config.loss;
     if loss.distance == Distance::AllClassPooled {
         let head = network.linear_head()?;
-        return Ok(loss::class_activation_maps(&head.weight, &forward.features)?);
+        return Ok(cams::ops::class_maps(&head.weight, &forward.features)?);
     }
     let method = config.interpreter.get(&loss.interpreter).context("the interpreter was checked at the start")?;
     let signed = method.signed(forward, classes)?.map;

@@ -1,7 +1,8 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, weighted_sum};
+use crate::ops::{pool, weighted_sum};
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass};
 
 /// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0 (0 where y is 0);
 /// `map = ReLU(sum_k alpha_k A_k)`.
@@ -26,8 +27,12 @@ impl AblationCam {
     /// Scores (n, k) without each channel, by formula.
     fn linear(&self, forward: &Forward, head: &crate::LinearHead, classes: &Tensor) -> Result<Tensor> {
         let (n, k, _, _) = forward.features.dims4()?;
-        let pooled = forward.features.mean((2, 3))?.unsqueeze(2)?; // (n, k, 1)
-        let taken = pooled.broadcast_mul(&head.weight.t()?.unsqueeze(0)?)?; // (n, k, classes)
+        let pooled = pool(&forward.features)?;
+        if self.score == Score::Logit {
+            let taken = (head.class_weight(classes)? * pooled)?;
+            return self.score.of(&forward.logits, classes)?.unsqueeze(1)?.broadcast_sub(&taken);
+        }
+        let taken = pooled.unsqueeze(2)?.broadcast_mul(&head.weight.t()?.unsqueeze(0)?)?; // (n, k, classes)
         let left = forward.logits.unsqueeze(1)?.broadcast_sub(&taken)?;
         let count = forward.logits.dim(1)?;
         let repeated = classes.unsqueeze(1)?.broadcast_as((n, k))?.contiguous()?.flatten_all()?;

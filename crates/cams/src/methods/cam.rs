@@ -1,7 +1,8 @@
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, weighted_sum};
+use crate::ops::weighted_sum;
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
 /// CAM (Zhou et al. 2016, arXiv 1512.04150, eq. 2): `map = sum_k W_ck A_k`, signed. Needs pooling and a linear layer behind A.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,4 +1,5 @@
 use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
@@ -20,8 +21,10 @@ impl Default for EigenCam {
     }
 }
 
-/// Squarings of the Gram matrix: two singular values that differ by one part in 2^20 are told apart.
+/// Squarings of the Gram matrix at most: two singular values that differ by one part in 2^20 are told apart.
 const SQUARINGS: usize = 24;
+/// A matrix whose squared norm lacks no more than this of its squared trace is of rank one.
+const RANK_ONE: f64 = 1e-15;
 
 /// `a b` of square matrices.
 fn product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
@@ -42,6 +45,10 @@ fn first_eigenvector(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
             return None;
         }
         a.iter_mut().for_each(|x| *x /= largest);
+        let trace: f64 = (0..n).map(|i| a[i * n + i]).sum();
+        if 1.0 - a.iter().map(|x| x * x).sum::<f64>() / (trace * trace) < RANK_ONE {
+            break;
+        }
         a = product(&a, &a, n);
     }
     // Now of rank one: any column of it will do; the one of the largest diagonal element is the safest.
@@ -86,8 +93,9 @@ impl Interpreter for EigenCam {
         let (n, k, h, w) = forward.features.dims4()?;
         let positions = h * w;
         let values: Vec<f64> = forward.features.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-        let mut map = Vec::with_capacity(n * positions);
-        for image in values.chunks_exact((k * positions).max(1)) {
+        let mut map = vec![0.0; n * positions];
+        let images = values.par_chunks((k * positions).max(1));
+        map.par_chunks_mut(positions.max(1)).zip(images).for_each(|(map, image)| {
             let mut x: Vec<f64> = (0..positions * k).map(|at| image[at % k * positions + at / k]).collect();
             let mean: Vec<f64> = x.chunks_exact(k).map(|row| row.iter().sum::<f64>() / k as f64).collect();
             if self.centred {
@@ -101,8 +109,8 @@ impl Interpreter for EigenCam {
             let (a, b) = (centre(&mean), centre(&projection));
             let together: f64 = mean.iter().zip(&projection).map(|(m, p)| (m - a) * (p - b)).sum();
             let sign = if together < 0.0 { -1.0 } else { 1.0 };
-            map.extend(projection.into_iter().map(|p| sign * p));
-        }
+            map.iter_mut().zip(projection).for_each(|(to, p)| *to = sign * p);
+        });
         let map = Tensor::from_vec(map, (n, h, w), forward.features.device())?.to_dtype(forward.features.dtype())?;
         Explanation::new(map, Estimator::Exact, 0)
     }

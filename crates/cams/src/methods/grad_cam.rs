@@ -1,7 +1,8 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Explanation, Forward, Interpreter, Score, weighted_sum};
+use crate::ops::weighted_sum;
+use crate::{Differentiable, Explanation, Forward, Interpreter, Score};
 
 /// Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, eq. 1 and 2).
 ///

@@ -1,7 +1,8 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score, maps, weighted_sum};
+use crate::ops::{self, weighted_sum};
+use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score, maps};
 
 /// Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, eq. 5 and 12 to 20).
 ///
@@ -30,7 +31,7 @@ impl GradCamPp {
         }
         // Where W is negative alpha is 0 whatever the denominator, so its positive part will do, and
         // cannot vanish: the features are behind a ReLU.
-        let pooled = forward.features.mean((2, 3))?;
+        let pooled = ops::pool(&forward.features)?;
         &positive / ((&positive * pooled)? + 2.0)?
     }
 

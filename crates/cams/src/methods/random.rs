@@ -3,7 +3,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, weighted_sum};
+use crate::ops::weighted_sum;
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
 /// The control: channels weighted at random, `alpha_k ~ U(-1, 1)`, fixed for each image by the seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,15 +1,25 @@
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
 
+/// What an absent pixel gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Background {
+    /// 0 in the network's input, the mean colour.
+    #[default]
+    Zero,
+    /// The image blurred by a Gaussian of 11 pixels, sigma 5.
+    Blur,
+}
+
 /// RISE (Petsiuk et al. 2018, arXiv 1806.07421, eq. 5): `S = 1 / (N p) sum_i f(x * M_i) M_i` at the image's resolution.
 ///
 /// A mask is a grid of `cells` x `cells` zeros and ones (one with probability `p`), resized bilinearly to one cell more than the image and
-/// cut out at a random place. All images see the same masks; absent pixels get 0, the mean colour. The error is the standard
-/// error of the mean over masks.
+/// cut out at a random place. All images see the same masks. The error is the standard error of the mean over masks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rise {
@@ -21,6 +31,11 @@ pub struct Rise {
     pub cells: usize,
     /// Probability that a cell is kept.
     pub p: f64,
+    /// What absent pixels get.
+    pub fill: Background,
+    /// An image takes no more masks once the 95 % intervals of its map are within this share of its largest value, which is
+    /// looked at every 100 masks; 0: it takes them all.
+    pub tolerance: f64,
     /// Subtract the mean score first: without it the map carries a large constant. Not in the definition.
     pub centred: bool,
     /// Seed of the masks.
@@ -31,9 +46,22 @@ pub struct Rise {
 
 impl Default for Rise {
     fn default() -> Self {
-        Rise { score: Score::Prob, masks: 2000, cells: 8, p: 0.5, centred: false, seed: 0, memory_mb: 256.0 }
+        Rise {
+            score: Score::Prob,
+            masks: 2000,
+            cells: 8,
+            p: 0.5,
+            fill: Background::Zero,
+            tolerance: 0.0,
+            centred: false,
+            seed: 0,
+            memory_mb: 256.0,
+        }
     }
 }
+
+/// Masks between two looks at an image's error.
+const BLOCK: usize = 100;
 
 impl Rise {
     /// The masks for images of this size, (masks, height, width): each has a random stream of its own.
@@ -53,25 +81,52 @@ impl Rise {
         Tensor::stack(&cut, 0)
     }
 
-    /// The scores of every image under given masks (m, h, w), (n, m): as many masked images a pass as memory allows.
+    /// The scores of every image under given masks (m, h, w), (n, m).
     pub fn scores(&self, forward: &Forward, classes: &Tensor, masks: &Tensor) -> Result<Tensor> {
-        let (n, c, h, w) = forward.images.dims4()?;
+        let rows = (0..forward.images.dim(0)?).map(|i| self.scores_of(forward, classes, masks, i));
+        Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// Those of one image, (1, m): as many masked copies a pass as memory allows.
+    fn scores_of(&self, forward: &Forward, classes: &Tensor, masks: &Tensor, i: usize) -> Result<Tensor> {
+        let image = forward.images.narrow(0, i, 1)?;
+        let background = match self.fill {
+            Background::Zero => None,
+            Background::Blur => Some(maps::blur(&image, 11, 5.0)?),
+        };
         let m = masks.dim(0)?;
         let chunk = images_per_pass(forward, self.memory_mb);
-        let mut rows = Vec::with_capacity(n);
-        for i in 0..n {
-            let image = forward.images.narrow(0, i, 1)?;
-            let mut row = Vec::new();
-            for first in (0..m).step_by(chunk) {
-                let count = chunk.min(m - first);
-                let masks = masks.narrow(0, first, count)?.unsqueeze(1)?;
-                let masked = image.broadcast_as((count, c, h, w))?.broadcast_mul(&masks)?;
-                let logits = forward.model.head(&forward.model.features(&masked)?)?;
-                row.push(self.score.of(&logits, &classes.narrow(0, i, 1)?.broadcast_as(count)?.contiguous()?)?);
+        let mut row = Vec::new();
+        for first in (0..m).step_by(chunk) {
+            let count = chunk.min(m - first);
+            let masks = masks.narrow(0, first, count)?.unsqueeze(1)?;
+            let mut masked = image.broadcast_mul(&masks)?;
+            if let Some(background) = &background {
+                masked = (masked + background.broadcast_mul(&masks.affine(-1.0, 1.0)?)?)?;
             }
-            rows.push(Tensor::cat(&row, 0)?);
+            let logits = forward.model.head(&forward.model.features(&masked)?)?;
+            row.push(self.score.of(&logits, &classes.narrow(0, i, 1)?.broadcast_as(count)?.contiguous()?)?);
         }
-        Tensor::stack(&rows, 0)
+        Tensor::cat(&row, 0)?.unsqueeze(0)
+    }
+
+    /// One image's map and its error, (1, h, w) each, and how many masks they took.
+    fn map_of(&self, forward: &Forward, classes: &Tensor, masks: &Tensor, i: usize) -> Result<(Tensor, Tensor, usize)> {
+        let block = if self.tolerance > 0.0 { BLOCK } else { self.masks };
+        let mut scores = Vec::new();
+        let mut taken = 0;
+        loop {
+            let count = block.min(self.masks - taken);
+            scores.push(self.scores_of(forward, classes, &masks.narrow(0, taken, count)?, i)?);
+            taken += count;
+            let (seen, scores) = (masks.narrow(0, 0, taken)?, Tensor::cat(&scores, 1)?);
+            let map = self.combine(&seen, &scores)?;
+            let error = self.standard_error(&seen, &scores, &map)?;
+            let largest = |t: &Tensor| t.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+            if taken == self.masks || 1.96 * largest(&error)? <= self.tolerance * largest(&map)? {
+                return Ok((map, error, taken));
+            }
+        }
     }
 
     /// The map of given masks (m, h, w) and the scores under them (n, m).
@@ -101,20 +156,27 @@ impl Rise {
 
 impl Interpreter for Rise {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
-        if self.masks == 0 || self.cells == 0 || !(self.p > 0.0 && self.p <= 1.0) {
+        if self.masks == 0 || self.cells == 0 || !(self.p > 0.0 && self.p <= 1.0) || self.tolerance.is_nan() {
             bail!(
-                "rise needs at least one mask, one cell and 0 < p <= 1; given masks = {}, cells = {}, p = {}",
+                "rise needs at least one mask, one cell, 0 < p <= 1 and a tolerance; given masks = {}, cells = {}, p = {}, \
+                 tolerance = {}",
                 self.masks,
                 self.cells,
-                self.p
+                self.p,
+                self.tolerance
             );
         }
         let (_, _, h, w) = forward.images.dims4()?;
         let masks = self.draw((h, w), &forward.images)?;
-        let scores = self.scores(forward, classes, &masks)?;
-        let map = self.combine(&masks, &scores)?;
-        let mut explanation = Explanation::new(map, Estimator::Mc, self.masks)?;
-        explanation.error = Some(self.standard_error(&masks, &scores, &explanation.map)?);
+        let (mut all, mut errors, mut evaluations) = (Vec::new(), Vec::new(), 0);
+        for i in 0..forward.images.dim(0)? {
+            let (map, error, taken) = self.map_of(forward, classes, &masks, i)?;
+            all.push(map);
+            errors.push(error);
+            evaluations = evaluations.max(taken);
+        }
+        let mut explanation = Explanation::new(Tensor::cat(&all, 0)?, Estimator::Mc, evaluations)?;
+        explanation.error = Some(Tensor::cat(&errors, 0)?);
         Ok(explanation)
     }
 
@@ -130,7 +192,7 @@ impl Interpreter for Rise {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     #[test]
     fn masks_are_of_the_image_and_average_to_p() -> Result<()> {

@@ -2,7 +2,8 @@ use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps, weighted_sum};
+use crate::ops::{class_maps, weighted_sum};
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
 
 /// What Score-CAM's masks are applied to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +78,7 @@ impl ScoreCam {
         let features = forward.features.detach();
         let (n, k, h, w) = features.dims4()?;
         let (positions, count) = (h * w, forward.logits.dim(1)?);
-        let flat = features.flatten_from(2)?; // (n, k, p)
-        let cams = head.weight.detach().unsqueeze(0)?.broadcast_as((n, count, k))?.contiguous()?.matmul(&flat)?;
+        let cams = class_maps(&head.weight.detach(), &features)?.flatten_from(2)?;
         let masked = masks(&features)?.flatten_from(2)?.matmul(&cams.transpose(1, 2)?.contiguous()?)?; // (n, k, classes)
         let logits = (masked / positions as f64)?.broadcast_add(&head.bias.detach())?;
         let repeated = classes.unsqueeze(1)?.broadcast_as((n, k))?.contiguous()?.flatten_all()?;

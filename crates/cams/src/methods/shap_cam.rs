@@ -1,12 +1,14 @@
 mod additive;
 mod det2;
 mod mc;
+mod quadrature;
 
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, Score, weighted_sum};
+use crate::ops::{pool, weighted_sum};
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, Score};
 pub use mc::Sampling;
 
 /// What a position that is absent from a coalition gets.
@@ -107,7 +109,7 @@ impl ShapCam {
             Fill::Zero => cam,
             Fill::ChannelMean => cam.broadcast_sub(&cam.mean_keepdim((1, 2))?)?,
             Fill::ScalarMean => {
-                let mean = features.mean((1, 2, 3))?;
+                let mean = pool(features)?.mean(1)?;
                 cam.broadcast_sub(&(weight.sum(1)? * mean)?.reshape(((), 1, 1))?)?
             }
             Fill::DatasetMean => {

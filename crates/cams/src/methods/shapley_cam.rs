@@ -1,7 +1,8 @@
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, weighted_sum};
+use crate::ops::weighted_sum;
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score};
 
 /// ShapleyCAM (Cai 2025, arXiv 2501.06261): not Shap-CAM, but Shapley values of channels to second order.
 ///

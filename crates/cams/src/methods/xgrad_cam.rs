@@ -1,7 +1,8 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score, weighted_sum};
+use crate::ops::weighted_sum;
+use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score};
 
 /// XGrad-CAM (Fu et al. 2020, arXiv 2008.02312, eq. 7): `alpha_k = sum_p G_k(p) A_k(p) / sum_p A_k(p)`, 0 where that sum is 0;
 /// `map = ReLU(sum_k alpha_k A_k)`, `G = d y / d A`.

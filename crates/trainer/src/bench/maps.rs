@@ -1,8 +1,8 @@
 //! What a map costs, and what matching it costs a training step.
 
 use anyhow::{Context, Result};
-use cams::methods::{Computation, Fill, Methods, ShapCam};
-use cams::{Differentiable, Interpreter, Score};
+use cams::methods::{Computation, Methods, ShapCam, Space};
+use cams::{Differentiable, Score};
 use kernels::stage::Mode;
 
 use super::median_ms;
@@ -38,40 +38,19 @@ pub struct Maps {
     pub rows: Vec<Row>,
 }
 
-/// Every method, and Shap-CAM's estimators beside its default.
-fn methods() -> Vec<(String, Box<dyn Interpreter>)> {
-    let shap = |estimator, permutations| ShapCam {
-        score: Score::Prob,
-        fill: Fill::Zero,
-        estimator,
-        permutations,
-        tolerance: 0.0,
-        ..ShapCam::default()
-    };
-    let m = Methods::default();
-    let mut all: Vec<(String, Box<dyn Interpreter>)> = vec![
-        ("mask".into(), Box::new(m.mask)),
-        ("rise".into(), Box::new(m.rise)),
-        ("cam".into(), Box::new(m.cam)),
-        ("grad_cam".into(), Box::new(m.grad_cam)),
-        ("grad_cam_pp".into(), Box::new(m.grad_cam_pp)),
-        ("hires_cam".into(), Box::new(m.hires_cam)),
-        ("xgrad_cam".into(), Box::new(m.xgrad_cam)),
-        ("layer_cam".into(), Box::new(m.layer_cam)),
-        ("ablation_cam".into(), Box::new(m.ablation_cam)),
-        ("eigen_cam".into(), Box::new(m.eigen_cam)),
-        ("score_cam".into(), Box::new(m.score_cam)),
-        ("shap_cam logit".into(), Box::new(m.shap_cam)),
-        ("shapley_cam".into(), Box::new(m.shapley_cam)),
-        ("random".into(), Box::new(m.random)),
-    ];
-    debug_assert_eq!(all.len(), Methods::NAMES.len());
-    for (name, method) in [
-        ("shap_cam prob, det2", shap(Computation::Det2, 2000)),
-        ("shap_cam prob, aumann", shap(Computation::Aumann, 2000)),
-        ("shap_cam prob, mc 1000", shap(Computation::Mc, 1000)),
-    ] {
-        all.push((name.into(), Box::new(method)));
+/// Every method as it comes, and the variants whose cost is another: their settings and name.
+fn methods() -> Vec<(String, Methods, &'static str)> {
+    let mut all: Vec<_> = Methods::NAMES.iter().map(|name| (name.to_string(), Methods::default(), *name)).collect();
+    let mut features = Methods::default();
+    features.score_cam.space = Space::Features;
+    all.push(("score_cam, features".into(), features, "score_cam"));
+    let estimators =
+        [("det2", Computation::Det2, 2000), ("aumann", Computation::Aumann, 2000), ("mc 1000", Computation::Mc, 1000)];
+    for (name, estimator, permutations) in estimators {
+        let mut shap = Methods::default();
+        let (score, tolerance) = (Score::Prob, 0.0);
+        shap.shap_cam = ShapCam { score, estimator, permutations, tolerance, ..ShapCam::default() };
+        all.push((format!("shap_cam prob, {name}"), shap, "shap_cam"));
     }
     all
 }
@@ -81,8 +60,9 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
     let trained = network(arch, true, backend)?;
     let frozen = network(arch, false, backend)?;
     let mut rows = Vec::new();
-    for (name, method) in methods() {
-        let passes = ["mask", "rise", "score_cam"].contains(&name.as_str());
+    for (label, settings, name) in methods() {
+        let method = settings.get(name).context("it is in the list")?;
+        let passes = ["mask", "rise", "score_cam"].contains(&label.as_str());
         let batch = batch(if passes { few } else { images });
         let of = &frozen;
         let pass = of.pass(&of.images(&batch)?, Mode::Eval)?;
@@ -118,7 +98,7 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
             })?);
         }
         rows.push(Row {
-            method: name,
+            method: label,
             estimator: found.estimators[0].name().into(),
             images: batch.len(),
             ms_per_map: ms / batch.len() as f64,

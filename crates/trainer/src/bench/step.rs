@@ -6,15 +6,18 @@ use kernels::graph::Shape;
 use kernels::sgd::SgdStep;
 use kernels::stage::Mode;
 use rand::RngExt;
+use rand::seq::SliceRandom;
 
 use super::median_ms;
 use crate::config::Config;
+use crate::data::Images;
 use crate::data::loader::Batch;
 use crate::models::{Architecture, Shortcut};
 use crate::nn::{Backend, Network, Normalization, Weights};
 use crate::objective;
 use crate::optim::Sgd;
 use crate::random::{Purpose, stream};
+use crate::teacher::cache::Cache;
 
 /// What `trainer bench step` prints, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +32,9 @@ pub struct Step {
     pub teacher_train_ms: f64,
     /// What matching adds to a step with teacher and KD.
     pub explain_ms: f64,
+    /// Reading a batch's signal (logits, map, three attention maps) from the teacher's cache, in a full epoch of CIFAR-10's
+    /// size; the epoch's reading of its file is shared by its steps.
+    pub cached_ms: f64,
 }
 
 /// A fixed batch of noise.
@@ -110,5 +116,50 @@ pub fn step(
     let teacher_ms = median_ms(repeats, || forward(&images).map(drop))?;
     let teacher_train_ms =
         median_ms(repeats, training(&ce, &mut network(teacher, true, backend)?, &batch, || Ok(None))?)?;
-    Ok(Step { train_ms, kd_ms, teacher_ms, teacher_train_ms, explain_ms: kd_ms - plain_kd_ms })
+    let cached_ms = cached_ms(n, repeats, &teacher_net)?;
+    Ok(Step { train_ms, kd_ms, teacher_ms, teacher_train_ms, explain_ms: kd_ms - plain_kd_ms, cached_ms })
+}
+
+/// The images of [`cached_ms`].
+const EPOCH: usize = 50_000;
+
+/// See [`Step::cached_ms`].
+fn cached_ms(n: usize, repeats: u32, teacher: &Network) -> Result<f64> {
+    let dir = tempfile::tempdir()?;
+    let config = config(0.1, 0.9, 0.01, "grad_cam")?;
+    let images = Images::new(vec![0; EPOCH], vec![0; EPOCH], [1, 1, 1], 10)?;
+    let mut rng = stream(0, Purpose::Bench, 1);
+    let mut order: Vec<u64> = (0..EPOCH as u64).collect();
+    order.shuffle(&mut rng);
+    let batches: Vec<Batch> = order
+        .chunks(n)
+        .map(|samples| Batch {
+            pixels: vec![],
+            labels: vec![0; samples.len()],
+            ids: samples.iter().map(|sample| cams::SampleId { sample: *sample, view: 0 }).collect(),
+            shape: [1, 1, 1],
+        })
+        .collect();
+    let noise = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &candle_core::Device::Cpu);
+    let mut cache = Cache::new(dir.path().into(), &config, b"", &images)?;
+    for batch in &batches {
+        let n = batch.len();
+        anyhow::ensure!(cache.read(batch, teacher.device())?.is_none(), "the cache knows what it was never told");
+        let attention = [32, 16, 8].map(|side| noise(&[n, side, side])).into_iter().collect::<Result<_, _>>()?;
+        let (logits, map) = (noise(&[n, 10])?, Some(noise(&[n, 8, 8])?));
+        cache.remember(batch, &objective::Signal { logits, map, attention })?;
+    }
+    let mut at = 0;
+    let read = median_ms(repeats.max(20), || {
+        at = (at + 1) % batches.len();
+        cache.read(&batches[at], teacher.device())?.context("the cache was filled").map(drop)
+    })?;
+    let enter = || -> Result<f64> {
+        let mut cache = Cache::new(dir.path().into(), &config, b"", &images)?;
+        let clock = std::time::Instant::now();
+        cache.read(&batches[0], teacher.device())?.context("the cache was written")?;
+        Ok(clock.elapsed().as_secs_f64() * 1e3)
+    };
+    enter()?;
+    Ok(read + enter()? / batches.len() as f64)
 }

@@ -72,7 +72,7 @@ fn calibrate(
     for positions in positions.chunks(200) {
         let batch = Plan::plain(1).batch(&train, positions, 0);
         let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
-        let features = pass.layers.last().context("the model has no layers")?.mean((2, 3))?.sum(0)?;
+        let features = cams::ops::pool(pass.layers.last().context("the model has no layers")?)?.sum(0)?;
         let sums: Vec<f64> = features.to_dtype(DType::F64)?.to_vec1()?;
         mean.iter_mut().zip(sums).for_each(|(m, s)| *m += s / count as f64);
     }

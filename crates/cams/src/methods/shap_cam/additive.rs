@@ -1,12 +1,13 @@
 //! Games whose logits are sums over the players: `z(S) = z0 + sum_{p in S} d_p`, as numbers and as tensors.
 
-use std::sync::LazyLock;
-
 use candle_core::{CpuStorage, D, DType, Device, Result, Storage, Tensor, bail};
 use candle_nn::ops::{log_softmax, softmax};
 use rayon::prelude::*;
 
+use super::det2::gradient;
+use super::quadrature::{Node, nodes};
 use super::{Fill, ShapCam, mean_features, numbers};
+use crate::ops::{are_plain, class_maps, pool};
 use crate::{Forward, LinearHead, Score};
 
 /// One image's game.
@@ -32,24 +33,23 @@ impl Game {
     }
 }
 
-/// `W A(p) / n` for every class and position, (n, p, classes); and the fill's share of a position, (n, 1, classes).
+/// `W A(p) / n` for every class and position, (n, classes, p); and the fill's share of a position, (n, classes, 1).
 fn contributions(forward: &Forward, head: &LinearHead, fill: Fill) -> Result<(Tensor, Tensor)> {
     let features = &forward.features;
-    let (n, k, h, w) = features.dims4()?;
+    let (n, _, h, w) = features.dims4()?;
     let (positions, count) = (h * w, head.weight.dim(0)?);
-    let weight = head.weight.unsqueeze(0)?.broadcast_as((n, count, k))?.contiguous()?;
-    let q = (weight.matmul(&features.flatten_from(2)?)?.transpose(1, 2)? / positions as f64)?.contiguous()?;
+    let q = (class_maps(&head.weight, features)?.flatten_from(2)? / positions as f64)?;
     let share = match fill {
-        Fill::Zero | Fill::PresentMean => q.narrow(1, 0, 1)?.zeros_like()?,
-        Fill::ChannelMean => q.mean_keepdim(1)?,
+        Fill::Zero | Fill::PresentMean => q.narrow(2, 0, 1)?.zeros_like()?,
+        Fill::ChannelMean => q.mean_keepdim(2)?,
         Fill::ScalarMean => {
-            let mean = (features.mean((1, 2, 3))? / positions as f64)?.reshape((n, 1, 1))?;
-            mean.broadcast_mul(&head.weight.sum(1)?.reshape((1, 1, count))?)?
+            let mean = (pool(features)?.mean_keepdim(1)? / positions as f64)?;
+            mean.broadcast_mul(&head.weight.sum(1)?.unsqueeze(0)?)?.unsqueeze(2)?
         }
         Fill::DatasetMean => {
             let mean = mean_features(forward)?.unsqueeze(0)?;
             let share = (head.weight.broadcast_mul(&mean)?.sum(1)? / positions as f64)?;
-            share.reshape((1, 1, count))?.broadcast_as((n, 1, count))?.contiguous()?
+            share.reshape((1, count, 1))?.broadcast_as((n, count, 1))?.contiguous()?
         }
     };
     Ok((q, share))
@@ -132,67 +132,48 @@ impl Shared<'_> {
     }
 }
 
-/// Nodes and weights of a quadrature on [0, 1].
-pub type Nodes = Vec<(f64, f64)>;
-
-/// Gauss-Legendre's rules with 16 and with 8 nodes: constants, found once.
-pub static FINE: LazyLock<Nodes> = LazyLock::new(|| gauss(16));
-/// See [`FINE`].
-pub static COARSE: LazyLock<Nodes> = LazyLock::new(|| gauss(8));
-
-fn gauss(count: usize) -> Nodes {
-    (0..count)
-        .map(|i| {
-            // Newton's method on the Legendre polynomial, from Tricomi's estimate of its root.
-            let mut x = (std::f64::consts::PI * (i as f64 + 0.75) / (count as f64 + 0.5)).cos();
-            let mut slope = 1.0;
-            for _ in 0..50 {
-                let (mut p, mut before) = (1.0, 0.0);
-                for j in 0..count {
-                    (p, before) = (((2 * j + 1) as f64 * x * p - j as f64 * before) / (j + 1) as f64, p);
-                }
-                slope = count as f64 * (x * p - before) / (x * x - 1.0);
-                x -= p / slope;
-            }
-            (0.5 * (1.0 - x), 1.0 / ((1.0 - x * x) * slope * slope))
-        })
-        .collect()
-}
-
-/// `z0` (n, 1, classes) and `d` (n, p, classes), as tensors.
+/// `z0` (n, classes) and `d` (n, classes, p), as tensors.
 fn tensors(forward: &Forward, head: &LinearHead, fill: Fill) -> Result<(Tensor, Tensor)> {
     let (q, share) = contributions(forward, head, fill)?;
-    let positions = q.dim(1)? as f64;
-    let z0 = (&share * positions)?.broadcast_add(&head.bias.reshape((1, 1, ()))?)?;
+    let positions = q.dim(2)? as f64;
+    let z0 = (&share * positions)?.squeeze(2)?.broadcast_add(&head.bias)?;
     Ok((z0, q.broadcast_sub(&share)?))
-}
-
-/// 1 at each image's class, (n, 1, classes).
-fn at_class(forward: &Forward, classes: &Tensor) -> Result<Tensor> {
-    Score::Logit.gradient(&forward.logits.detach(), classes)?.unsqueeze(1)
 }
 
 /// Aumann-Shapley values, `int_0^1 grad u(z0 + t D) . d_p dt`: (n, h, w), differentiable.
 pub fn aumann(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &ShapCam) -> Result<Tensor> {
     let (n, _, h, w) = forward.features.dims4()?;
     let (z0, d) = tensors(forward, head, method.fill)?;
-    let total = d.sum_keepdim(1)?;
+    let total = d.sum(2)?;
     let mut slope = z0.zeros_like()?;
-    for &(t, weight) in FINE.iter() {
-        let z = (&z0 + (&total * t)?)?.squeeze(1)?;
-        slope = (slope + (method.score.gradient(&z, classes)? * weight)?.unsqueeze(1)?)?;
+    for Node { t, weight, .. } in nodes() {
+        let z = (&z0 + (&total * t)?)?;
+        slope = (slope + (method.score.gradient(&z, classes)? * weight)?)?;
     }
-    d.broadcast_mul(&slope)?.sum(D::Minus1)?.reshape((n, h, w))
+    d.broadcast_mul(&slope.unsqueeze(2)?)?.sum(1)?.reshape((n, h, w))
 }
 
-/// `det2` on tensors: the same rule as on numbers; differentiable, and slower.
+/// `det2`, differentiable: (n, h, w).
 pub fn det2(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &ShapCam) -> Result<Tensor> {
     if method.score == Score::Logit {
         bail!("the logit's map is exact");
     }
     let (n, _, h, w) = forward.features.dims4()?;
     let (z0, d) = tensors(forward, head, method.fill)?;
-    let class = at_class(forward, classes)?;
+    let phi = if are_plain(&[&d, &z0]) {
+        let classes = classes.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+        gradient::maps(&d, &z0, classes.into_iter().map(|c| c as usize).collect(), method.score)?
+    } else {
+        det2_of_tensors(&z0, &d, classes, method.score)?
+    };
+    phi.reshape((n, h, w))
+}
+
+/// The same rule in candle's ops, for other devices.
+fn det2_of_tensors(z0: &Tensor, d: &Tensor, classes: &Tensor, score: Score) -> Result<Tensor> {
+    let (n, _, players) = d.dims3()?;
+    let (z0, d) = (z0.unsqueeze(1)?, d.transpose(1, 2)?.contiguous()?); // (n, 1, classes) and (n, p, classes)
+    let class = Score::Logit.gradient(&z0.squeeze(1)?.detach(), classes)?.unsqueeze(1)?;
     let total = d.sum_keepdim(1)?;
     let spread = d.transpose(1, 2)?.contiguous()?.matmul(&d)?; // Q, (n, classes, classes)
     let diagonal = d.sqr()?.sum_keepdim(1)?; // (n, 1, classes)
@@ -203,25 +184,71 @@ pub fn det2(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &Sha
         let whole = ((&p * &qp)?.sum(D::Minus1)? - along.sqr()?)?;
         let trace = (&p * diagonal.broadcast_sub(&d.sqr()?)?)?.sum(D::Minus1)?;
         let of = |t: &Tensor| t.broadcast_mul(&class)?.sum(D::Minus1);
-        if method.score == Score::Prob {
+        if score == Score::Prob {
             let own = of(&diagonal.broadcast_sub(&d.sqr()?)?)?;
             let cross = (of(&qp)? - (of(&d)? * &along)?)?;
             let bend = (((own - (cross * 2.0)?)? + (whole * 2.0)?)? - trace)?;
             return of(&p)? * (bend * (0.5 * t * (1.0 - t)))?.affine(1.0, 1.0)?;
         }
         let mut u = of(&log_softmax(z, D::Minus1)?)?;
-        if method.score == Score::Rest {
+        if score == Score::Rest {
             u = (u + of(z)?)?;
         }
         u - ((trace - whole)? * (0.5 * t * (1.0 - t)))?
     };
-    let mut phi = Tensor::zeros((n, h * w), d.dtype(), d.device())?;
-    for &(t, weight) in FINE.iter() {
+    let mut phi = Tensor::zeros((n, players), d.dtype(), d.device())?;
+    for Node { t, weight, .. } in nodes() {
         let without = z0.broadcast_add(&((total.broadcast_sub(&d)?) * t)?)?;
         let gain = (value(&(&without + &d)?, t)? - value(&without, t)?)?;
         phi = (phi + (gain * weight)?)?;
     }
-    let score = |z: Tensor| method.score.of(&z.squeeze(1)?, classes);
-    let missing = ((score((&z0 + &total)?)? - score(z0)?)? - phi.sum(1)?)?;
-    phi.broadcast_add(&(missing / (h * w) as f64)?.unsqueeze(1)?)?.reshape((n, h, w))
+    let at = |z: Tensor| score.of(&z.squeeze(1)?, classes);
+    let missing = ((at((&z0 + &total)?)? - at(z0)?)? - phi.sum(1)?)?;
+    phi.broadcast_add(&(missing / players as f64)?.unsqueeze(1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::{assert_close, gradcheck, tensor, values};
+
+    /// The op's formula, candle's autograd on the same rule, and differences: three ways to one gradient.
+    #[test]
+    fn det2_and_its_gradient_are_those_of_the_tensors() -> Result<()> {
+        let t = |shape: &[usize], seed| tensor(shape, seed, DType::F64, &Device::Cpu);
+        for (count, players) in [(4, 7), (1, 3), (3, 1)] {
+            let (z0, d) = (t(&[2, count], 1)?, (t(&[2, count, players], 2)? * 0.8)?);
+            let classes = Tensor::new(&[count as u32 - 1, 0], &Device::Cpu)?;
+            let numbers = vec![count - 1, 0];
+            let weight = t(&[2, players], 3)?;
+            for score in [Score::Prob, Score::LogProb, Score::Rest] {
+                let what = format!("{score:?}, {count} classes, {players} players");
+                let loss = |d: &Tensor, z0: &Tensor, op: bool| -> Result<Tensor> {
+                    let phi = if op {
+                        gradient::maps(d, z0, numbers.clone(), score)?
+                    } else {
+                        det2_of_tensors(z0, d, &classes, score)?
+                    };
+                    (phi * &weight)?.sum_all()
+                };
+                if count == 1 && score != Score::Rest {
+                    // The only class has probability 1, whoever is present.
+                    assert!(values(&loss(&d, &z0, true)?)?[0].abs() < 1e-12, "{what}");
+                    continue;
+                }
+                assert_close(&what, &values(&loss(&d, &z0, true)?)?, &values(&loss(&d, &z0, false)?)?, 1e-12);
+                let gradients = |op: bool| -> Result<Vec<f64>> {
+                    let (d, z0) = (candle_core::Var::from_tensor(&d)?, candle_core::Var::from_tensor(&z0)?);
+                    let grads = loss(&d, &z0, op)?.backward()?;
+                    let mut all = values(grads.get(&d).unwrap())?;
+                    all.extend(values(grads.get(&z0).unwrap())?);
+                    Ok(all)
+                };
+                assert_close(&what, &gradients(true)?, &gradients(false)?, 1e-11);
+                let worst = gradcheck(&d, 100, 1e-5, |d| loss(d, &z0, true))?;
+                assert!(worst < 1e-7, "{what}: off by {worst:.1e}");
+            }
+        }
+        Ok(())
+    }
 }

@@ -1,6 +1,9 @@
 //! The deterministic rules, on numbers: no sampling, no passes.
 
-use super::additive::{COARSE, FINE, Game, Nodes};
+pub mod gradient;
+
+use super::additive::Game;
+use super::quadrature::{Node, nodes, pairs};
 use crate::Score;
 
 /// What `det2` found.
@@ -17,13 +20,11 @@ pub struct Found {
 /// to second order of z(S) around its mean. A missing or surplus rest of the sum is spread evenly over the players.
 ///
 /// The error is estimated from what the rule itself shows, each relative to the values: `s`, what the second order changed (what the
-/// next orders would change is of the order of its square); the rest that had to be spread; the difference of 16 and 8 nodes.
+/// next orders would change is of the order of its square); the rest that had to be spread; the difference of 15 and 7 nodes.
 /// `s (1/4 + s) + 2 rest + nodes / 4` was calibrated on 64 maps of two CIFAR-10 checkpoints against 40,000 sampled pairs each: it
 /// lies above the error of all of them, by a factor of 1.2 to 6.
 pub fn det2(game: &Game, score: Score) -> Found {
-    let prepared = Prepared::new(game, score);
-    let fine = prepared.rule(&FINE);
-    let coarse = prepared.rule(&COARSE);
+    let fine = Prepared::new(game, score).rule();
     let n = fine.phi.len().max(1) as f64;
     let apart = |a: &[f64], b: &[f64]| (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / n).sqrt();
     let size = (fine.phi.iter().map(|p| p * p).sum::<f64>() / n).sqrt();
@@ -31,25 +32,30 @@ pub fn det2(game: &Game, score: Score) -> Found {
         return Found { error: vec![0.0; fine.phi.len()], phi: fine.phi, relative_error: 0.0 };
     }
     let second = apart(&fine.phi, &fine.first) / size;
-    let nodes = apart(&fine.phi, &coarse.phi) / size;
+    let nodes = apart(&fine.phi, &fine.coarse) / size;
     let relative_error = second * (0.25 + second) + 2.0 * fine.rest.abs() / size + 0.25 * nodes;
     Found { error: vec![relative_error * size; fine.phi.len()], phi: fine.phi, relative_error }
 }
 
-/// The values by some number of nodes.
+/// What the rule gives.
 struct Rule {
     phi: Vec<f64>,
     /// The same without the second order.
     first: Vec<f64>,
+    /// The same with fewer nodes.
+    coarse: Vec<f64>,
     /// What was added to each so that they sum to `v(all) - v(none)`.
     rest: f64,
 }
 
 /// A game laid out for the rule: players innermost, so that every loop runs over them side by side.
-struct Prepared<'g> {
-    game: &'g Game,
+struct Prepared {
     score: Score,
+    class: usize,
+    /// Number of players.
     n: usize,
+    /// Logits with nobody present, (classes,).
+    z0: Vec<f64>,
     /// (classes, players).
     d: Vec<f64>,
     /// exp(d) and exp(-d).
@@ -61,80 +67,118 @@ struct Prepared<'g> {
     spread: Vec<f64>,
 }
 
-impl<'g> Prepared<'g> {
-    fn new(game: &'g Game, score: Score) -> Self {
+/// One evaluation at a node: every player's probabilities when each other player is present with probability t, and it is or is not.
+struct Evaluation<'w> {
+    /// Unnormalised, (classes, players).
+    weights: &'w [f64],
+    /// Half the share of a coalition's variance that is left at this node.
+    bend: f64,
+    /// The node's weight, negative without the player.
+    share: f64,
+    /// The same of the coarser rule.
+    coarse: f64,
+    /// The node.
+    t: f64,
+    /// Whether the player itself is present.
+    with: bool,
+}
+
+impl Prepared {
+    fn new(game: &Game, score: Score) -> Self {
         let (n, classes) = (game.players(), game.classes());
         let mut d = vec![0.0; classes * n];
         for (i, row) in game.d.chunks_exact(classes).enumerate() {
             row.iter().enumerate().for_each(|(j, x)| d[j * n + i] = *x);
         }
+        Self::of(d, game.z0.clone(), game.class, score)
+    }
+
+    /// From `d` (classes, players).
+    fn of(d: Vec<f64>, z0: Vec<f64>, class: usize, score: Score) -> Self {
+        let classes = z0.len();
+        let n = d.len() / classes.max(1);
         let grown: Vec<f64> = d.iter().map(|d| d.exp()).collect();
         let shrunk = grown.iter().map(|g| 1.0 / g).collect();
-        let total = d.chunks_exact(n).map(|row| row.iter().sum()).collect();
+        let total = d.chunks_exact(n.max(1)).map(|row| row.iter().sum()).collect();
         let mut spread = vec![0.0; classes * classes];
-        for (j, a) in d.chunks_exact(n).enumerate() {
-            for (l, b) in d.chunks_exact(n).enumerate().skip(j) {
+        for (j, a) in d.chunks_exact(n.max(1)).enumerate() {
+            for (l, b) in d.chunks_exact(n.max(1)).enumerate().skip(j) {
                 let product = a.iter().zip(b).map(|(a, b)| a * b).sum();
                 (spread[j * classes + l], spread[l * classes + j]) = (product, product);
             }
         }
-        Prepared { game, score, n, d, grown, shrunk, total, spread }
+        Prepared { score, class, n, z0, d, grown, shrunk, total, spread }
     }
 
-    /// The rule with these nodes, which lie symmetrically in [0, 1].
-    fn rule(&self, nodes: &Nodes) -> Rule {
-        let n = self.n;
-        let mut sums = Sums::new(n);
-        let mut left = vec![0.0; self.d.len()];
-        let mut weights = vec![0.0; self.d.len()];
-        for (&(t, share), &(opposite, _)) in nodes.iter().zip(nodes.iter().rev()).take(nodes.len().div_ceil(2)) {
-            // exp(-t d); at the opposite node 1 - t that is exp(-d) / exp(-t d): a division instead of an exponential.
-            left.iter_mut().zip(&self.d).for_each(|(x, d)| *x = (-t * d).exp());
-            self.node(t, share, &left, &mut weights, &mut sums);
-            if opposite != t {
-                left.iter_mut().zip(&self.shrunk).for_each(|(x, s)| *x = s / *x);
-                self.node(opposite, share, &left, &mut weights, &mut sums);
-            }
-        }
-        let end: Vec<f64> = self.game.z0.iter().zip(&self.total).map(|(z, d)| z + d).collect();
-        let whole = self.score.value(&end, self.game.class) - self.score.value(&self.game.z0, self.game.class);
+    /// Logits with everybody present.
+    fn end(&self) -> Vec<f64> {
+        self.z0.iter().zip(&self.total).map(|(z, d)| z + d).collect()
+    }
+
+    /// The rule.
+    fn rule(&self) -> Rule {
+        let mut sums = Sums::new(self.n);
+        self.walk(|at| self.add(&at, &mut sums));
+        let whole = self.score.value(&self.end(), self.class) - self.score.value(&self.z0, self.class);
         let spread_rest = |values: &mut Vec<f64>| {
-            let rest = (whole - values.iter().sum::<f64>()) / n as f64;
+            let rest = (whole - values.iter().sum::<f64>()) / self.n as f64;
             values.iter_mut().for_each(|p| *p += rest);
             rest
         };
-        let Sums { mut phi, mut first, .. } = sums;
+        let Sums { mut phi, mut first, mut coarse, .. } = sums;
         let rest = spread_rest(&mut phi);
         spread_rest(&mut first);
-        Rule { phi, first, rest }
+        spread_rest(&mut coarse);
+        Rule { phi, first, coarse, rest }
     }
 
-    /// One node: what player i gains when each other is present with probability t. Without it the mean logits are
-    /// `z0 + t (D - d_i)`, with it `d_i` more.
-    fn node(&self, t: f64, share: f64, left: &[f64], weights: &mut [f64], sums: &mut Sums) {
-        let n = self.n;
-        let centre: Vec<f64> = self.game.z0.iter().zip(&self.total).map(|(z, d)| z + t * d).collect();
+    /// Both evaluations at every node.
+    fn walk(&self, mut visit: impl FnMut(Evaluation)) {
+        let mut left = vec![0.0; self.d.len()];
+        let mut weights = vec![0.0; self.d.len()];
+        for (node, opposite) in pairs() {
+            // exp(-t d); at the opposite node 1 - t that is exp(-d) / exp(-t d): a division instead of an exponential.
+            left.iter_mut().zip(&self.d).for_each(|(x, d)| *x = (-node.t * d).exp());
+            self.node(node, &left, &mut weights, &mut visit);
+            if let Some(opposite) = opposite {
+                left.iter_mut().zip(&self.shrunk).for_each(|(x, s)| *x = s / *x);
+                self.node(opposite, &left, &mut weights, &mut visit);
+            }
+        }
+    }
+
+    /// One node. Without player i the mean logits are `z0 + t (D - d_i)`, with it `d_i` more.
+    fn node(&self, node: Node, left: &[f64], weights: &mut [f64], visit: &mut impl FnMut(Evaluation)) {
+        let (n, t) = (self.n, node.t);
+        let centre: Vec<f64> = self.z0.iter().zip(&self.total).map(|(z, d)| z + t * d).collect();
         let largest = centre.iter().copied().fold(f64::MIN, f64::max);
         for ((w, x), z) in weights.chunks_exact_mut(n).zip(left.chunks_exact(n)).zip(&centre) {
             let scale = (z - largest).exp();
             w.iter_mut().zip(x).for_each(|(w, x)| *w = scale * x);
         }
         let bend = 0.5 * t * (1.0 - t);
-        self.add(weights, bend, -share, sums);
+        visit(Evaluation { weights, bend, share: -node.weight, coarse: -node.coarse, t, with: false });
         weights.iter_mut().zip(&self.grown).for_each(|(w, g)| *w *= g);
-        self.add(weights, bend, share, sums);
-        if self.score == Score::Rest {
-            let own = &self.d[self.game.class * n..][..n];
-            for values in [&mut sums.phi, &mut sums.first] {
-                values.iter_mut().zip(own).for_each(|(p, d)| *p += share * d);
-            }
-        }
+        visit(Evaluation { weights, bend, share: node.weight, coarse: node.coarse, t, with: true });
     }
 
-    /// Adds to both orders `share` times the expected score (but for `rest`'s own logit) at unnormalised probabilities `w`.
-    fn add(&self, w: &[f64], bend: f64, share: f64, sums: &mut Sums) {
-        let (n, classes, c) = (self.n, self.game.classes(), self.game.class);
-        let Sums { phi, first, sum, along, whole, trace, qp } = sums;
+    /// A class's row of `d`.
+    fn row(&self, class: usize) -> &[f64] {
+        &self.d[class * self.n..][..self.n]
+    }
+
+    /// Adds to both orders `share` times the expected score.
+    fn add(&self, at: &Evaluation, sums: &mut Sums) {
+        let (n, classes, c) = (self.n, self.z0.len(), self.class);
+        let Evaluation { weights: w, bend, share, coarse: coarse_share, with, .. } = *at;
+        if with && self.score == Score::Rest {
+            // `rest` is a logarithm of the probability, as below, and the logit itself, whose gain is d.
+            for (values, share) in [(&mut sums.phi, share), (&mut sums.first, share), (&mut sums.coarse, coarse_share)]
+            {
+                values.iter_mut().zip(self.row(c)).for_each(|(p, d)| *p += share * d);
+            }
+        }
+        let Sums { phi, first, coarse, sum, along, whole, trace, qp } = sums;
         let (sum, along, whole, trace, qp) =
             (&mut sum[..n], &mut along[..n], &mut whole[..n], &mut trace[..n], &mut qp[..n]);
         for v in [&mut *sum, &mut *along, &mut *whole, &mut *trace] {
@@ -166,7 +210,7 @@ impl<'g> Prepared<'g> {
             qp.iter_mut().zip(w).for_each(|(s, w)| *s += q * w);
         }
         let (wc, dc, own) = (&w[c * n..][..n], &self.d[c * n..][..n], self.spread[c * classes + c]);
-        let (phi, first) = (&mut phi[..n], &mut first[..n]);
+        let (phi, first, coarse) = (&mut phi[..n], &mut first[..n], &mut coarse[..n]);
         for i in 0..n {
             let scale = 1.0 / sum[i];
             let (p, along, trace) = (wc[i] * scale, along[i] * scale, trace[i] * scale);
@@ -176,19 +220,22 @@ impl<'g> Prepared<'g> {
                     let cross = qp[i] * scale - dc[i] * along;
                     (p, p * (own - dc[i] * dc[i] - 2.0 * cross + 2.0 * whole - trace))
                 }
-                // `rest` is twice the logit, added by the caller, less the same logarithm; the logit never comes here.
+                // The logit never comes here.
                 Score::Logit | Score::LogProb | Score::Rest => (p.ln(), whole - trace),
             };
+            let bent = value + bend * bent;
             first[i] += share * value;
-            phi[i] += share * (value + bend * bent);
+            phi[i] += share * bent;
+            coarse[i] += coarse_share * bent;
         }
     }
 }
 
-/// Per player: both orders' values so far, and sums that one evaluation needs.
+/// Per player: the values so far, and sums that one evaluation needs.
 struct Sums {
     phi: Vec<f64>,
     first: Vec<f64>,
+    coarse: Vec<f64>,
     sum: Vec<f64>,
     along: Vec<f64>,
     whole: Vec<f64>,
@@ -199,34 +246,30 @@ struct Sums {
 impl Sums {
     fn new(n: usize) -> Sums {
         let zeros = || vec![0.0; n];
-        Sums { phi: zeros(), first: zeros(), sum: zeros(), along: zeros(), whole: zeros(), trace: zeros(), qp: zeros() }
+        Sums {
+            phi: zeros(),
+            first: zeros(),
+            coarse: zeros(),
+            sum: zeros(),
+            along: zeros(),
+            whole: zeros(),
+            trace: zeros(),
+            qp: zeros(),
+        }
     }
 }
 
-/// Aumann-Shapley values with 16 nodes. They are another value than Shapley's, near it for many small players: how near they do
+/// Aumann-Shapley values. They are another value than Shapley's, near it for many small players: how near they do
 /// not tell, so no error comes with them.
 pub fn aumann(game: &Game, score: Score) -> Vec<f64> {
     let classes = game.classes();
     let mut total = vec![0.0; classes];
     game.d.chunks_exact(classes).for_each(|row| row.iter().zip(&mut total).for_each(|(d, t)| *t += d));
     let mut slope = vec![0.0; classes];
-    for &(t, share) in FINE.iter() {
+    for Node { t, weight, .. } in nodes() {
         let z: Vec<f64> = game.z0.iter().zip(&total).map(|(z, d)| z + t * d).collect();
-        let largest = z.iter().copied().fold(f64::MIN, f64::max);
-        let w: Vec<f64> = z.iter().map(|z| (z - largest).exp()).collect();
-        let sum: f64 = w.iter().sum();
-        let of_class = w[game.class] / sum;
-        for (j, slope) in slope.iter_mut().enumerate() {
-            let one = if j == game.class { 1.0 } else { 0.0 };
-            let p = w[j] / sum;
-            *slope += share
-                * match score {
-                    Score::Logit => one,
-                    Score::Prob => of_class * (one - p),
-                    Score::LogProb => one - p,
-                    Score::Rest => 2.0 * one - p,
-                };
-        }
+        let here = score.slope(&z, game.class);
+        slope.iter_mut().zip(here).for_each(|(slope, here)| *slope += weight * here);
     }
     game.d.chunks_exact(classes).map(|row| row.iter().zip(&slope).map(|(d, s)| d * s).sum()).collect()
 }
