@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job in one command: builds the program, then distils a student from checkpoints/wrn-16-2-cifar10
+# The main job in one command: builds the program, then distils a student from checkpoints/wrn-40-2-cifar10
 # on the embedded cifar10-mini, measures it and draws its maps.
 #
 #   scripts/quickstart.sh [SEED]

@@ -64,6 +64,15 @@ pub trait CamModel {
     fn head(&self, features: &Tensor) -> Result<Tensor>;
     /// Some exactly when `head(A)` is the mean over positions of A, then a linear layer: the closed forms hold.
     fn linear_head(&self) -> Option<LinearHead>;
+    /// Some where the head begins with a linear layer over all positions, as a VGG's does: what coalitions of positions add up
+    /// there needs no pass through that layer.
+    fn first_layer(&self) -> Option<FirstLayer> {
+        None
+    }
+    /// What follows [`first_layer`](Self::first_layer): its outputs (n, hidden) to logits (n, classes).
+    fn behind_first_layer(&self, _hidden: &Tensor) -> Result<Tensor> {
+        bail!("a model with a first layer says what follows it")
+    }
     /// `gradient` (n, k, h, w), the score's at `features`, as a tensor that can be differentiated once more, with respect to the
     /// features and the model's parameters. None: it is a constant.
     fn differentiable_gradient(
@@ -79,6 +88,15 @@ pub trait CamModel {
     fn mean_features(&self) -> Option<Tensor> {
         None
     }
+}
+
+/// `hidden = sum_p weight_p A(p) + bias`.
+#[derive(Clone, Debug)]
+pub struct FirstLayer {
+    /// (hidden, k, h, w).
+    pub weight: Tensor,
+    /// (hidden,).
+    pub bias: Tensor,
 }
 
 /// `logits = weight mean_p A(p) + bias`.

@@ -2,8 +2,8 @@
 
 mod toy;
 
-use cams::methods::Methods;
-use cams::{Explanation, Forward, SampleId};
+use cams::methods::{Background, Init, Methods};
+use cams::{Explanation, Forward, Interpreter, SampleId};
 use candle_core::{Device, Result, Tensor};
 use proptest::prelude::*;
 use testkit::{assert_close, tensor, values};
@@ -68,6 +68,36 @@ fn a_batch_is_its_images_one_by_one_and_the_model_is_untouched() -> Result<()> {
             assert_eq!(values(&Forward::new(&model, &images)?.logits)?, values(&forward.logits)?, "{name}");
         }
     }
+    Ok(())
+}
+
+/// RISE that stops early and Mask that is disturbed still know nothing of an image's neighbours.
+#[test]
+fn options_keep_an_image_to_itself() -> Result<()> {
+    let mut m = methods();
+    m.rise.masks = 400;
+    m.rise.tolerance = 0.3;
+    m.rise.fill = Background::Blur;
+    (m.mask.init, m.mask.jitter, m.mask.noise, m.mask.noise_draws) = (Init::Disc, 1, 0.1, 2);
+    let [model, _] = models();
+    let (images, wanted) = (images(3)?, [2, 0, 1]);
+    let forward = Forward::new(&model, &images)?;
+    for name in ["rise", "mask"] {
+        let whole = m.get(name).unwrap().explain(&forward, &classes(&wanted)?)?;
+        let mut one_by_one = Vec::new();
+        for (i, class) in wanted.iter().enumerate() {
+            let id = vec![SampleId { sample: i as u64, view: 0 }];
+            let forward = Forward::with_ids(&model, &images.narrow(0, i, 1)?, id)?;
+            let one = m.get(name).unwrap().explain(&forward, &classes(&[*class])?)?;
+            assert!(one.evaluations <= whole.evaluations);
+            one_by_one.extend(values(&one.map)?);
+        }
+        assert_close(name, &values(&whole.map)?, &one_by_one, 1e-12);
+    }
+    let stopped = m.rise.explain(&forward, &classes(&wanted)?)?;
+    assert!(stopped.evaluations < 400 && stopped.evaluations.is_multiple_of(100), "{}", stopped.evaluations);
+    let zero = cams::methods::Rise { fill: Background::Zero, ..m.rise }.explain(&forward, &classes(&wanted)?)?;
+    assert_ne!(values(&zero.map)?, values(&stopped.map)?);
     Ok(())
 }
 

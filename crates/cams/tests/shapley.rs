@@ -292,3 +292,53 @@ fn closed_forms_are_differentiable() -> Result<()> {
     }
     Ok(())
 }
+
+/// A head like a VGG's: a linear layer over all positions, a ReLU, another linear layer.
+struct Vgg {
+    first: cams::FirstLayer,
+    last: Tensor,
+    /// Whether it says so.
+    open: bool,
+}
+
+impl CamModel for Vgg {
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(images.clone())
+    }
+    fn head(&self, features: &Tensor) -> Result<Tensor> {
+        let flat = features.flatten_from(1)?;
+        self.behind_first_layer(
+            &flat.matmul(&self.first.weight.flatten_from(1)?.t()?)?.broadcast_add(&self.first.bias)?,
+        )
+    }
+    fn linear_head(&self) -> Option<cams::LinearHead> {
+        None
+    }
+    fn first_layer(&self) -> Option<cams::FirstLayer> {
+        self.open.then(|| self.first.clone())
+    }
+    fn behind_first_layer(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.relu()?.matmul(&self.last)
+    }
+}
+
+/// Adding up in the first layer's outputs is evaluating the head on every masked activation.
+#[test]
+fn a_first_linear_layer_adds_up() -> Result<()> {
+    let t = |shape: &[usize], seed| tensor(shape, seed, DType::F64, &Device::Cpu);
+    let model = |open| -> Result<Vgg> {
+        let first = cams::FirstLayer { weight: t(&[6, 2, 3, 3], 31)?, bias: t(&[6], 32)? };
+        Ok(Vgg { first, last: (t(&[6, 4], 33)? * 3.0)?, open })
+    };
+    let (open, closed) = (model(true)?, model(false)?);
+    let images = t(&[2, 2, 3, 3], 34)?;
+    let (open, closed) = (Forward::new(&open, &images)?, Forward::new(&closed, &images)?);
+    let classes = Tensor::new(&[1u32, 3], &Device::Cpu)?;
+    for fill in [Fill::Zero, Fill::ChannelMean, Fill::ScalarMean, Fill::PresentMean] {
+        let method = ShapCam { score: Score::Prob, fill, permutations: 64, tolerance: 0.0, ..ShapCam::default() };
+        let (a, b) = (method.explain(&open, &classes)?, method.explain(&closed, &classes)?);
+        assert_close(&format!("{fill:?}"), &values(&a.map)?, &values(&b.map)?, 1e-12);
+        assert_eq!(a.evaluations, b.evaluations);
+    }
+    Ok(())
+}

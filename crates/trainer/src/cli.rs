@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::commands;
 use crate::config::Precision;
 use crate::data::Split;
+use crate::error::sentence;
 
 /// Trains image classifiers, distils them with explanation maps, and explains them.
 #[derive(Parser)]
@@ -52,12 +53,12 @@ enum Command {
     Train(TrainArgs),
     /// Measures the error of a model.
     #[command(
-        after_help = "Example:\n  trainer eval --checkpoint checkpoints/wrn-16-2-cifar10.safetensors --data cifar10-mini"
+        after_help = "Example:\n  trainer eval --checkpoint checkpoints/wrn-40-2-cifar10.safetensors --data cifar10-mini"
     )]
     Eval(EvalArgs),
     /// Makes explanation maps, and pictures of them.
     #[command(
-        after_help = "Example:\n  trainer explain --checkpoint checkpoints/wrn-16-2-cifar10.safetensors \\\n      --images 'cifar10-mini:test[0..16]' --method grad_cam,shap_cam --gallery maps"
+        after_help = "Example:\n  trainer explain --checkpoint checkpoints/wrn-40-2-cifar10.safetensors \\\n      --images 'cifar10-mini:test[0..16]' --method grad_cam,shap_cam --gallery maps"
     )]
     Explain(ExplainArgs),
     /// Judges explanations.
@@ -152,6 +153,9 @@ pub struct ExplainArgs {
     /// Write overlays and an index.html into this folder.
     #[arg(long, value_name = "DIR")]
     pub gallery: Option<PathBuf>,
+    /// Another checkpoint, a teacher's say, whose maps of the same classes stand under the model's own.
+    #[arg(long, value_name = "FILE")]
+    pub beside: Option<PathBuf>,
 }
 
 /// `trainer evaluate`.
@@ -379,7 +383,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(130)
         }
         Err(e) => {
-            eprintln!("Error: {e:#}");
+            eprintln!("Error: {}", sentence(&e));
             ExitCode::from(1)
         }
     }

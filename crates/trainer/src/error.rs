@@ -15,3 +15,25 @@ pub fn unknown(what: &str, given: &str, accepted: &[&str]) -> anyhow::Error {
     let hint = nearest(given, accepted.iter().copied()).map(|n| format!(" (did you mean \"{n}\"?)"));
     anyhow::anyhow!("unknown {what} \"{given}\"{}; accepted: {}", hint.unwrap_or_default(), accepted.join(", "))
 }
+
+/// An error and its causes in one line. candle's errors print a backtrace where RUST_BACKTRACE asks for one, many lines of it.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let part = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<candle_core::Error>() {
+        Some(candle_core::Error::WithBacktrace { inner, .. }) => inner.to_string(),
+        _ => cause.to_string(),
+    };
+    error.chain().map(part).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_is_no_part_of_a_sentence() {
+        let inner = Box::new(candle_core::Error::Msg("no such layer".into()));
+        let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
+        let error = anyhow::Error::from(candle_core::Error::WithBacktrace { inner, backtrace }).context("method cam");
+        assert_eq!(sentence(&error), "method cam: no such layer");
+    }
+}

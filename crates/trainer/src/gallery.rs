@@ -19,8 +19,10 @@ const WIDTH: u32 = 160;
 pub struct Row<'a> {
     /// Its name.
     pub method: &'a str,
+    /// Which model's, where there are two.
+    pub model: &'a str,
     /// How they were computed.
-    pub estimator: &'a str,
+    pub estimator: String,
     /// Height and width of a map.
     pub shape: [usize; 2],
     /// (images, h, w).
@@ -32,7 +34,7 @@ fn range(values: &[f32]) -> (f32, f32) {
     values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)))
 }
 
-/// Writes `original-<i>.png`, `<method>-<i>.png` and `index.html`: a row a method, in one scale, under a row of the images.
+/// Writes `original-<i>.png`, `[<model>-]<method>-<i>.png` and `index.html`: a row a method, in one scale, under a row of the images.
 pub fn write(dir: &Path, images: &Images, captions: &[String], rows: &[Row]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let originals: Vec<RgbImage> = (0..captions.len()).map(|i| picture(images, i)).collect();
@@ -44,14 +46,16 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], rows: &[Row]) -> 
         page += &format!("<td><img src=\"original-{i}.png\" alt=\"the image\"><p>{caption}</p></td>");
     }
     page += "</tr>\n";
-    for Row { method, estimator, shape: [h, w], values } in rows {
+    for Row { method, model, estimator, shape: [h, w], values } in rows {
         let span = values.chunks_exact((h * w).max(1)).map(range).map(|(low, high)| high - low).fold(0.0, f32::max);
-        page += &format!("<tr><th>{}<p>{estimator}</p>", encode_text(method));
+        let (name, of) = (encode_text(method), if model.is_empty() { String::new() } else { format!(", {model}") });
+        page += &format!("<tr><th>{name}{of}<p>{estimator}</p>");
         page += &format!(
             "<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>"
         );
         for (i, original) in originals.iter().enumerate() {
-            let file = format!("{method}-{i}.png");
+            let of = if model.is_empty() { String::new() } else { format!("{model}-") };
+            let file = format!("{of}{method}-{i}.png");
             let map = &values[i * h * w..][..h * w];
             save(&overlay(original, map, [*h, *w], span)?, &dir.join(&file))?;
             page += &format!("<td><img src=\"{file}\" alt=\"{method}\"></td>");

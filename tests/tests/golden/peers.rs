@@ -1,7 +1,7 @@
 //! The outputs of pytorch-grad-cam 1.5.7 on the same checkpoints and images, where it computes something else with that something.
 
 use anyhow::Result;
-use cams::{Explanation, Forward, Interpreter as _, maps, methods};
+use cams::{Explanation, Forward, maps, methods};
 use candle_core::{D, DType, Device, Tensor};
 use testkit::values;
 use trainer::nn::Engine;

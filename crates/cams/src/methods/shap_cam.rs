@@ -57,7 +57,8 @@ pub enum Computation {
 /// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations, each with its
 ///   reverse, whose standard error comes with the map.
 ///
-/// Elsewhere `mc` evaluates the head on masked activations.
+/// Elsewhere `mc` evaluates the head on masked activations, without its first layer where that is linear in them
+/// ([`CamModel::first_layer`](crate::CamModel::first_layer)).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapCam {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use half::bf16;
-use kernels::conv::{self, ConvShape, Packed};
+use kernels::conv::{self, Algorithm, ConvShape, Packed};
 use kernels::graph::{Graph, Node, Shape};
 use kernels::operand::{Gradient, Input};
 use kernels::peak;
@@ -136,7 +136,7 @@ fn error(found: &[Tensor; 3], truth: &[Tensor; 3]) -> Result<f64> {
 }
 
 /// Output and both gradients of a convolution as a network runs it: on activations that are stored in the kernels' order.
-fn convolution_ms<E: Element>(shape: &ConvShape, batch: usize, repeats: u32) -> Result<f64> {
+fn convolution_ms<E: Element>(shape: &ConvShape, algorithm: Algorithm, batch: usize, repeats: u32) -> Result<f64> {
     let runtime = Arc::new(Runtime::new(Isa::best()));
     let numbers = |len: usize| -> Vec<f64> { (0..len).map(|i| ((i * 37) % 101) as f64 / 50.0 - 1.0).collect() };
     let stored = |len: usize| -> Vec<E> { numbers(len).into_iter().map(E::of).collect() };
@@ -145,7 +145,7 @@ fn convolution_ms<E: Element>(shape: &ConvShape, batch: usize, repeats: u32) -> 
     let weight: Vec<E::Wide> = numbers(shape.weight_len()).into_iter().map(E::Wide::of).collect();
     let mut dw = weight.clone();
     median_ms(repeats, || {
-        let packed = Packed::new(&runtime, shape, shape.algorithm(), &weight, true);
+        let packed = Packed::new(&runtime, shape, algorithm, &weight, true);
         let (input, gradient) = (Input { u: &x, affine: None }, Gradient { g: &g, norm: None });
         conv::forward(&runtime, shape, input, &packed, None, &mut y, None);
         conv::backward(&runtime, shape, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
@@ -160,7 +160,7 @@ pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
     // Sums over a batch grow with it; these bounds catch a wrong op, the figure tells the rest.
     let allowed = match dtype {
         Precision::F64 => 1e-11,
-        Precision::F32 => 1e-4,
+        Precision::F32 | Precision::F32Direct => 1e-4,
         Precision::Bf16 => 5e-2,
     };
     let mut rows = Vec::new();
@@ -176,11 +176,17 @@ pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
         ensure!(error < allowed, "{name}: off by {error:.1e} (relative, root mean square); nothing was timed");
         let candle_inputs = Inputs::new(&graph, batch, if tensors == DType::F64 { DType::F64 } else { DType::F32 })?;
         let ms = match graph.nodes[..] {
-            [Node::Conv { shape, .. }] => match dtype {
-                Precision::F64 => convolution_ms::<f64>(&shape, batch, repeats)?,
-                Precision::Bf16 if isa >= Isa::Avx512Bf16 => convolution_ms::<bf16>(&shape, batch, repeats)?,
-                _ => convolution_ms::<f32>(&shape, batch, repeats)?,
-            },
+            [Node::Conv { shape, .. }] => {
+                let direct = dtype == Precision::F32Direct;
+                let algorithm = if direct { Algorithm::Direct } else { shape.algorithm() };
+                match dtype {
+                    Precision::F64 => convolution_ms::<f64>(&shape, algorithm, batch, repeats)?,
+                    Precision::Bf16 if isa >= Isa::Avx512Bf16 => {
+                        convolution_ms::<bf16>(&shape, algorithm, batch, repeats)?
+                    }
+                    _ => convolution_ms::<f32>(&shape, algorithm, batch, repeats)?,
+                }
+            }
             _ => median_ms(repeats, || inputs.run(ours).map(drop))?,
         };
         let candle_ms = median_ms(repeats.min(3), || candle_inputs.run(candles).map(drop))?;

@@ -1,20 +1,23 @@
+mod input;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use cams::methods::Methods;
 use candle_core::{D, DType, Tensor};
+use input::Input;
+pub use input::slice;
 use kernels::stage::Mode;
 use serde_json::{Value, json};
 
-use super::load_model;
-use crate::checkpoint::{Entry, File, Metadata, write_tensors};
+use super::{load, load_model};
+use crate::checkpoint::{Entry, Metadata, write_tensors};
 use crate::cli::{Done, ExplainArgs, Global};
 use crate::config::{parse_set, typed};
-use crate::data::loader::Plan;
-use crate::data::{Images, Source, Split, is_image, read_image};
-use crate::error::unknown;
+use crate::data::loader::{Batch, Plan};
+use crate::error::{sentence, unknown};
 use crate::gallery::{self, Row};
 use crate::nn::Network;
 
@@ -26,15 +29,44 @@ enum Class {
     Label,
     Top1,
     Number(u32),
+    /// One an image.
+    Given(Vec<u32>),
 }
 
-/// The images of a call, and what is known of each.
-struct Input {
-    images: Images,
-    labelled: bool,
-    names: Vec<String>,
-    /// Files that could not be read, and why.
-    bad: Vec<String>,
+impl Class {
+    fn parse(text: Option<&str>, labelled: bool) -> Result<Class> {
+        Ok(match text {
+            None if labelled => Class::Label,
+            None | Some("top1") => Class::Top1,
+            Some("label") if labelled => Class::Label,
+            Some("label") => bail!("--class label: these images have no labels; use top1 or a number"),
+            Some(n) => Class::Number(
+                n.parse().ok().with_context(|| format!("--class \"{n}\"; accepted: label, top1 or a class number"))?,
+            ),
+        })
+    }
+
+    /// The classes (n,) of a batch that lies at `positions`.
+    fn of(&self, batch: &Batch, positions: &[usize], logits: &Tensor) -> Result<Tensor> {
+        let device = logits.device();
+        Ok(match self {
+            Class::Label => Tensor::from_slice(&batch.labels, batch.len(), device)?,
+            Class::Top1 => logits.argmax(D::Minus1)?,
+            Class::Number(c) => Tensor::full(*c, batch.len(), device)?,
+            Class::Given(all) => Tensor::new(positions.iter().map(|i| all[*i]).collect::<Vec<_>>(), device)?,
+        })
+    }
+}
+
+/// What a model's methods say about all images.
+struct Explained {
+    outcomes: Vec<Outcome>,
+    /// Methods that cannot explain this layer, and why.
+    skipped: Vec<String>,
+    /// Explained, one an image.
+    classes: Vec<u32>,
+    /// (images, classes).
+    logits: Vec<f32>,
 }
 
 /// One method's maps and what they cost.
@@ -50,6 +82,32 @@ struct Outcome {
 }
 
 impl Outcome {
+    fn new(method: &'static str) -> Outcome {
+        Outcome {
+            method,
+            estimators: vec![],
+            evaluations: 0,
+            seconds: 0.0,
+            shape: [0; 2],
+            values: vec![],
+            error: vec![],
+        }
+    }
+
+    /// Takes a batch's maps.
+    fn add(&mut self, explanation: &cams::Explanation) -> Result<()> {
+        let flat = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let (_, h, w) = explanation.map.dims3()?;
+        self.shape = [h, w];
+        self.estimators.extend(explanation.estimators.iter().map(|e| e.name()));
+        self.evaluations = self.evaluations.max(explanation.evaluations);
+        self.values.extend(flat(&explanation.map)?);
+        if let Some(error) = &explanation.error {
+            self.error.extend(flat(error)?);
+        }
+        Ok(())
+    }
+
     /// The ways its maps came about, each once: `det2`, or `det2+mc`.
     fn estimator(&self) -> String {
         let mut names = self.estimators.clone();
@@ -63,67 +121,85 @@ impl Outcome {
 pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let (methods, names) = methods(args, global)?;
     let network = load_model(&args.model, &[&args.layer], &global.device()?)?;
-    let input = read(&args.images, &network)?;
+    let input = input::read(&args.images, &network)?;
     ensure!(!input.images.is_empty(), "no image could be read: {}", input.bad.join("; "));
-    let class = match args.class.as_deref() {
-        None if input.labelled => Class::Label,
-        None | Some("top1") => Class::Top1,
-        Some("label") if input.labelled => Class::Label,
-        Some("label") => bail!("--class label: these images have no labels; use top1 or a number"),
-        Some(n) => Class::Number(
-            n.parse().ok().with_context(|| format!("--class \"{n}\"; accepted: label, top1 or a class number"))?,
-        ),
-    };
-    let all = args.method == "all";
-    let mut outcomes = Vec::new();
-    let mut skipped = Vec::new();
-    let (mut classes, mut logits) = (Vec::new(), Vec::new());
-    for name in names {
-        classes.clear();
-        logits.clear();
-        match explain(name, &methods, &network, &args.layer, &input, &class, &mut classes, &mut logits) {
-            Ok(outcome) => outcomes.push(outcome),
-            Err(e) if all && outcomes.len() + skipped.len() + 1 < Methods::NAMES.len() => {
-                skipped.push(format!("{name}: {e:#}"))
-            }
-            Err(e) => return Err(e.context(format!("method {name}"))),
-        }
-    }
-    ensure!(!outcomes.is_empty(), "no method could explain this layer: {}", skipped.join("; "));
-    for line in input.bad.iter().chain(&skipped) {
+    let class = Class::parse(args.class.as_deref(), input.labelled)?;
+    let found = explain(&methods, &names, &network, &args.layer, &input, &class)?;
+    let beside = args.beside.as_ref().map(|path| -> Result<_> {
+        let other = load(path, None, &[&args.layer], &global.device()?)?;
+        input::check(&input, &other).with_context(|| format!("--beside {}", path.display()))?;
+        explain(&methods, &names, &other, &args.layer, &input, &Class::Given(found.classes.clone()))
+    });
+    let beside = beside.transpose()?;
+    let everything = || std::iter::once(&found).chain(&beside);
+    for line in input.bad.iter().chain(everything().flat_map(|e| &e.skipped)) {
         eprintln!("skipped {line}");
     }
-    let n = input.images.len();
     if let Some(path) = &args.out {
-        write(path, &outcomes, &classes, &logits, n)?;
+        write(path, &found, input.images.len())?;
     }
     if let Some(dir) = &args.gallery {
-        let estimators: Vec<String> = outcomes.iter().map(Outcome::estimator).collect();
-        let maps: Vec<_> = outcomes
-            .iter()
-            .zip(&estimators)
-            .map(|(o, estimator)| Row { method: o.method, estimator, shape: o.shape, values: &o.values })
+        let (captions, beside) = (captions(&input, &found), beside.as_ref());
+        let other = beside.map(|e| probabilities(e)).unwrap_or_default();
+        let captions: Vec<String> = captions
+            .into_iter()
+            .enumerate()
+            .map(|(i, caption)| match other.get(i) {
+                Some(p) => format!("{caption}; beside: {p:.1} %"),
+                None => caption,
+            })
             .collect();
-        let captions = captions(&input, &classes, &logits);
-        gallery::write(dir, &input.images, &captions, &maps)?;
+        gallery::write(dir, &input.images, &captions, &rows(&found, beside))?;
     }
+    let n = input.images.len();
     let mut text = format!("{:<14} {:<13} {:>5} {:>12} {:>9}\n", "method", "estimator", "n", "evaluations", "seconds");
-    for o in &outcomes {
-        text += &format!("{:<14} {:<13} {:>5} {:>12} {:>9.3}\n", o.method, o.estimator(), n, o.evaluations, o.seconds);
+    for (i, explained) in everything().enumerate() {
+        if i > 0 {
+            text += "beside:\n";
+        }
+        for o in &explained.outcomes {
+            let how = o.estimator();
+            text += &format!("{:<14} {how:<13} {n:>5} {:>12} {:>9.3}\n", o.method, o.evaluations, o.seconds);
+        }
     }
     if let Some(dir) = &args.gallery {
         text += &format!("pictures: {}\n", dir.join("index.html").display());
     }
-    let rows: Vec<Value> = outcomes
-        .iter()
-        .map(|o| {
+    let mut value = json!({ "rows": found.json(n), "bad_images": input.bad, "skipped": found.skipped });
+    if let Some(beside) = &beside {
+        value["beside"] = json!({ "rows": beside.json(n), "skipped": beside.skipped });
+    }
+    Ok(Done::Result(text, value))
+}
+
+impl Explained {
+    fn json(&self, n: usize) -> Vec<Value> {
+        let row = |o: &Outcome| {
             json!({
                 "method": o.method, "estimator": o.estimator(), "estimators": o.estimators, "n": n,
                 "evaluations": o.evaluations, "seconds": o.seconds,
             })
-        })
-        .collect();
-    Ok(Done::Result(text, json!({ "rows": rows, "bad_images": input.bad, "skipped": skipped })))
+        };
+        self.outcomes.iter().map(row).collect()
+    }
+}
+
+/// The gallery's rows: each method of the model and, under it, of the one beside it.
+fn rows<'a>(found: &'a Explained, beside: Option<&'a Explained>) -> Vec<Row<'a>> {
+    let row = |o: &'a Outcome, model: &'static str| Row {
+        method: o.method,
+        model,
+        estimator: o.estimator(),
+        shape: o.shape,
+        values: &o.values,
+    };
+    let mut rows = Vec::new();
+    for name in Methods::NAMES {
+        let of = |e: &'a Explained| e.outcomes.iter().find(|o| o.method == *name);
+        rows.extend(of(found).map(|o| row(o, "")));
+        rows.extend(beside.and_then(of).map(|o| row(o, "beside")));
+    }
+    rows
 }
 
 /// The methods asked for, configured.
@@ -159,61 +235,61 @@ fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static
     Ok((methods, names))
 }
 
-#[allow(clippy::too_many_arguments)]
+/// Every method's maps of all images, from one pass a batch. Of several methods those that cannot explain this layer are left out.
 fn explain(
-    name: &'static str,
     methods: &Methods,
+    names: &[&'static str],
     network: &Network,
     layer: &str,
     input: &Input,
     class: &Class,
-    classes: &mut Vec<i64>,
-    logits: &mut Vec<f32>,
-) -> Result<Outcome> {
-    let method = methods.get(name).context("the name was checked")?;
+) -> Result<Explained> {
     let view = network.view(layer)?;
     let plan = Plan::plain(BATCH);
     let positions: Vec<usize> = (0..input.images.len()).collect();
-    let mut outcome = Outcome {
-        method: name,
-        estimators: vec![],
-        evaluations: 0,
-        seconds: 0.0,
-        shape: [0; 2],
-        values: vec![],
-        error: vec![],
-    };
+    let outcomes = names.iter().map(|name| Outcome::new(name)).collect();
+    let mut found = Explained { outcomes, skipped: vec![], classes: vec![], logits: vec![] };
+    let flat = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
     for positions in positions.chunks(BATCH) {
         let batch = plan.batch(&input.images, positions, 0);
-        let images = network.images(&batch)?;
         let clock = Instant::now();
-        let pass = network.pass(&images, Mode::Eval)?;
+        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
         let forward = view.forward(&pass, batch.ids.clone());
-        let wanted = match class {
-            Class::Label => Tensor::from_slice(&batch.labels, batch.len(), network.device())?,
-            Class::Top1 => pass.logits.argmax(D::Minus1)?,
-            Class::Number(c) => Tensor::full(*c, batch.len(), network.device())?,
-        };
-        let explanation = method.explain(&forward, &wanted)?;
-        outcome.seconds += clock.elapsed().as_secs_f64();
-        let (_, h, w) = explanation.map.dims3()?;
-        outcome.shape = [h, w];
-        outcome.estimators.extend(explanation.estimators.iter().map(|e| e.name()));
-        outcome.evaluations = outcome.evaluations.max(explanation.evaluations);
-        let flat = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-        outcome.values.extend(flat(&explanation.map)?);
-        if let Some(error) = &explanation.error {
-            outcome.error.extend(flat(error)?);
+        let wanted = class.of(&batch, positions, &pass.logits)?;
+        let of_pass = clock.elapsed().as_secs_f64();
+        let mut failed = Vec::new();
+        for outcome in &mut found.outcomes {
+            let clock = Instant::now();
+            let method = methods.get(outcome.method).context("the name was checked")?;
+            let explanation = match method.explain(&forward, &wanted) {
+                Ok(explanation) => explanation,
+                Err(e) => {
+                    failed.push((outcome.method, anyhow::Error::from(e)));
+                    continue;
+                }
+            };
+            // As if it had been asked for alone.
+            outcome.seconds += of_pass + clock.elapsed().as_secs_f64();
+            outcome.add(&explanation)?;
         }
-        classes.extend(wanted.to_dtype(DType::I64)?.to_vec1::<i64>()?);
-        logits.extend(flat(&pass.logits)?);
+        for (method, e) in failed {
+            found.outcomes.retain(|o| o.method != method);
+            if found.outcomes.is_empty() {
+                let others =
+                    if found.skipped.is_empty() { String::new() } else { format!("; {}", found.skipped.join("; ")) };
+                return Err(e.context(format!("method {method}{others}")));
+            }
+            found.skipped.push(format!("{method}: {}", sentence(&e)));
+        }
+        found.classes.extend(wanted.to_dtype(DType::U32)?.to_vec1::<u32>()?);
+        found.logits.extend(flat(&pass.logits)?);
     }
-    Ok(outcome)
+    Ok(found)
 }
 
-fn write(path: &Path, outcomes: &[Outcome], classes: &[i64], logits: &[f32], n: usize) -> Result<()> {
+fn write(path: &Path, found: &Explained, n: usize) -> Result<()> {
     let mut tensors = BTreeMap::new();
-    for o in outcomes {
+    for o in &found.outcomes {
         let shape = [n, o.shape[0], o.shape[1]];
         tensors.insert(o.method.to_string(), Entry::f32(&shape, &o.values));
         if !o.error.is_empty() {
@@ -223,108 +299,28 @@ fn write(path: &Path, outcomes: &[Outcome], classes: &[i64], logits: &[f32], n: 
             tensors.insert(format!("{}.{what}", o.method), Entry::f32(&shape, &o.error));
         }
     }
-    tensors.insert("classes".into(), Entry::i64(&[n], classes));
-    tensors.insert("logits".into(), Entry::f32(&[n, logits.len() / n], logits));
+    let classes: Vec<i64> = found.classes.iter().map(|c| i64::from(*c)).collect();
+    tensors.insert("classes".into(), Entry::i64(&[n], &classes));
+    tensors.insert("logits".into(), Entry::f32(&[n, found.logits.len() / n], &found.logits));
     write_tensors(path, &tensors, &Metadata::new())
 }
 
-/// What stands under each picture: name, class and its probability.
-fn captions(input: &Input, classes: &[i64], logits: &[f32]) -> Vec<String> {
-    let width = logits.len() / classes.len().max(1);
-    let caption = |(i, name): (usize, &String)| {
-        let row = &logits[i * width..][..width];
+/// Each image's probability of its explained class, in percent.
+fn probabilities(found: &Explained) -> Vec<f32> {
+    let width = found.logits.len() / found.classes.len().max(1);
+    let of = |(class, row): (&u32, &[f32])| {
         let largest = row.iter().copied().fold(f32::MIN, f32::max);
         let total: f32 = row.iter().map(|z| (z - largest).exp()).sum();
-        let p = (row[classes[i] as usize] - largest).exp() / total;
+        100.0 * (row[*class as usize] - largest).exp() / total
+    };
+    found.classes.iter().zip(found.logits.chunks_exact(width.max(1))).map(of).collect()
+}
+
+/// What stands under each picture: name, class and its probability.
+fn captions(input: &Input, found: &Explained) -> Vec<String> {
+    let caption = |((i, name), p): ((usize, &String), f32)| {
         let label = if input.labelled { format!(", label {}", input.images.labels[i]) } else { String::new() };
-        format!("{name}: class {} at {:.1} %{label}", classes[i], 100.0 * p)
+        format!("{name}: class {} at {p:.1} %{label}", found.classes[i])
     };
-    input.names.iter().enumerate().map(caption).collect()
-}
-
-/// Reads everything `--images` names.
-fn read(given: &[String], network: &Network) -> Result<Input> {
-    let input = network.architecture.graph.shapes[0];
-    let shape = [input.channels, input.h, input.w];
-    let classes = network.architecture.classes;
-    let [first] = given else { return files(given.iter().map(PathBuf::from).collect(), shape, classes) };
-    let path = Path::new(first);
-    if path.is_dir() {
-        let mut paths: Vec<PathBuf> = std::fs::read_dir(path)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
-        paths.retain(|p| p.is_file() && is_image(p));
-        paths.sort();
-        ensure!(!paths.is_empty(), "the folder {} holds no PNG or JPEG file", path.display());
-        return files(paths, shape, classes);
-    }
-    if path.extension().is_some_and(|e| e == "safetensors") {
-        return tensors(path, shape, classes);
-    }
-    if path.is_file() {
-        return files(vec![path.to_path_buf()], shape, classes);
-    }
-    match slice(first) {
-        Some((source, split, range)) => {
-            let all = source?.of_size(shape[1]).load(split)?;
-            let end = range.end.min(all.len());
-            ensure!(range.start < end, "{first}: the slice is empty, the set has {} images", all.len());
-            ensure!(all.shape == shape, "{first}: images are {:?}, the model takes {shape:?}", all.shape);
-            let images = all.select(&(range.start..end).collect::<Vec<_>>());
-            let names = images.index.iter().map(|i| format!("image {i}")).collect();
-            Ok(Input { images, labelled: true, names, bad: vec![] })
-        }
-        None => bail!("--images {first}: no such file or folder, and not a slice like cifar10:test[0..16]"),
-    }
-}
-
-/// `NAME[:DIR]:SPLIT[A..B]`.
-pub fn slice(text: &str) -> Option<(Result<Source>, Split, std::ops::Range<usize>)> {
-    let (head, range) = text.strip_suffix(']')?.split_once('[')?;
-    let (name, split) = head.rsplit_once(':')?;
-    let split = match split {
-        "test" => Split::Test,
-        "train" => Split::Train,
-        _ => return None,
-    };
-    let (start, end) = range.split_once("..")?;
-    let start = if start.is_empty() { 0 } else { start.parse().ok()? };
-    let end = if end.is_empty() { usize::MAX } else { end.parse().ok()? };
-    Some((Source::parse(name), split, start..end))
-}
-
-fn files(paths: Vec<PathBuf>, shape: [usize; 3], classes: usize) -> Result<Input> {
-    let [_, h, w] = shape;
-    ensure!(h == w, "the model takes {h} x {w} images; files are read for square models only");
-    let (mut pixels, mut names, mut bad) = (Vec::new(), Vec::new(), Vec::new());
-    for path in paths {
-        match read_image(&path, Some(h)) {
-            Ok((image, _)) => {
-                pixels.extend(image);
-                names.push(path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()));
-            }
-            Err(e) => bad.push(format!("{e:#}")),
-        }
-    }
-    let images = Images::new(pixels, vec![0; names.len()], shape, classes)?;
-    Ok(Input { images, labelled: false, names, bad })
-}
-
-fn tensors(path: &Path, shape: [usize; 3], classes: usize) -> Result<Input> {
-    let file = File::read(path)?;
-    let found = file.shapes()?;
-    let dims =
-        found.get("images_u8").with_context(|| format!("{} holds no tensor images_u8 (n, 3, h, w)", path.display()))?;
-    ensure!(
-        dims.len() == 4 && dims[1..] == shape,
-        "{}: images_u8 is {dims:?}, the model takes (n, {}, {}, {})",
-        path.display(),
-        shape[0],
-        shape[1],
-        shape[2]
-    );
-    let pixels = file.integers("images_u8", 255)?.into_iter().map(|p| p as u8).collect();
-    let labelled = found.contains_key("labels");
-    let labels = if labelled { file.integers("labels", classes as u32 - 1)? } else { vec![0; dims[0]] };
-    ensure!(labels.len() == dims[0], "{}: {} images, but {} labels", path.display(), dims[0], labels.len());
-    let names = (0..dims[0]).map(|i| format!("image {i}")).collect();
-    Ok(Input { images: Images::new(pixels, labels, shape, classes)?, labelled, names, bad: vec![] })
+    input.names.iter().enumerate().zip(probabilities(found)).map(caption).collect()
 }

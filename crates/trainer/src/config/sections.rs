@@ -133,6 +133,8 @@ pub enum Precision {
     /// Activations and products in bf16, sums, weights and the optimiser in f32: faster where the processor has
     /// AVX512_BF16, the same as f32 elsewhere.
     Bf16,
+    /// Single precision, convolutions by their definition instead of Winograd's algorithm: slower, for comparisons.
+    F32Direct,
     /// Double precision: slow, for checks.
     F64,
 }
@@ -175,6 +177,7 @@ impl Precision {
         match self {
             Precision::F32 => (DType::F32, kernels::Precision::F32),
             Precision::Bf16 => (DType::F32, kernels::Precision::Bf16),
+            Precision::F32Direct => (DType::F32, kernels::Precision::Full),
             Precision::F64 => (DType::F64, kernels::Precision::F32),
         }
     }

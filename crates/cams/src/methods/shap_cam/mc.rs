@@ -1,6 +1,6 @@
 //! Sampled permutations (Castro et al. 2009), each with its reverse: all effects up to second order cancel within a pair.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -176,7 +176,8 @@ pub fn additive(game: &Game, score: Score, sampling: Sampling, id: SampleId) -> 
     (pairs.mean, error)
 }
 
-/// The same by passes of the head on masked activations, for models without a linear head.
+/// The same by passes of the head on masked activations, for models without a linear head; behind its first layer where that is
+/// linear.
 pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
     let (n, _, h, w) = forward.features.dims4()?;
     let (players, sampling) = (h * w, method.sampling());
@@ -188,6 +189,7 @@ pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Resul
         let mut permutations = Permutations::new(sampling.seed, forward.ids[i], players);
         let mut pairs = Pairs::new(players);
         let mut evaluations = 2;
+        let sums = Sums::new(method, forward, i)?;
         // Whole pairs a pass, and no more than up to the next look at the tolerance.
         let together = (images_per_pass(forward, method.memory_mb) / inner.max(1)).max(1);
         while (pairs.count as usize) < most_pairs {
@@ -197,7 +199,10 @@ pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Resul
             let orders: Vec<Vec<usize>> = (0..count).map(|_| permutations.draw().to_vec()).collect();
             let walks: Vec<Vec<usize>> =
                 orders.iter().flat_map(|o| [o.clone(), o.iter().rev().copied().collect()]).collect();
-            let scores = prefixes(method, forward, classes, i, &walks)?;
+            let scores = match &sums {
+                Some(sums) => sums.prefixes(method, forward, classes, i, &walks)?,
+                None => prefixes(method, forward, classes, i, &walks)?,
+            };
             evaluations += walks.len() * (players - 1);
             for r in 0..count {
                 let mut pair = vec![0.0; players];
@@ -254,6 +259,67 @@ fn ends(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Result<Vec<(f6
         out.push((scores[0], scores[1]));
     }
     Ok(out)
+}
+
+/// An image's coalitions behind a head's first linear layer: each position's part of its outputs.
+struct Sums {
+    /// With nobody present, (hidden,).
+    start: Vec<f64>,
+    /// (players, hidden).
+    parts: Vec<f64>,
+}
+
+impl Sums {
+    /// None where the head has no such layer, or a position's part depends on who else is present.
+    fn new(method: &ShapCam, forward: &Forward, i: usize) -> Result<Option<Sums>> {
+        let Some(first) = forward.model.first_layer().filter(|_| method.fill != Fill::PresentMean) else {
+            return Ok(None);
+        };
+        let features = forward.features.detach().narrow(0, i, 1)?;
+        let (_, k, h, w) = features.dims4()?;
+        let (hidden, of) = (first.bias.dim(0)?, first.weight.dims());
+        if of != [hidden, k, h, w] {
+            bail!("the head's first layer is {of:?}, the activations need ({hidden}, {k}, {h}, {w})");
+        }
+        let fill = fill(method, forward, i)?.broadcast_as(features.shape())?.contiguous()?;
+        let (weight, bias) = (super::numbers(&first.weight)?, super::numbers(&first.bias)?);
+        let (features, fill) = (super::numbers(&features)?, super::numbers(&fill)?);
+        let (mut start, mut parts) = (bias, vec![0.0; h * w * hidden]);
+        for (j, weight) in weight.chunks_exact((k * h * w).max(1)).enumerate() {
+            for (at, w_at) in weight.iter().enumerate() {
+                start[j] += w_at * fill[at];
+                parts[at % (h * w) * hidden + j] += w_at * (features[at] - fill[at]);
+            }
+        }
+        Ok(Some(Sums { start, parts }))
+    }
+
+    /// As [`prefixes`].
+    fn prefixes(
+        &self,
+        method: &ShapCam,
+        forward: &Forward,
+        classes: &Tensor,
+        i: usize,
+        walks: &[Vec<usize>],
+    ) -> Result<Vec<f64>> {
+        let hidden = self.start.len();
+        let mut rows = Vec::new();
+        for walk in walks {
+            let mut sum = self.start.clone();
+            for p in &walk[..walk.len() - 1] {
+                sum.iter_mut().zip(&self.parts[p * hidden..]).for_each(|(s, part)| *s += part);
+                rows.extend_from_slice(&sum);
+            }
+        }
+        let (count, like) = (rows.len() / hidden.max(1), &forward.features);
+        if count == 0 {
+            return Ok(vec![]);
+        }
+        let rows = Tensor::from_vec(rows, (count, hidden), like.device())?.to_dtype(like.dtype())?;
+        let class = classes.narrow(0, i, 1)?.broadcast_as(count)?.contiguous()?;
+        super::numbers(&method.score.of(&forward.model.behind_first_layer(&rows)?, &class)?)
+    }
 }
 
 /// Scores of all proper prefixes (1 to players - 1 positions) of these walks, in order.
