@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// The system's allocator gives large blocks back to the kernel at every step and pays for their pages again at the next.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     trainer::cli::main()
 }

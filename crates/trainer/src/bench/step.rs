@@ -8,7 +8,7 @@ use kernels::stage::Mode;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
-use super::median_ms;
+use super::{median_ms, peak_rss_mb};
 use crate::config::Config;
 use crate::data::Images;
 use crate::data::loader::Batch;
@@ -35,6 +35,8 @@ pub struct Step {
     /// Reading a batch's signal (logits, map, three attention maps) from the teacher's cache, in a full epoch of CIFAR-10's
     /// size; the epoch's reading of its file is shared by its steps.
     pub cached_ms: f64,
+    /// Largest resident memory of all but the last, in MB.
+    pub peak_rss_mb: Option<f64>,
 }
 
 /// A fixed batch of noise.
@@ -116,8 +118,9 @@ pub fn step(
     let teacher_ms = median_ms(repeats, || forward(&images).map(drop))?;
     let teacher_train_ms =
         median_ms(repeats, training(&ce, &mut network(teacher, true, backend)?, &batch, || Ok(None))?)?;
+    let peak_rss_mb = peak_rss_mb();
     let cached_ms = cached_ms(n, repeats, &teacher_net)?;
-    Ok(Step { train_ms, kd_ms, teacher_ms, teacher_train_ms, explain_ms: kd_ms - plain_kd_ms, cached_ms })
+    Ok(Step { train_ms, kd_ms, teacher_ms, teacher_train_ms, explain_ms: kd_ms - plain_kd_ms, cached_ms, peak_rss_mb })
 }
 
 /// The images of [`cached_ms`].

@@ -43,7 +43,7 @@ pub fn step(args: &BenchStep, global: &Global) -> Result<Done> {
     );
     let value = json!({
         "train_ms": t.train_ms, "kd_ms": t.kd_ms, "teacher_ms": t.teacher_ms, "teacher_train_ms": t.teacher_train_ms,
-        "explain_ms": t.explain_ms, "cached_ms": t.cached_ms, "peak_rss_mb": bench::peak_rss_mb(), "threads": rayon::current_num_threads(),
+        "explain_ms": t.explain_ms, "cached_ms": t.cached_ms, "peak_rss_mb": t.peak_rss_mb, "threads": rayon::current_num_threads(),
         "device": global.device, "dtype": args.dtype, "batch": args.batch, "interpreter": args.interpreter,
     });
     Ok(Done::Result(text, value))
