@@ -33,10 +33,12 @@ median = lambda values: statistics.median(values)
 print(f"n = {len(ours)} rounds, {ours[0]['threads']} threads, {ours[0]['arch']}, PyTorch {torch[0]['torch']}")
 step = median(r["train_ms"] for r in ours)
 print(f"a training step of {ours[0]['batch']} images: {step:.1f} ms")
-for method in ("grad_cam", "grad_cam_pp", "hires_cam", "xgrad_cam", "layer_cam", "shap_cam logit"):
+for method in ("grad_cam", "grad_cam_pp", "hires_cam", "xgrad_cam", "layer_cam", "ablation_cam", "shapley_cam", "shap_cam"):
     print(f"{method:24} matching {100 * median(row(r, method)['share_of_step'] for r in ours):6.1f} % of a step")
 det2 = median(row(r, "shap_cam prob, det2")["ms_per_map"] * r["batch"] / r["train_ms"] for r in ours)
 print(f"{'shap_cam prob, det2':24} forward  {100 * det2:6.1f} % of a step")
+both = median(100 * row(r, "shap_cam prob, det2")["share_of_step"] for r in ours)
+print(f"{'shap_cam prob, det2':24} matching {both:6.1f} % of a step")
 score = median(row(r, "score_cam")["ms_per_map"] / (r["forward_ms"] * row(r, "score_cam")["evaluations"]) for r in ours)
 print(f"{'score_cam':24} {score:.2f} times its forward passes")
 mc = median(row(r, "shap_cam prob, mc 1000")["ms_per_map"] for r in single)

@@ -21,9 +21,10 @@ echo "== 2/4 distilling a student (about two minutes on two cores; stop it, run 
 echo "== 3/4 its error on the test images"
 "$trainer" eval --checkpoint "$run/last.safetensors" --data cifar10-mini
 
-echo "== 4/4 where it looks"
+echo "== 4/4 where it looks, and where its teacher does"
 "$trainer" explain --checkpoint "$run/last.safetensors" --images 'cifar10-mini:test[0..8]' \
-    --method grad_cam,grad_cam_pp,layer_cam,eigen_cam,score_cam,shap_cam,random --gallery "$run/maps"
+    --method grad_cam,grad_cam_pp,layer_cam,eigen_cam,score_cam,shap_cam,random --gallery "$run/maps" \
+    --beside checkpoints/wrn-40-2-cifar10.safetensors
 
 echo
 echo "Open $run/maps/index.html for the maps, or: tensorboard --logdir runs"

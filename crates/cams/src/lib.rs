@@ -27,7 +27,7 @@
 //!
 //! | method | paper | evaluations beyond one pass, an image | kind | in a loss |
 //! |---|---|---|---|---|
-//! | [`methods::Mask`] | Fong & Vedaldi 2017 | one pass an iteration, forward and back | optimised | no |
+//! | [`methods::Mask`] | Fong & Vedaldi 2017 | one pass an iteration and draw of noise, forward and back | optimised | no |
 //! | [`methods::Rise`] | Petsiuk et al. 2018 | one a mask | sampled, with standard error | all of it, a pass a mask |
 //! | [`methods::Cam`] | Zhou et al. 2016 | 0 | exact | closed form |
 //! | [`methods::GradCam`] | Selvaraju et al. 2017 | 0, or one of the head and back | exact | closed form |

@@ -95,6 +95,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blurred_by_hand() -> Result<()> {
+        let image = Tensor::new(&[[[[1f64, 0.0, 0.0]]]], &Device::Cpu)?;
+        let (near, far) = (1.0, (-0.5f64).exp());
+        let total = near + 2.0 * far;
+        let found: Vec<f64> = blur(&image, 3, 1.0)?.flatten_all()?.to_vec1()?;
+        testkit::assert_close("blur", &found, &[near / total, far / total, 0.0], 1e-15);
+        // A Gaussian far wider than the image, and an image of one pixel: reflected as often as it takes.
+        let wide: Vec<f64> = blur(&image, 101, 1e3)?.flatten_all()?.to_vec1()?;
+        assert!((wide.iter().sum::<f64>() - 1.0).abs() < 0.3 && wide.iter().all(|v| *v > 0.2), "{wide:?}");
+        let one = Tensor::new(&[[[[3f64]]]], &Device::Cpu)?;
+        testkit::assert_close("one pixel", &blur(&one, 7, 2.0)?.flatten_all()?.to_vec1()?, &[3.0], 1e-15);
+        Ok(())
+    }
+
+    #[test]
     fn shifted_by_hand() -> Result<()> {
         let image = Tensor::new(&[[[[1f64, 2.0, 3.0], [4.0, 5.0, 6.0]]]], &Device::Cpu)?;
         let of = |dy, dx| shift(&image, dy, dx)?.flatten_all()?.to_vec1::<f64>();

@@ -19,10 +19,21 @@ pub fn unknown(what: &str, given: &str, accepted: &[&str]) -> anyhow::Error {
 /// An error and its causes in one line. candle's errors print a backtrace where RUST_BACKTRACE asks for one, many lines of it.
 pub fn sentence(error: &anyhow::Error) -> String {
     let part = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<candle_core::Error>() {
-        Some(candle_core::Error::WithBacktrace { inner, .. }) => inner.to_string(),
-        _ => cause.to_string(),
+        Some(error) => plain(error),
+        None => cause.to_string(),
     };
-    error.chain().map(part).collect::<Vec<_>>().join(": ")
+    error.chain().map(part).collect::<Vec<_>>().join(": ").replace('\n', " ")
+}
+
+/// candle's own words, without backtraces.
+fn plain(error: &candle_core::Error) -> String {
+    use candle_core::Error;
+    match error {
+        Error::WithBacktrace { inner, .. } => plain(inner),
+        Error::Context { inner, context } => format!("{context}: {}", plain(inner)),
+        Error::WithPath { inner, path } => format!("{}: {}", path.display(), plain(inner)),
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -31,9 +42,11 @@ mod tests {
 
     #[test]
     fn a_backtrace_is_no_part_of_a_sentence() {
-        let inner = Box::new(candle_core::Error::Msg("no such layer".into()));
-        let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
-        let error = anyhow::Error::from(candle_core::Error::WithBacktrace { inner, backtrace }).context("method cam");
-        assert_eq!(sentence(&error), "method cam: no such layer");
+        let traced = |error| candle_core::Error::WithBacktrace {
+            inner: Box::new(error),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        let error = traced(traced(candle_core::Error::Msg("no such layer".into())).context("reading"));
+        assert_eq!(sentence(&anyhow::Error::from(error).context("method cam")), "method cam: reading: no such layer");
     }
 }

@@ -2,7 +2,6 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Tensor};
-use kernels::stage::Mode;
 
 use crate::data::Images;
 use crate::data::loader::Plan;
@@ -28,7 +27,7 @@ const BATCH: usize = 250;
 
 /// Evaluates `network` on images as they are, in full precision: for what is reported.
 pub fn evaluate(network: &Network, images: &Images) -> Result<Evaluation> {
-    run(network, images, |images| network.pass(images, Mode::Eval))
+    run(network, images, |images| network.observe(images))
 }
 
 /// The same as fast as the network trains, in its own precision: for a curve.

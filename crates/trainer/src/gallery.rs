@@ -29,12 +29,20 @@ pub struct Row<'a> {
     pub values: &'a [f32],
 }
 
+impl Row<'_> {
+    /// The largest range of one of its maps.
+    fn span(&self) -> f32 {
+        let maps = self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1)).map(range);
+        maps.map(|(low, high)| high - low).fold(0.0, f32::max)
+    }
+}
+
 /// Lowest and highest value.
 fn range(values: &[f32]) -> (f32, f32) {
     values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)))
 }
 
-/// Writes `original-<i>.png`, `[<model>-]<method>-<i>.png` and `index.html`: a row a method, in one scale, under a row of the images.
+/// Writes `original-<i>.png`, `[<model>-]<method>-<i>.png` and `index.html`: a row a method and model under a row of the images. A method has one scale.
 pub fn write(dir: &Path, images: &Images, captions: &[String], rows: &[Row]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let originals: Vec<RgbImage> = (0..captions.len()).map(|i| picture(images, i)).collect();
@@ -47,15 +55,16 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], rows: &[Row]) -> 
     }
     page += "</tr>\n";
     for Row { method, model, estimator, shape: [h, w], values } in rows {
-        let span = values.chunks_exact((h * w).max(1)).map(range).map(|(low, high)| high - low).fold(0.0, f32::max);
-        let (name, of) = (encode_text(method), if model.is_empty() { String::new() } else { format!(", {model}") });
-        page += &format!("<tr><th>{name}{of}<p>{estimator}</p>");
+        let same = rows.iter().filter(|row| row.method == *method);
+        let span = same.map(Row::span).fold(0.0, f32::max);
+        let whose = if model.is_empty() { String::new() } else { format!(", {model}") };
+        page += &format!("<tr><th>{}{whose}<p>{estimator}</p>", encode_text(method));
         page += &format!(
             "<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>"
         );
         for (i, original) in originals.iter().enumerate() {
-            let of = if model.is_empty() { String::new() } else { format!("{model}-") };
-            let file = format!("{of}{method}-{i}.png");
+            let prefix = if model.is_empty() { String::new() } else { format!("{model}-") };
+            let file = format!("{prefix}{method}-{i}.png");
             let map = &values[i * h * w..][..h * w];
             save(&overlay(original, map, [*h, *w], span)?, &dir.join(&file))?;
             page += &format!("<td><img src=\"{file}\" alt=\"{method}\"></td>");
@@ -77,8 +86,8 @@ th p { color: #666; } img { display: block; width: 160px; image-rendering: pixel
 .ends { display: flex; justify-content: space-between; }
 </style></head><body>
 <h1>Explanation maps</h1>
-<p>Each map is resized bilinearly and laid over the darkened image, from its own lowest value up. A row has one scale, the largest range of its
-maps, so that the maps of a method can be compared; the methods' own units differ.</p>
+<p>Each map is resized bilinearly and laid over the darkened image, from its own lowest value up. A method has one scale, the largest range of its
+maps, so that they can be compared, between two models too; the methods' own units differ.</p>
 <table>
 ";
 

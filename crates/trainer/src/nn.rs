@@ -2,72 +2,27 @@
 //! and candle's own ops.
 
 pub mod by_ops;
+mod normalization;
 mod second_order;
-
-use std::sync::Arc;
+mod view;
 
 use anyhow::{Result, anyhow, bail};
-use cams::{CamModel, LinearHead, Score};
+use cams::LinearHead;
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::Value;
 use kernels::batch_norm::Statistics;
 use kernels::graph::{Graph, Init};
 use kernels::stage::{Memory, Mode, Precision, Stage};
+pub use normalization::Normalization;
 use rand::RngExt;
 
 use crate::data::loader::Batch;
 use crate::models::Architecture;
 use crate::random::{Purpose, stream};
+pub use view::View;
 
 /// BatchNorm's momentum, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
-
-/// How a model turns u8 pixels into its input: (pixel / 255 - mean) / std.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Normalization {
-    /// Per channel.
-    pub mean: Vec<f64>,
-    /// Per channel.
-    pub std: Vec<f64>,
-}
-
-impl Normalization {
-    /// CIFAR-10's statistics, as everybody uses them.
-    pub fn cifar10() -> Normalization {
-        Normalization { mean: vec![0.4914, 0.4822, 0.4465], std: vec![0.2470, 0.2435, 0.2616] }
-    }
-
-    /// Normalised images (n, c, h, w).
-    pub fn apply(
-        &self,
-        pixels: &[u8],
-        [c, h, w]: [usize; 3],
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        let n = pixels.len() / (c * h * w).max(1);
-        if dtype == DType::F64 {
-            let values: Vec<f64> = self.values(pixels, c, h * w);
-            return Tensor::from_vec(values, (n, c, h, w), device);
-        }
-        // A table of 256 values a channel: the same rounding as computing in f64, and no division a pixel.
-        let table: Vec<f32> = (0..c)
-            .flat_map(|c| (0..256).map(move |p| ((f64::from(p) / 255.0 - self.mean[c]) / self.std[c]) as f32))
-            .collect();
-        let mut values = Vec::with_capacity(pixels.len());
-        for (i, plane) in pixels.chunks_exact((h * w).max(1)).enumerate() {
-            let table = &table[i % c * 256..][..256];
-            values.extend(plane.iter().map(|p| table[*p as usize]));
-        }
-        Tensor::from_vec(values, (n, c, h, w), device)?.to_dtype(dtype)
-    }
-
-    fn values(&self, pixels: &[u8], c: usize, plane: usize) -> Vec<f64> {
-        let channel = |i: usize| i / plane % c;
-        let value = |(i, p): (usize, &u8)| (f64::from(*p) / 255.0 - self.mean[channel(i)]) / self.std[channel(i)];
-        pixels.iter().enumerate().map(value).collect()
-    }
-}
 
 /// Which engine runs the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,9 +209,13 @@ impl Network {
 
     /// Pooling and classifier, as functions of the flat parameters.
     pub fn linear_head(&self) -> candle_core::Result<LinearHead> {
+        self.head_of(&self.parameters)
+    }
+
+    fn head_of(&self, parameters: &Tensor) -> candle_core::Result<LinearHead> {
         let (classes, k) = (self.architecture.classes, self.architecture.channels());
-        let weight = self.parameters.narrow(0, self.architecture.fc, classes * k)?.reshape((classes, k))?;
-        let bias = self.parameters.narrow(0, self.architecture.fc + classes * k, classes)?;
+        let weight = parameters.narrow(0, self.architecture.fc, classes * k)?.reshape((classes, k))?;
+        let bias = parameters.narrow(0, self.architecture.fc + classes * k, classes)?;
         Ok(LinearHead { weight, bias })
     }
 
@@ -264,6 +223,7 @@ impl Network {
     fn run(
         &self,
         mut x: Tensor,
+        parameters: &Tensor,
         segments: std::ops::Range<usize>,
         mode: Mode,
         precision: Precision,
@@ -272,8 +232,8 @@ impl Network {
         let mut all = Vec::new();
         for segment in &self.segments[segments] {
             let (y, statistics) = match segment {
-                Segment::Kernels(stage) => stage.forward(&x, &self.parameters, &self.running, mode, precision)?,
-                Segment::Ops(graph) => by_ops::forward(graph, &x, &self.parameters, &self.running, mode)?,
+                Segment::Kernels(stage) => stage.forward(&x, parameters, &self.running, mode, precision)?,
+                Segment::Ops(graph) => by_ops::forward(graph, &x, parameters, &self.running, mode)?,
             };
             all.extend(statistics);
             out.push(y.clone());
@@ -282,21 +242,29 @@ impl Network {
         Ok(all)
     }
 
-    /// One forward pass, in train mode (in the backend's precision) or in eval mode (in full).
+    /// One forward pass, in train mode (in the backend's precision) or in eval mode (in full), recorded for backward if the network is
+    /// trained.
     pub fn pass(&self, images: &Tensor, mode: Mode) -> Result<Pass> {
-        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::Full })
+        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::Full }, true)
     }
 
-    /// A pass in eval mode and in the backend's precision: for what a teacher says during training, and for curves.
+    /// A pass in eval mode and in full, of which nothing is recorded: for errors and maps that are shown.
+    pub fn observe(&self, images: &Tensor) -> Result<Pass> {
+        self.pass_in(images, Mode::Eval, Precision::Full, false)
+    }
+
+    /// The same in the backend's precision: for what a teacher says during training, and for curves.
     pub fn signal_pass(&self, images: &Tensor) -> Result<Pass> {
-        self.pass_in(images, Mode::Eval, self.backend.precision)
+        self.pass_in(images, Mode::Eval, self.backend.precision, false)
     }
 
-    fn pass_in(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Pass> {
+    fn pass_in(&self, images: &Tensor, mode: Mode, precision: Precision, recorded: bool) -> Result<Pass> {
+        let parameters = if recorded { self.parameters.clone() } else { self.parameters.detach() };
         let mut layers = Vec::new();
-        let statistics = self.run(images.clone(), 0..self.segments.len(), mode, precision, &mut layers)?;
+        let all = 0..self.segments.len();
+        let statistics = self.run(images.clone(), &parameters, all, mode, precision, &mut layers)?;
         let Some(last) = layers.last() else { bail!("the model has no layers") };
-        let logits = self.linear_head()?.logits(last)?;
+        let logits = self.head_of(&parameters)?.logits(last)?;
         Ok(Pass { images: images.clone(), layers, logits, statistics })
     }
 
@@ -348,74 +316,5 @@ impl Network {
     /// Device of the weights.
     pub fn device(&self) -> &Device {
         &self.backend.device
-    }
-}
-
-/// A network cut at a layer.
-pub struct View<'n> {
-    network: &'n Network,
-    layer: usize,
-    second_order: bool,
-}
-
-impl View<'_> {
-    /// The same view, whose gradients at inner layers can be differentiated once more.
-    pub fn with_second_order(self) -> Self {
-        View { second_order: true, ..self }
-    }
-
-    /// This view of a pass that was made already.
-    pub fn forward(&self, pass: &Pass, ids: Vec<cams::SampleId>) -> cams::Forward<'_> {
-        cams::Forward {
-            model: self,
-            images: pass.images.clone(),
-            features: pass.layers[self.layer].clone(),
-            logits: pass.logits.clone(),
-            ids,
-        }
-    }
-}
-
-impl CamModel for View<'_> {
-    fn features(&self, images: &Tensor) -> candle_core::Result<Tensor> {
-        let mut out = Vec::new();
-        self.network.run(images.clone(), 0..self.layer + 1, Mode::Eval, Precision::Full, &mut out)?;
-        out.pop().ok_or_else(|| candle_core::Error::msg("the model has no layers"))
-    }
-
-    fn head(&self, features: &Tensor) -> candle_core::Result<Tensor> {
-        let mut out = Vec::new();
-        let n = self.network.segments.len();
-        self.network.run(features.clone(), self.layer + 1..n, Mode::Eval, Precision::Full, &mut out)?;
-        self.network.linear_head()?.logits(out.last().unwrap_or(features))
-    }
-
-    fn differentiable_gradient(
-        &self,
-        features: &Tensor,
-        gradient: &Tensor,
-        score: Score,
-        classes: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
-        if !self.second_order || !features.track_op() {
-            return Ok(None);
-        }
-        let (head, parameters) = (Arc::new(self.network.head(self.layer)), &self.network.parameters);
-        second_order::differentiable(head, features, parameters, gradient, score, classes).map(Some)
-    }
-
-    fn mean_features(&self) -> Option<Tensor> {
-        if self.layer + 1 < self.network.segments.len() {
-            return None;
-        }
-        let mean = self.network.feature_mean.as_ref()?;
-        Tensor::new(mean.as_slice(), self.network.device()).ok()
-    }
-
-    fn linear_head(&self) -> Option<LinearHead> {
-        if self.layer + 1 < self.network.segments.len() {
-            return None;
-        }
-        self.network.linear_head().ok()
     }
 }

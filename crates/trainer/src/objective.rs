@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use cams::{Forward, maps};
 use candle_core::{D, Tensor};
-use kernels::stage::Mode;
 
 use crate::config::{Class, Config, Control, Distance, Loss, MapGradient, Weights};
 use crate::data::loader::Batch;
@@ -87,7 +86,7 @@ pub fn signal(config: &Config, teacher: &Network, pass: &Pass, batch: &Batch) ->
 
 /// The map of the labels' classes that a run shows of a network, in eval mode: of its interpreter, (n, h, w).
 pub fn shown_map(config: &Config, network: &Network, batch: &Batch) -> Result<Tensor> {
-    let pass = network.pass(&network.images(batch)?, Mode::Eval)?;
+    let pass = network.observe(&network.images(batch)?)?;
     let view = network.view(&config.loss.layer)?;
     let method =
         config.interpreter.get(&config.loss.interpreter).context("the interpreter was checked at the start")?;

@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use cams::methods::{Computation, Fill, ShapCam};
 use cams::{Interpreter, Score, maps};
 use candle_core::{DType, Device, Tensor};
-use kernels::stage::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::File;
@@ -132,7 +131,7 @@ impl Bench {
         ensure!(positions.len() > 1, "model.images holds {} images: at least two are needed", positions.len());
         let batch = Plan::plain(1).batch(&set, &positions, 0);
         let images = network.images(&batch)?;
-        let pass = network.pass(&images, Mode::Eval)?;
+        let pass = network.observe(&images)?;
         let classes = labels(&network, &batch)?;
         Ok(Bench { network, images, pass, ids: batch.ids, classes })
     }
@@ -149,7 +148,7 @@ impl Bench {
     fn drops(&self, map: &Tensor) -> Result<Vec<f64>> {
         let (_, _, h, w) = self.images.dims4()?;
         let masks = maps::minmax(&maps::resize(map, h, w)?)?.unsqueeze(1)?;
-        let masked = self.network.pass(&self.images.broadcast_mul(&masks)?, Mode::Eval)?;
+        let masked = self.network.observe(&self.images.broadcast_mul(&masks)?)?;
         let prob = |logits: &Tensor| -> Result<Vec<f64>> {
             Ok(Score::Prob.of(logits, &self.classes)?.to_dtype(DType::F64)?.to_vec1()?)
         };

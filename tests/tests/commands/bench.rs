@@ -1,6 +1,6 @@
 //! `trainer bench` and `trainer evaluate`.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cams::methods::Methods;
 use testkit::program::call;
 

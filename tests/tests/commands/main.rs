@@ -6,7 +6,6 @@ mod explain;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use cams::methods::Methods;
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::program::{call, command, finish};

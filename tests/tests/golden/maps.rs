@@ -92,6 +92,7 @@ fn golden_shapley_values_of_the_probability() -> Result<()> {
                 let error = values(found.error.as_ref().unwrap())?;
                 let positions = map.len() / count;
                 let (mut worst, mut pooled) = (0.0f64, (0.0, 0.0));
+                let mut cover = (f64::MAX, 0.0f64);
                 for i in 0..count {
                     let at = i * positions..(i + 1) * positions;
                     let square = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>();
@@ -101,6 +102,8 @@ fn golden_shapley_values_of_the_probability() -> Result<()> {
                     let noise = square(&se[at.clone()]);
                     let size = square(&expected[at]);
                     worst = worst.max((rms(off) / rms(size)).min(9.0));
+                    let times = rms(own) / (rms(off).powi(2) - rms(noise).powi(2)).max(f64::MIN_POSITIVE).sqrt();
+                    cover = (cover.0.min(times), cover.1.max(times.min(1e3)));
                     pooled = (pooled.0 + off, pooled.1 + size);
                     // Root mean squares of 64 positions: two of their standard errors, plus what a rule says of itself.
                     let bound = 2.0 * (rms(noise).powi(2) + rms(own).powi(2)).sqrt() + 1e-7;
@@ -115,8 +118,10 @@ fn golden_shapley_values_of_the_probability() -> Result<()> {
                     );
                 }
                 println!(
-                    "{what} {estimator:?}: relative error {:.2e} pooled, {worst:.2e} at worst; {} images by mc",
+                    "{what} {estimator:?}: relative error {:.2e} pooled, {worst:.2e} at worst; its own estimate {:.2} to {:.1} times that; {} images by mc",
                     (pooled.0 / pooled.1).sqrt(),
+                    cover.0,
+                    cover.1,
                     found.estimators.iter().filter(|e| e.name() == "mc").count()
                 );
                 // Efficiency: the map sums to v(all) - v(none).

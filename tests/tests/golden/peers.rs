@@ -68,7 +68,7 @@ fn score_cam(forward: &Forward, classes: &Tensor) -> Result<Tensor> {
 }
 
 #[test]
-fn pytorch_grad_cams_outputs() -> Result<()> {
+fn golden_outputs_of_pytorch_grad_cam() -> Result<()> {
     for golden in Maps::all()? {
         let count = golden.images.len();
         let Seen { batch, network, pass, labels } = golden.seen(count, &[], DType::F32, Engine::Kernels)?;

@@ -29,9 +29,9 @@ pub enum Init {
 /// Meaningful perturbations (Fong & Vedaldi 2017, arXiv 1704.03296, eq. 4): the smallest smooth mask whose blurring away takes the score down.
 ///
 /// `argmin_m f(m^ x + (1 - m^) blur(x)) + l1 |1 - m| + tv (|d_v m|^beta + |d_h m|^beta)` over grids m in [0, 1], m^ the grid resized
-/// bilinearly; `map = 1 - m^` at the image's resolution. Adam. The authors' own run was `grid = 28`, `l1 = 1e-4`, `tv = 1e-2`,
-/// `reduction = "sum"`, `init = "disc"`, `jitter = 4` on images of 224 pixels; the port adds `noise = 0.2`. The defaults are those of the PyTorch port with a coarser grid for
-/// images of 32 pixels; they are not tuned.
+/// bilinearly; `map = 1 - m^` at the image's resolution. Adam. On images of 224 pixels the authors' code has `grid = 28`, `l1 = 1e-4`, `tv = 1e-2`,
+/// `reduction = "sum"`, `init = "disc"`, `jitter = 4` and blurs the mask too; the widely used PyTorch port `grid = 28`, 500 iterations, `noise = 0.2` and a median
+/// filter on the blurred image. The defaults are the port's penalties on a grid for images of 32 pixels, 300 iterations and no noise; they are not tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mask {
@@ -285,10 +285,11 @@ mod tests {
         for (y, row) in start.iter().enumerate() {
             for (x, cell) in row.iter().enumerate() {
                 let middle = (3..=4).contains(&y) && (3..=4).contains(&x);
-                assert!(if middle { *cell == 0.0 } else { *cell >= 0.0 }, "{start:?}");
+                // Resized, a cell reaches half a cell further; the disc has to cover that too.
+                let far = (y as f64 - 3.5).hypot(x as f64 - 3.5) > 1.6;
+                assert!(if middle { *cell == 0.0 } else { !far || *cell == 1.0 }, "{start:?}");
             }
         }
-        assert_eq!(start[0][0], 1.0, "{start:?}");
         Ok(())
     }
 

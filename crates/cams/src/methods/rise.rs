@@ -33,8 +33,8 @@ pub struct Rise {
     pub p: f64,
     /// What absent pixels get.
     pub fill: Background,
-    /// An image takes no more masks once the 95 % intervals of its map are within this share of its largest value, which is
-    /// looked at every 100 masks; 0: it takes them all.
+    /// An image takes no more masks once the 95 % intervals of its map are within this share of its range, which is
+    /// looked at after 100, 200, 400, ... masks; 0: it takes them all.
     pub tolerance: f64,
     /// Subtract the mean score first: without it the map carries a large constant. Not in the definition.
     pub centred: bool,
@@ -60,8 +60,8 @@ impl Default for Rise {
     }
 }
 
-/// Masks between two looks at an image's error.
-const BLOCK: usize = 100;
+/// Masks before the first look at an image's error. Looks are few, so that a lucky streak does not decide.
+const FIRST_LOOK: usize = 100;
 
 impl Rise {
     /// The masks for images of this size, (masks, height, width): each has a random stream of its own.
@@ -83,17 +83,29 @@ impl Rise {
 
     /// The scores of every image under given masks (m, h, w), (n, m).
     pub fn scores(&self, forward: &Forward, classes: &Tensor, masks: &Tensor) -> Result<Tensor> {
-        let rows = (0..forward.images.dim(0)?).map(|i| self.scores_of(forward, classes, masks, i));
+        let rows = (0..forward.images.dim(0)?)
+            .map(|i| self.scores_of(forward, classes, masks, i, self.background(forward, i)?.as_ref()));
         Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
     }
 
+    /// What an image's absent pixels get, where that is not 0.
+    fn background(&self, forward: &Forward, i: usize) -> Result<Option<Tensor>> {
+        match self.fill {
+            Background::Zero => Ok(None),
+            Background::Blur => maps::blur(&forward.images.narrow(0, i, 1)?, 11, 5.0).map(Some),
+        }
+    }
+
     /// Those of one image, (1, m): as many masked copies a pass as memory allows.
-    fn scores_of(&self, forward: &Forward, classes: &Tensor, masks: &Tensor, i: usize) -> Result<Tensor> {
+    fn scores_of(
+        &self,
+        forward: &Forward,
+        classes: &Tensor,
+        masks: &Tensor,
+        i: usize,
+        background: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let image = forward.images.narrow(0, i, 1)?;
-        let background = match self.fill {
-            Background::Zero => None,
-            Background::Blur => Some(maps::blur(&image, 11, 5.0)?),
-        };
         let m = masks.dim(0)?;
         let chunk = images_per_pass(forward, self.memory_mb);
         let mut row = Vec::new();
@@ -101,7 +113,7 @@ impl Rise {
             let count = chunk.min(m - first);
             let masks = masks.narrow(0, first, count)?.unsqueeze(1)?;
             let mut masked = image.broadcast_mul(&masks)?;
-            if let Some(background) = &background {
+            if let Some(background) = background {
                 masked = (masked + background.broadcast_mul(&masks.affine(-1.0, 1.0)?)?)?;
             }
             let logits = forward.model.head(&forward.model.features(&masked)?)?;
@@ -112,18 +124,19 @@ impl Rise {
 
     /// One image's map and its error, (1, h, w) each, and how many masks they took.
     fn map_of(&self, forward: &Forward, classes: &Tensor, masks: &Tensor, i: usize) -> Result<(Tensor, Tensor, usize)> {
-        let block = if self.tolerance > 0.0 { BLOCK } else { self.masks };
+        let background = self.background(forward, i)?;
         let mut scores = Vec::new();
-        let mut taken = 0;
+        let (mut taken, mut look) = (0, if self.tolerance > 0.0 { FIRST_LOOK } else { self.masks });
         loop {
-            let count = block.min(self.masks - taken);
-            scores.push(self.scores_of(forward, classes, &masks.narrow(0, taken, count)?, i)?);
-            taken += count;
+            let count = look.min(self.masks) - taken;
+            scores.push(self.scores_of(forward, classes, &masks.narrow(0, taken, count)?, i, background.as_ref())?);
+            (taken, look) = (taken + count, 2 * look);
             let (seen, scores) = (masks.narrow(0, 0, taken)?, Tensor::cat(&scores, 1)?);
             let map = self.combine(&seen, &scores)?;
             let error = self.standard_error(&seen, &scores, &map)?;
-            let largest = |t: &Tensor| t.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
-            if taken == self.masks || 1.96 * largest(&error)? <= self.tolerance * largest(&map)? {
+            let largest = |t: &Tensor| t.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+            let range = largest(&map)? + largest(&map.neg()?)?;
+            if taken == self.masks || 1.96 * largest(&error)? <= self.tolerance * range {
                 return Ok((map, error, taken));
             }
         }
@@ -216,6 +229,35 @@ mod tests {
         assert_eq!(rise.combine(&masks, &scores)?.to_vec3::<f64>()?, [[[1.0, 3.0]]]);
         let centred = Rise { centred: true, ..rise };
         assert_eq!(centred.combine(&masks, &scores)?.to_vec3::<f64>()?, [[[-1.0, 1.0]]]);
+        Ok(())
+    }
+
+    /// Nothing masked is the image, everything masked is its background.
+    #[test]
+    fn backgrounds() -> Result<()> {
+        struct Sum;
+        impl crate::CamModel for Sum {
+            fn features(&self, images: &Tensor) -> Result<Tensor> {
+                Ok(images.clone())
+            }
+            fn head(&self, features: &Tensor) -> Result<Tensor> {
+                features.sqr()?.sum((1, 2, 3))?.unsqueeze(1)
+            }
+            fn linear_head(&self) -> Option<crate::LinearHead> {
+                None
+            }
+        }
+        let image = Tensor::new(&[[[[4f64, 0.0], [0.0, 0.0]]]], &Device::Cpu)?;
+        let forward = Forward::new(&Sum, &image)?;
+        let masks =
+            Tensor::cat(&[Tensor::ones((1, 2, 2), DType::F64, &Device::Cpu)?, image.zeros_like()?.squeeze(0)?], 0)?;
+        let class = Tensor::new(&[0u32], &Device::Cpu)?;
+        let blurred = maps::blur(&image, 11, 5.0)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        assert!(blurred > 0.0 && blurred < 16.0);
+        for (fill, background) in [(Background::Zero, 0.0), (Background::Blur, blurred)] {
+            let rise = Rise { score: Score::Logit, fill, ..Rise::default() };
+            assert_eq!(rise.scores(&forward, &class, &masks)?.to_vec2::<f64>()?, [[16.0, background]]);
+        }
         Ok(())
     }
 }

@@ -13,8 +13,8 @@ pub fn step(args: &BenchStep, global: &Global) -> Result<Done> {
     }
     let (dtype, precision) = args.dtype.parts();
     ensure!(
-        precision != ::kernels::Precision::Bf16 || global.device()?.is_cpu(),
-        "--dtype bf16 is for the CPU: on other devices networks run on candle's ops in f32"
+        !args.dtype.is_for_cpu() || global.device()?.is_cpu(),
+        "--dtype bf16 and f32_direct are for the CPU: on other devices networks run on candle's ops in f32"
     );
     let backend = Backend { precision, ..Backend::new(dtype, &global.device()?) };
     let t = bench::step::step(

@@ -3,7 +3,6 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
-use kernels::stage::Mode;
 use serde_json::json;
 
 use crate::checkpoint::{self, File, Metadata, Named};
@@ -71,7 +70,7 @@ fn calibrate(
     let mut mean = vec![0.0f64; architecture.channels()];
     for positions in positions.chunks(200) {
         let batch = Plan::plain(1).batch(&train, positions, 0);
-        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+        let pass = network.observe(&network.images(&batch)?)?;
         let features = cams::ops::pool(pass.layers.last().context("the model has no layers")?)?.sum(0)?;
         let sums: Vec<f64> = features.to_dtype(DType::F64)?.to_vec1()?;
         mean.iter_mut().zip(sums).for_each(|(m, s)| *m += s / count as f64);

@@ -9,7 +9,6 @@ use cams::methods::Methods;
 use candle_core::{D, DType, Tensor};
 use input::Input;
 pub use input::slice;
-use kernels::stage::Mode;
 use serde_json::{Value, json};
 
 use super::{load, load_model};
@@ -124,23 +123,28 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let input = input::read(&args.images, &network)?;
     ensure!(!input.images.is_empty(), "no image could be read: {}", input.bad.join("; "));
     let class = Class::parse(args.class.as_deref(), input.labelled)?;
-    let found = explain(&methods, &names, &network, &args.layer, &input, &class)?;
-    let beside = args.beside.as_ref().map(|path| -> Result<_> {
+    // Both models are ready before any of the work is done.
+    let other = args.beside.as_ref().map(|path| -> Result<_> {
         let other = load(path, None, &[&args.layer], &global.device()?)?;
         input::check(&input, &other).with_context(|| format!("--beside {}", path.display()))?;
-        explain(&methods, &names, &other, &args.layer, &input, &Class::Given(found.classes.clone()))
+        Ok(other)
     });
-    let beside = beside.transpose()?;
-    let everything = || std::iter::once(&found).chain(&beside);
-    for line in input.bad.iter().chain(everything().flat_map(|e| &e.skipped)) {
+    let other = other.transpose()?;
+    let found = explain(&methods, &names, &network, &args.layer, &input, &class)?;
+    let classes = Class::Given(found.classes.clone());
+    let beside = other.map(|other| explain(&methods, &names, &other, &args.layer, &input, &classes)).transpose()?;
+    for line in input.bad.iter().chain(&found.skipped) {
         eprintln!("skipped {line}");
+    }
+    for line in beside.iter().flat_map(|e| &e.skipped) {
+        eprintln!("beside: skipped {line}");
     }
     if let Some(path) = &args.out {
         write(path, &found, input.images.len())?;
     }
     if let Some(dir) = &args.gallery {
         let (captions, beside) = (captions(&input, &found), beside.as_ref());
-        let other = beside.map(|e| probabilities(e)).unwrap_or_default();
+        let other = beside.map(probabilities).unwrap_or_default();
         let captions: Vec<String> = captions
             .into_iter()
             .enumerate()
@@ -153,7 +157,7 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     }
     let n = input.images.len();
     let mut text = format!("{:<14} {:<13} {:>5} {:>12} {:>9}\n", "method", "estimator", "n", "evaluations", "seconds");
-    for (i, explained) in everything().enumerate() {
+    for (i, explained) in std::iter::once(&found).chain(&beside).enumerate() {
         if i > 0 {
             text += "beside:\n";
         }
@@ -205,7 +209,8 @@ fn rows<'a>(found: &'a Explained, beside: Option<&'a Explained>) -> Vec<Row<'a>>
 /// The methods asked for, configured.
 fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static str>)> {
     let mut methods = Methods::default();
-    let seeds = ["random", "rise", "shap_cam"].map(|m| global.seed.map(|s| format!("interpreter.{m}.seed={s}")));
+    let seeds =
+        ["mask", "random", "rise", "shap_cam"].map(|m| global.seed.map(|s| format!("interpreter.{m}.seed={s}")));
     let sets = seeds.into_iter().flatten().chain(args.set.iter().cloned());
     let mut table = toml::Table::new();
     for set in sets {
@@ -253,7 +258,7 @@ fn explain(
     for positions in positions.chunks(BATCH) {
         let batch = plan.batch(&input.images, positions, 0);
         let clock = Instant::now();
-        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
+        let pass = network.observe(&network.images(&batch)?)?;
         let forward = view.forward(&pass, batch.ids.clone());
         let wanted = class.of(&batch, positions, &pass.logits)?;
         let of_pass = clock.elapsed().as_secs_f64();

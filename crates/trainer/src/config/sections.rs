@@ -166,6 +166,11 @@ pub struct Train {
 }
 
 impl Precision {
+    /// Whether only our own kernels can do it.
+    pub fn is_for_cpu(self) -> bool {
+        matches!(self, Precision::Bf16 | Precision::F32Direct)
+    }
+
     /// What this machine makes of it.
     pub fn in_effect(self) -> Precision {
         let slow = self == Precision::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16;

@@ -59,8 +59,8 @@ fn normalization(config: &Config, images: &Images) -> Normalization {
 pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan: &Plan) -> Result<Trainer<'c>> {
     let (dtype, precision) = config.train.dtype.parts();
     ensure!(
-        precision != kernels::Precision::Bf16 || options.device.is_cpu(),
-        "train.dtype = \"bf16\" is for the CPU: on other devices networks run on candle's ops in f32"
+        !config.train.dtype.is_for_cpu() || options.device.is_cpu(),
+        "train.dtype = \"bf16\" and \"f32_direct\" are for the CPU: on other devices networks run on candle's ops in f32"
     );
     let l = &config.loss;
     ensure!(

@@ -212,6 +212,27 @@ mod tests {
     use super::*;
     use testkit::{assert_close, gradcheck, tensor, values};
 
+    #[test]
+    fn det2_has_the_same_bits_on_any_threads_and_is_computed_in_f64() -> Result<()> {
+        let t = |shape: &[usize], seed| tensor(shape, seed, DType::F64, &Device::Cpu);
+        let (z0, d) = (t(&[5, 4], 1)?, (t(&[5, 4, 9], 2)? * 0.8)?);
+        let run = |z0: &Tensor, d: &Tensor| -> Result<Vec<f64>> {
+            let (z0, d) = (candle_core::Var::from_tensor(z0)?, candle_core::Var::from_tensor(d)?);
+            let phi = gradient::maps(&d, &z0, vec![0, 1, 2, 3, 0], Score::Prob)?;
+            let grads = phi.sqr()?.sum_all()?.backward()?;
+            let tensors = [phi, grads.get(&d).unwrap().clone(), grads.get(&z0).unwrap().clone()];
+            Ok(tensors.iter().map(values).collect::<Result<Vec<_>>>()?.concat())
+        };
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| run(&z0, &d))
+        };
+        let one = on(1)?;
+        assert!(one == on(2)? && one == on(3)?);
+        assert_close("f32", &run(&z0.to_dtype(DType::F32)?, &d.to_dtype(DType::F32)?)?, &one, 1e-6);
+        Ok(())
+    }
+
     /// The op's formula, candle's autograd on the same rule, and differences: three ways to one gradient.
     #[test]
     fn det2_and_its_gradient_are_those_of_the_tensors() -> Result<()> {

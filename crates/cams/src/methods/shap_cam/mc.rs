@@ -185,11 +185,18 @@ pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Resul
     let inner = 2 * (players - 1);
     let most_pairs = sampling.pairs().min(method.evaluations / inner.max(1)).max(2);
     let ends = ends(method, forward, classes)?;
+    let first = match forward.model.first_layer().filter(|_| method.fill != Fill::PresentMean) {
+        Some(first) => {
+            Some((first.weight.dims().to_vec(), super::numbers(&first.weight)?, super::numbers(&first.bias)?))
+        }
+        None => None,
+    };
     for (i, (none, all)) in ends.into_iter().enumerate() {
         let mut permutations = Permutations::new(sampling.seed, forward.ids[i], players);
         let mut pairs = Pairs::new(players);
         let mut evaluations = 2;
-        let sums = Sums::new(method, forward, i)?;
+        let sums = first.as_ref().map(|(dims, weight, bias)| Sums::new(method, forward, i, (dims, weight, bias)));
+        let sums = sums.transpose()?;
         // Whole pairs a pass, and no more than up to the next look at the tolerance.
         let together = (images_per_pass(forward, method.memory_mb) / inner.max(1)).max(1);
         while (pairs.count as usize) < most_pairs {
@@ -270,28 +277,29 @@ struct Sums {
 }
 
 impl Sums {
-    /// None where the head has no such layer, or a position's part depends on who else is present.
-    fn new(method: &ShapCam, forward: &Forward, i: usize) -> Result<Option<Sums>> {
-        let Some(first) = forward.model.first_layer().filter(|_| method.fill != Fill::PresentMean) else {
-            return Ok(None);
-        };
+    /// From the layer's weight, as numbers and with its shape, and its bias. Not for a fill that depends on who is present.
+    fn new(
+        method: &ShapCam,
+        forward: &Forward,
+        i: usize,
+        (of, weight, bias): (&[usize], &[f64], &[f64]),
+    ) -> Result<Sums> {
         let features = forward.features.detach().narrow(0, i, 1)?;
         let (_, k, h, w) = features.dims4()?;
-        let (hidden, of) = (first.bias.dim(0)?, first.weight.dims());
+        let hidden = bias.len();
         if of != [hidden, k, h, w] {
             bail!("the head's first layer is {of:?}, the activations need ({hidden}, {k}, {h}, {w})");
         }
         let fill = fill(method, forward, i)?.broadcast_as(features.shape())?.contiguous()?;
-        let (weight, bias) = (super::numbers(&first.weight)?, super::numbers(&first.bias)?);
         let (features, fill) = (super::numbers(&features)?, super::numbers(&fill)?);
-        let (mut start, mut parts) = (bias, vec![0.0; h * w * hidden]);
+        let (mut start, mut parts) = (bias.to_vec(), vec![0.0; h * w * hidden]);
         for (j, weight) in weight.chunks_exact((k * h * w).max(1)).enumerate() {
             for (at, w_at) in weight.iter().enumerate() {
                 start[j] += w_at * fill[at];
                 parts[at % (h * w) * hidden + j] += w_at * (features[at] - fill[at]);
             }
         }
-        Ok(Some(Sums { start, parts }))
+        Ok(Sums { start, parts })
     }
 
     /// As [`prefixes`].

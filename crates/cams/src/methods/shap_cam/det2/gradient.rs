@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{Evaluation, Prepared};
 use crate::Score;
-use crate::ops::{Array, Gradients, Rule, apply2};
+use crate::ops::{Array, Gradients, Rule, apply2, length};
 
 /// Every image's map from `d` (n, classes, players) and `z0` (n, classes): (n, players), by the same rule as [`super::det2`].
 pub fn maps(d: &Tensor, z0: &Tensor, classes: Vec<usize>, score: Score) -> Result<Tensor> {
@@ -25,9 +25,10 @@ impl Det2 {
     }
 }
 
-/// Length of an image's `d` and `z0`.
-fn lengths<T>(inputs: &[Array<T>]) -> (usize, usize) {
-    (inputs[0].dims[1] * inputs[0].dims[2], inputs[1].dims[1])
+/// Length of an image's `d`, `z0` and map.
+fn lengths<T>(inputs: &[Array<T>]) -> (usize, usize, usize) {
+    let dims = inputs[0].dims;
+    (length(&dims[1..]), length(&dims[1..2]), length(&dims[2..]))
 }
 
 impl Rule for Det2 {
@@ -38,20 +39,20 @@ impl Rule for Det2 {
     }
 
     fn forward<T: WithDType>(&self, inputs: &[Array<T>], out: &mut [T]) {
-        let (of_d, of_z0) = lengths(inputs);
+        let (of_d, of_z0, players) = lengths(inputs);
         let images = inputs[0].values.par_chunks(of_d).zip(inputs[1].values.par_chunks(of_z0)).zip(&self.classes);
-        out.par_chunks_mut(inputs[0].dims[2]).zip(images).for_each(|(out, (image, class))| {
+        out.par_chunks_mut(players).zip(images).for_each(|(out, (image, class))| {
             let phi = self.prepared(image, *class).rule().phi;
             out.iter_mut().zip(phi).for_each(|(out, phi)| *out = T::from_f64(phi));
         });
     }
 
     fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], _: &[bool]) -> Gradients<T> {
-        let (of_d, of_z0) = lengths(inputs);
+        let (of_d, of_z0, players) = lengths(inputs);
         let mut d = vec![T::zero(); inputs[0].values.len()];
         let mut z0 = vec![T::zero(); inputs[1].values.len()];
         let images = inputs[0].values.par_chunks(of_d).zip(inputs[1].values.par_chunks(of_z0)).zip(&self.classes);
-        let out = d.par_chunks_mut(of_d).zip(z0.par_chunks_mut(of_z0)).zip(g.par_chunks(inputs[0].dims[2]));
+        let out = d.par_chunks_mut(of_d).zip(z0.par_chunks_mut(of_z0)).zip(g.par_chunks(players));
         out.zip(images).for_each(|(((d, z0), g), (image, class))| {
             let g: Vec<f64> = g.iter().map(|g| g.to_f64()).collect();
             let pulled = self.prepared(image, *class).pull(&g);
@@ -84,6 +85,9 @@ struct Scratch {
     along: Vec<f64>,
     /// g_i times the evaluation's share.
     share: Vec<f64>,
+    /// Sums over classes, and what multiplies dF/dK.
+    sums: Vec<f64>,
+    second: Vec<f64>,
 }
 
 impl Prepared {
@@ -103,8 +107,14 @@ impl Prepared {
             spread: vec![0.0; classes * classes],
         };
         let zeros = || vec![0.0; n];
-        let mut scratch =
-            Scratch { p: vec![0.0; self.d.len()], slope: vec![0.0; self.d.len()], along: zeros(), share: zeros() };
+        let mut scratch = Scratch {
+            p: vec![0.0; self.d.len()],
+            slope: vec![0.0; self.d.len()],
+            along: zeros(),
+            share: zeros(),
+            sums: zeros(),
+            second: zeros(),
+        };
         self.walk(|at| self.pull_one(&at, &g, &mut scratch, &mut to));
         let (end, start) = (self.score.slope(&self.end(), self.class), self.score.slope(&self.z0, self.class));
         for j in 0..classes {
@@ -124,14 +134,15 @@ impl Prepared {
     /// Adds one evaluation's part.
     fn pull_one(&self, at: &Evaluation, g: &[f64], scratch: &mut Scratch, to: &mut Pulled) {
         let (n, c) = (self.n, self.class);
-        let Scratch { p, slope, along, share } = scratch;
+        let Scratch { p, slope, along, share, sums, .. } = scratch;
         share.iter_mut().zip(g).for_each(|(s, g)| *s = g * at.share);
         if at.with && self.score == Score::Rest {
             to.d[c * n..][..n].iter_mut().zip(&*share).for_each(|(to, s)| *to += s);
         }
-        self.probabilities(at.weights, p, along);
-        self.slope(at.bend, p, along, slope);
-        let mut mean = vec![0.0; n];
+        self.probabilities(at.weights, p, along, sums);
+        self.slope(at.bend, p, along, slope, sums);
+        let mean = sums;
+        mean.fill(0.0);
         for (p, slope) in p.chunks_exact(n).zip(slope.chunks_exact(n)) {
             (0..n).for_each(|i| mean[i] += p[i] * slope[i]);
         }
@@ -155,7 +166,7 @@ impl Prepared {
 
     /// dF/dP, class by class, but for the logarithm of P_c. With M = 2 K P - diag K, where K P = Q P - d_i (P . d_i):
     /// `b M`, or `P_c b (2 M - 2 K e_c + diag K) + e_c (1 + b E)`, `E = P . M - M_c`.
-    fn slope(&self, bend: f64, p: &[f64], along: &[f64], slope: &mut [f64]) {
+    fn slope(&self, bend: f64, p: &[f64], along: &[f64], slope: &mut [f64], bent: &mut [f64]) {
         let (n, classes, c) = (self.n, self.z0.len(), self.class);
         slope.fill(0.0);
         for (j, slope) in slope.chunks_exact_mut(n).enumerate() {
@@ -170,7 +181,7 @@ impl Prepared {
             slope.iter_mut().for_each(|s| *s *= bend);
             return;
         }
-        let mut bent: Vec<f64> = slope[c * n..][..n].iter().map(|m| -m).collect();
+        bent.iter_mut().zip(&slope[c * n..][..n]).for_each(|(bent, m)| *bent = -m);
         for (p, slope) in p.chunks_exact(n).zip(slope.chunks_exact(n)) {
             (0..n).for_each(|i| bent[i] += p[i] * slope[i]);
         }
@@ -186,14 +197,13 @@ impl Prepared {
 
     /// What the second order says about Q, and about d_i through K.
     /// `dF/dK = b (P P^T - diag P)`, or `P_c b (2 P P^T - diag P + e_c e_c^T - e_c P^T - P e_c^T)`.
-    fn pull_spread(&self, bend: f64, scratch: &Scratch, to: &mut Pulled) {
+    fn pull_spread(&self, bend: f64, scratch: &mut Scratch, to: &mut Pulled) {
         let (n, classes, c) = (self.n, self.z0.len(), self.class);
-        let Scratch { p, along, share, .. } = scratch;
+        let Scratch { p, along, share, sums: weighted, second, .. } = scratch;
         let prob = self.score == Score::Prob;
         let (of_class, of_row) = (&p[c * n..][..n], self.row(c));
-        let second: Vec<f64> = (0..n).map(|i| share[i] * bend * if prob { of_class[i] } else { 1.0 }).collect();
+        (0..n).for_each(|i| second[i] = share[i] * bend * if prob { of_class[i] } else { 1.0 });
         let products = if prob { 2.0 } else { 1.0 };
-        let mut weighted = vec![0.0; n];
         for (j, of) in to.d.chunks_exact_mut(n).enumerate() {
             let (p_j, d) = (&p[j * n..][..n], self.row(j));
             (0..n).for_each(|i| weighted[i] = second[i] * p_j[i]);
@@ -225,9 +235,9 @@ impl Prepared {
     }
 
     /// P and P . d_i of every player.
-    fn probabilities(&self, weights: &[f64], p: &mut [f64], along: &mut [f64]) {
+    fn probabilities(&self, weights: &[f64], p: &mut [f64], along: &mut [f64], sum: &mut [f64]) {
         let n = self.n;
-        let mut sum = vec![0.0; n];
+        sum.fill(0.0);
         for w in weights.chunks_exact(n) {
             sum.iter_mut().zip(w).for_each(|(s, w)| *s += w);
         }
