@@ -254,9 +254,10 @@ mod tests {
     }
 
     type Op = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    type Case = (&'static str, Op, Op, Vec<usize>, Vec<usize>);
 
     /// Each op, the same in candle's ops, and the shapes of its inputs.
-    fn all([n, k, h, w]: [usize; 4]) -> [(&'static str, Op, Op, Vec<usize>, Vec<usize>); 4] {
+    fn all([n, k, h, w]: [usize; 4]) -> [Case; 4] {
         let features = vec![n, k, h, w];
         [
             (
