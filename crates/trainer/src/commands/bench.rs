@@ -99,7 +99,7 @@ pub fn maps(args: &BenchMaps, global: &Global) -> Result<Done> {
     let backend = Backend::f32(&global.device()?);
     let bench = bench::maps::run(&args.arch, args.batch as usize, args.few as usize, args.repeats, &backend)?;
     let mut text = format!(
-        "{}: a training step of {} images {:.1} ms, a forward pass {:.3} ms an image\n{:23}{:>13}{:>8}{:>12}{:>10}{:>10}{:>7}\n",
+        "{}: a training step of {} images {:.1} ms, a forward pass {:.3} ms each\n{:23}{:>12}{:>7}{:>11}{:>9}{:>10}{:>7}\n",
         args.arch,
         args.batch,
         bench.train_ms,
@@ -114,8 +114,7 @@ pub fn maps(args: &BenchMaps, global: &Global) -> Result<Done> {
     );
     let mut rows = Vec::new();
     for r in &bench.rows {
-        text +=
-            &format!("{:23}{:>13}{:>8}{:>12.4}{:>10}", r.method, r.estimator, r.images, r.ms_per_map, r.evaluations);
+        text += &format!("{:23}{:>12}{:>7}{:>11.4}{:>9}", r.method, r.estimator, r.images, r.ms_per_map, r.evaluations);
         let share = r.matching_ms.map(|ms| ms / bench.train_ms);
         text += &match (r.matching_ms, share) {
             (Some(ms), Some(share)) => format!("{ms:>10.2}{:>6.1}%\n", 100.0 * share),
@@ -127,8 +126,9 @@ pub fn maps(args: &BenchMaps, global: &Global) -> Result<Done> {
             "relative_error": r.error,
         }));
     }
-    text += "passes: of the network or its head, an image. match: teacher's and student's maps of the batch, their distance, and\n\
-             backward to the activations; step: of the training step.\n";
+    text += "passes: of the network or its head, an image. match: teacher's and student's\n\
+             maps of the batch, their distance, and backward to the activations;\n\
+             step: its share of the training step.\n";
     let value = json!({
         "rows": rows, "arch": args.arch, "batch": args.batch, "train_ms": bench.train_ms, "forward_ms": bench.forward_ms,
         "threads": rayon::current_num_threads(),
