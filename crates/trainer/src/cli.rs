@@ -162,6 +162,8 @@ fn run(cli: Cli) -> Result<Done> {
     if let Some(threads) = cli.global.threads {
         set_threads(threads)?;
     }
+    // The thread that walks the graph computes too: a convolution starts on it at once, and only the others have to be woken.
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().context("starting the threads")?;
     let global = &cli.global;
     match cli.command {
         Command::Train(args) => commands::train::run(&args, global),
