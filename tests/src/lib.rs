@@ -45,6 +45,11 @@ pub fn values(t: &Tensor) -> Result<Vec<f64>> {
     t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
+/// Several tensors' elements, one after another.
+pub fn flat(tensors: &[Tensor]) -> Result<Vec<f64>> {
+    Ok(tensors.iter().map(values).collect::<Result<Vec<_>>>()?.concat())
+}
+
 /// Panics unless the largest difference is at most `tolerance` times the largest value of `b`.
 #[track_caller]
 pub fn assert_close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {

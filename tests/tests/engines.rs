@@ -1,11 +1,11 @@
 //! The CPU kernels and candle's own ops are two implementations of the same networks: they must agree in
 //! outputs, statistics and gradients. A device test takes its device as a parameter.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{DType, Device};
 use kernels::graph::Shape;
 use kernels::stage::{Mode, Precision};
-use testkit::{assert_close, tensor, values};
+use testkit::{assert_close, flat, tensor, values};
 use trainer::models::{Architecture, Shortcut};
 use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
 
@@ -46,8 +46,7 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
             if mode == Mode::Train {
                 assert!(!a.statistics.is_empty() && a.statistics.len() == b.statistics.len());
                 let gradient = |network: &Network, logits: &candle_core::Tensor| -> Result<Vec<f64>> {
-                    let grads = logits.sqr()?.sum_all()?.backward()?;
-                    Ok(values(grads.get(network.var().context("trained")?.as_tensor()).context("no gradient")?)?)
+                    Ok(flat(&network.gradient(&logits.sqr()?.sum_all()?)?)?)
                 };
                 let (x, y) = (gradient(&ours, &a.logits)?, gradient(&stock, &b.logits)?);
                 assert_close(&what("gradient"), &x, &y, tolerance * 10.0);

@@ -1,11 +1,11 @@
 //! Maps at inner layers in a loss: their gradient in full, against central differences in f64, through both engines.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cams::{Interpreter, Score, methods};
 use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
 use kernels::stage::{Mode, Precision};
-use testkit::{tensor, values};
+use testkit::{flat, tensor};
 use trainer::models::{Architecture, Shortcut};
 use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
 
@@ -44,9 +44,15 @@ fn methods(score: Score) -> Vec<(&'static str, Box<dyn Interpreter>)> {
 
 /// Largest difference between the gradient and central differences, over the largest element; of some parameters.
 fn worst(network: &Network, f: impl Fn() -> Result<Tensor>) -> Result<f64> {
-    let var = network.var().context("trained")?;
-    let gradient = values(f()?.backward()?.get(var).context("no gradient")?)?;
-    let base = values(var)?;
+    let gradient = flat(&network.gradient(&f()?)?)?;
+    let variables = network.variables();
+    let tensors: Vec<_> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+    let base = flat(&tensors)?;
+    let set = |values: &[f64]| -> Result<()> {
+        let (trunk, classifier) = values.split_at(variables[0].elem_count());
+        variables[0].set(&Tensor::new(trunk, &Device::Cpu)?)?;
+        Ok(variables[1].set(&Tensor::new(classifier, &Device::Cpu)?)?)
+    };
     let largest = gradient.iter().fold(1e-300f64, |m, g| m.max(g.abs()));
     let (probes, step) = (24, 1e-6);
     let mut worst = 0.0f64;
@@ -55,13 +61,13 @@ fn worst(network: &Network, f: impl Fn() -> Result<Tensor>) -> Result<f64> {
         let at = |d: f64| -> Result<f64> {
             let mut moved = base.clone();
             moved[i] += d;
-            var.set(&Tensor::new(moved, &Device::Cpu)?)?;
+            set(&moved)?;
             Ok(f()?.to_scalar()?)
         };
         let numeric = (at(step)? - at(-step)?) / (2.0 * step);
         worst = worst.max((numeric - gradient[i]).abs() / largest);
     }
-    var.set(&Tensor::new(base, &Device::Cpu)?)?;
+    set(&base)?;
     Ok(worst)
 }
 

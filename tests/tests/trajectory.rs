@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use kernels::graph::Shape;
 use kernels::sgd::SgdStep;
 use kernels::stage::{Mode, Precision};
-use testkit::{assert_close, values};
+use testkit::{assert_close, flat, values};
 use trainer::checkpoint::File;
 use trainer::config::{Config, Distance};
 use trainer::data::Images;
@@ -89,8 +89,7 @@ impl Fixture {
     }
 
     fn gradient(&self, of: &Tensor) -> Result<Vec<f64>> {
-        let var = self.student.var().context("trained")?;
-        Ok(values(of.backward()?.get(var.as_tensor()).context("no gradient")?)?)
+        Ok(flat(&self.student.gradient(of)?)?)
     }
 
     fn part<'a>(&self, flat: &'a [f64], name: &str) -> &'a [f64] {
@@ -124,8 +123,7 @@ fn ten_steps_follow_pytorch() -> Result<()> {
     let config = Config::from_table(SETTINGS.parse()?)?;
     for (backend, tolerance) in cases() {
         let mut f = Fixture::open(&backend)?;
-        let var = f.student.var().context("trained")?.clone();
-        let mut sgd = Sgd::new(&var, vec![0.0; var.elem_count()])?;
+        let mut sgd = Sgd::new(f.student.variables(), &vec![0.0; f.student.architecture.parameters()])?;
         let update = SgdStep { lr: 0.05, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
         for step in 0..10 {
             let (losses, pass) = f.losses(&config, step)?;
@@ -143,7 +141,7 @@ fn ten_steps_follow_pytorch() -> Result<()> {
                     assert_close(&what, &gradient[entry.range()], &f.file.f64(&what)?, tolerance);
                 }
             }
-            sgd.step(&var, &Tensor::new(gradient, &backend.device)?.to_dtype(backend.dtype)?, update)?;
+            sgd.step(f.student.variables(), &f.student.gradient(&total)?, update)?;
             f.student.update_running(&pass.statistics);
         }
         let last = f.student.weights()?;

@@ -180,6 +180,16 @@ impl Graph {
         end(&self.parameters)
     }
 
+    /// How many of the flat parameters, from the first, its nodes read: a classifier's lie behind them.
+    pub fn parameters_read(&self) -> usize {
+        let ends = self.nodes.iter().enumerate().map(|(i, node)| match node {
+            Node::Conv { shape, weight, .. } => weight + shape.weight_len(),
+            Node::BatchNorm { gamma, .. } => gamma + 2 * self.shapes[i + 1].channels,
+            _ => 0,
+        });
+        ends.max().unwrap_or(0)
+    }
+
     /// Elements of the flat running statistics.
     pub fn statistics_len(&self) -> usize {
         end(&self.statistics)

@@ -109,12 +109,12 @@ impl Stage {
         if (c, h, w) != (channels, eh, ew) {
             bail!("images are ({c}, {h}, {w}), but the network takes ({channels}, {eh}, {ew})");
         }
-        if parameters.elem_count() < self.graph.parameter_len() || running.len() < self.graph.statistics_len() {
+        if parameters.elem_count() < self.graph.parameters_read() || running.len() < self.graph.statistics_len() {
             bail!(
                 "{} parameters and {} running statistics given, {} and {} needed",
                 parameters.elem_count(),
                 running.len(),
-                self.graph.parameter_len(),
+                self.graph.parameters_read(),
                 self.graph.statistics_len()
             );
         }

@@ -3,6 +3,7 @@
 
 pub mod by_ops;
 mod normalization;
+mod parameters;
 mod second_order;
 mod view;
 
@@ -14,6 +15,7 @@ use kernels::batch_norm::Statistics;
 use kernels::graph::{Graph, Init};
 use kernels::stage::{Memory, Mode, Precision, Stage};
 pub use normalization::Normalization;
+pub use parameters::Parameters;
 use rand::RngExt;
 
 use crate::data::loader::Batch;
@@ -71,9 +73,9 @@ pub struct Network {
     pub architecture: Architecture,
     /// How it sees pixels.
     pub normalization: Normalization,
-    /// All parameters, flat; tracked by candle if the network is trained.
-    parameters: Tensor,
-    var: Option<Var>,
+    /// Tracked by candle if the network is trained.
+    parameters: Parameters,
+    variables: Vec<Var>,
     /// BatchNorm's running statistics, flat.
     pub running: Vec<f32>,
     /// The channels' mean activations over the training set at the last layer, where they are known.
@@ -142,14 +144,12 @@ impl Network {
         backend: Backend,
     ) -> Result<Network> {
         let parameters = Tensor::from_vec(weights.parameters, architecture.parameters(), &backend.device)?;
-        let parameters = parameters.to_dtype(backend.dtype)?;
-        let var = if trained { Some(Var::from_tensor(&parameters)?) } else { None };
-        let parameters = var.as_ref().map_or(parameters, |v| v.as_tensor().clone());
+        let (parameters, variables) = Parameters::new(&parameters.to_dtype(backend.dtype)?, &architecture, trained)?;
         let mut network = Network {
             architecture,
             normalization,
             parameters,
-            var,
+            variables,
             running: weights.running,
             feature_mean: None,
             layers: vec![],
@@ -191,15 +191,26 @@ impl Network {
         Ok(())
     }
 
-    /// The variable that holds all parameters, if the network is trained.
-    pub fn var(&self) -> Option<&Var> {
-        self.var.as_ref()
+    /// The variables that hold the parameters in their order; none if the network is not trained.
+    pub fn variables(&self) -> &[Var] {
+        &self.variables
+    }
+
+    /// The gradient of a loss (a scalar) with respect to each of the [`variables`](Self::variables).
+    pub fn gradient(&self, of: &Tensor) -> Result<Vec<Tensor>> {
+        let grads = of.backward()?;
+        let found: Vec<_> = self.variables.iter().map(|v| grads.get(v.as_tensor())).collect();
+        if found.iter().all(Option::is_none) {
+            bail!("no gradient reached the network");
+        }
+        // A loss on maps of activations says nothing of the classifier.
+        let each = self.variables.iter().zip(found);
+        Ok(each.map(|(v, g)| g.cloned().map_or_else(|| v.zeros_like(), Ok)).collect::<candle_core::Result<_>>()?)
     }
 
     /// Parameters and statistics as plain numbers.
     pub fn weights(&self) -> Result<Weights> {
-        let parameters = self.parameters.to_dtype(DType::F32)?.to_vec1()?;
-        Ok(Weights { parameters, running: self.running.clone() })
+        Ok(Weights { parameters: self.parameters.values()?, running: self.running.clone() })
     }
 
     /// The network's own view of a batch's pixels.
@@ -207,23 +218,16 @@ impl Network {
         self.normalization.apply(&batch.pixels, batch.shape, self.backend.dtype, &self.backend.device)
     }
 
-    /// Pooling and classifier, as functions of the flat parameters.
+    /// Pooling and classifier, as functions of the parameters.
     pub fn linear_head(&self) -> candle_core::Result<LinearHead> {
-        self.head_of(&self.parameters)
-    }
-
-    fn head_of(&self, parameters: &Tensor) -> candle_core::Result<LinearHead> {
-        let (classes, k) = (self.architecture.classes, self.architecture.channels());
-        let weight = parameters.narrow(0, self.architecture.fc, classes * k)?.reshape((classes, k))?;
-        let bias = parameters.narrow(0, self.architecture.fc + classes * k, classes)?;
-        Ok(LinearHead { weight, bias })
+        self.parameters.head()
     }
 
     /// Runs segments `from..to` on `x`, collecting every segment's output.
     fn run(
         &self,
         mut x: Tensor,
-        parameters: &Tensor,
+        trunk: &Tensor,
         segments: std::ops::Range<usize>,
         mode: Mode,
         precision: Precision,
@@ -232,8 +236,8 @@ impl Network {
         let mut all = Vec::new();
         for segment in &self.segments[segments] {
             let (y, statistics) = match segment {
-                Segment::Kernels(stage) => stage.forward(&x, parameters, &self.running, mode, precision)?,
-                Segment::Ops(graph) => by_ops::forward(graph, &x, parameters, &self.running, mode)?,
+                Segment::Kernels(stage) => stage.forward(&x, trunk, &self.running, mode, precision)?,
+                Segment::Ops(graph) => by_ops::forward(graph, &x, trunk, &self.running, mode)?,
             };
             all.extend(statistics);
             out.push(y.clone());
@@ -262,9 +266,9 @@ impl Network {
         let parameters = if recorded { self.parameters.clone() } else { self.parameters.detach() };
         let mut layers = Vec::new();
         let all = 0..self.segments.len();
-        let statistics = self.run(images.clone(), &parameters, all, mode, precision, &mut layers)?;
+        let statistics = self.run(images.clone(), &parameters.trunk, all, mode, precision, &mut layers)?;
         let Some(last) = layers.last() else { bail!("the model has no layers") };
-        let logits = self.head_of(&parameters)?.logits(last)?;
+        let logits = parameters.head()?.logits(last)?;
         Ok(Pass { images: images.clone(), layers, logits, statistics })
     }
 
@@ -307,7 +311,6 @@ impl Network {
         second_order::Head {
             graphs: graphs.collect(),
             running: self.running.clone(),
-            classifier: (self.architecture.fc, self.architecture.classes, self.architecture.channels()),
             engine: self.backend.engine,
             memory: self.memory.clone(),
         }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor};
 use kernels::sgd::SgdStep;
 use kernels::stage::Mode;
-use testkit::{assert_close, deviation, values};
+use testkit::{assert_close, deviation, flat, values};
 use trainer::checkpoint::File;
 use trainer::config::{Config, Distance};
 use trainer::data::Images;
@@ -58,8 +58,7 @@ impl Golden {
     }
 
     fn gradient(&self, of: &Tensor) -> Result<Vec<f64>> {
-        let var: &Var = self.student.var().context("trained")?;
-        Ok(values(of.backward()?.get(var.as_tensor()).context("no gradient")?)?)
+        Ok(flat(&self.student.gradient(of)?)?)
     }
 }
 
@@ -92,8 +91,7 @@ fn golden_training_trajectory() -> Result<()> {
         for (dtype, engine, allowed) in CASES {
             let mut g = Golden::open(&path, dtype, engine)?;
             let config = config(Distance::RawL2)?;
-            let var = g.student.var().context("trained")?.clone();
-            let mut sgd = Sgd::new(&var, vec![0.0; var.elem_count()])?;
+            let mut sgd = Sgd::new(g.student.variables(), &vec![0.0; g.student.architecture.parameters()])?;
             let step = SgdStep { lr: 0.001, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
             let mut worst = 0.0f64;
             for k in 0..10 {
@@ -118,8 +116,7 @@ fn golden_training_trajectory() -> Result<()> {
                         }
                     }
                 }
-                let gradient = Tensor::new(gradient, &Device::Cpu)?.to_dtype(dtype)?;
-                sgd.step(&var, &gradient, step)?;
+                sgd.step(g.student.variables(), &g.student.gradient(&total)?, step)?;
                 g.student.update_running(&pass.statistics);
             }
             println!("{dtype:?} {engine:?}: the terms of ten steps within {worst:.1e}");

@@ -9,12 +9,12 @@
 use std::sync::Arc;
 
 use cams::{LinearHead, Score};
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, Var, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, bail};
 use kernels::Value;
 use kernels::graph::{EPS, Graph, Node};
 use kernels::stage::{Memory, Mode, Precision, Stage};
 
-use super::{Engine, by_ops};
+use super::{Engine, Parameters, by_ops};
 
 /// The part of a network behind the explained layer.
 pub struct Head {
@@ -22,8 +22,6 @@ pub struct Head {
     pub graphs: Vec<Graph>,
     /// The network's running statistics.
     pub running: Vec<f32>,
-    /// Offset of the classifier's weight among the parameters, classes and channels.
-    pub classifier: (usize, usize, usize),
     /// What convolutions run on.
     pub engine: Engine,
     /// Their memory.
@@ -83,14 +81,14 @@ impl Head {
     }
 
     /// Logits and their derivative along `direction`, both (n, classes), in eval mode.
-    fn tangent(&self, features: &Tensor, direction: &Tensor, parameters: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn tangent(&self, features: &Tensor, direction: &Tensor, parameters: &Parameters) -> Result<(Tensor, Tensor)> {
         let mut x = Dual { value: features.clone(), tangent: direction.clone() };
         for graph in &self.graphs {
             let mut values = vec![x];
             for (i, node) in graph.nodes.iter().enumerate() {
                 let y = match *node {
                     Node::BatchNorm { input, gamma, running, relu } => {
-                        let y = self.batch_norm(&values[input.0], parameters, gamma, running)?;
+                        let y = self.batch_norm(&values[input.0], &parameters.trunk, gamma, running)?;
                         if relu { y.relu()? } else { y }
                     }
                     Node::Relu { input } => values[input.0].relu()?,
@@ -102,19 +100,16 @@ impl Head {
                         "loss.gradient = \"double\" does not go through max pooling behind the explained layer: use \"stop_grad\""
                     ),
                     Node::Conv { input, .. } | Node::Subsample { input, .. } | Node::Pool { input, .. } => {
-                        self.linear(graph, i, &values[input.0], parameters)?
+                        self.linear(graph, i, &values[input.0], &parameters.trunk)?
                     }
                 };
                 values.push(y);
             }
             x = values.swap_remove(graph.nodes.len());
         }
-        let (at, classes, k) = self.classifier;
-        let weight = parameters.narrow(0, at, classes * k)?.reshape((classes, k))?;
-        let bias = parameters.narrow(0, at + classes * k, classes)?;
-        let none = bias.zeros_like()?;
-        let logits = LinearHead { weight: weight.clone(), bias }.logits(&x.value)?;
-        Ok((logits, LinearHead { weight, bias: none }.logits(&x.tangent)?))
+        let head = parameters.head()?;
+        let without_bias = LinearHead { weight: head.weight.clone(), bias: head.bias.zeros_like()? };
+        Ok((head.logits(&x.value)?, without_bias.logits(&x.tangent)?))
     }
 }
 
@@ -122,29 +117,44 @@ impl Head {
 pub fn differentiable(
     head: Arc<Head>,
     features: &Tensor,
-    parameters: &Tensor,
+    parameters: &Parameters,
     gradient: &Tensor,
     score: Score,
     classes: &Tensor,
 ) -> Result<Tensor> {
-    let value = gradient.detach();
-    features.contiguous()?.apply_op2(parameters, ScoreGradient { head, score, classes: classes.detach(), value })
+    let op = ScoreGradient {
+        head,
+        score,
+        classes: classes.detach(),
+        parameters: parameters.detach(),
+        value: gradient.detach(),
+    };
+    features.contiguous()?.apply_op3(&parameters.trunk, &parameters.classifier, op)
 }
 
 struct ScoreGradient {
     head: Arc<Head>,
     score: Score,
     classes: Tensor,
+    parameters: Parameters,
     value: Tensor,
 }
 
-impl CustomOp2 for ScoreGradient {
+impl CustomOp3 for ScoreGradient {
     fn name(&self) -> &'static str {
         "score gradient"
     }
 
     /// The value is known; only its derivatives are new.
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let flat = self.value.flatten_all()?;
         let storage = match self.value.dtype() {
             DType::F64 => CpuStorage::F64(flat.to_vec1()?),
@@ -156,15 +166,18 @@ impl CustomOp2 for ScoreGradient {
     fn bwd(
         &self,
         features: &Tensor,
-        parameters: &Tensor,
+        trunk: &Tensor,
+        classifier: &Tensor,
         _: &Tensor,
         direction: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (a, p) = (Var::from_tensor(&features.detach())?, Var::from_tensor(&parameters.detach())?);
-        let (logits, along) = self.head.tangent(&a, &direction.detach().contiguous()?, &p)?;
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [a, t, c] = [features, trunk, classifier].map(|t| Var::from_tensor(&t.detach()));
+        let (a, t, c) = (a?, t?, c?);
+        let parameters = self.parameters.with(t.as_tensor(), c.as_tensor());
+        let (logits, along) = self.head.tangent(&a, &direction.detach().contiguous()?, &parameters)?;
         let slope = self.score.gradient(&logits, &self.classes)?;
         let grads = (slope * along)?.sum_all()?.backward()?;
-        let of = |v: &Var| grads.get(v).cloned().map_or_else(|| v.zeros_like(), Ok);
-        Ok((Some(of(&a)?.detach()), Some(of(&p)?.detach())))
+        let of = |v: &Var| grads.get(v).cloned().map_or_else(|| v.zeros_like(), Ok).map(|g| Some(g.detach()));
+        Ok((of(&a)?, of(&t)?, of(&c)?))
     }
 }

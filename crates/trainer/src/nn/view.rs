@@ -38,7 +38,7 @@ impl CamModel for View<'_> {
         let mut out = Vec::new();
         self.network.run(
             images.clone(),
-            &self.network.parameters,
+            &self.network.parameters.trunk,
             0..self.layer + 1,
             Mode::Eval,
             Precision::Full,
@@ -52,7 +52,7 @@ impl CamModel for View<'_> {
         let n = self.network.segments.len();
         self.network.run(
             features.clone(),
-            &self.network.parameters,
+            &self.network.parameters.trunk,
             self.layer + 1..n,
             Mode::Eval,
             Precision::Full,

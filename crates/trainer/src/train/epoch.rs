@@ -84,7 +84,7 @@ impl Trainer<'_> {
         let weights = self.student.weights()?;
         self.state.parameters = weights.parameters;
         self.state.running = weights.running;
-        self.state.momentum = self.optimiser.buffer()?;
+        self.state.momentum = self.optimiser.momentum()?;
         self.state.save(&dir.join("state.safetensors"))
     }
 

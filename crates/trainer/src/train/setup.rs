@@ -96,7 +96,7 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
         Some(section) => Some(Teacher::load(section, config, images, backend)?),
         None => None,
     };
-    let optimiser = Sgd::new(student.var().context("the student is trained")?, state.momentum.clone())?;
+    let optimiser = Sgd::new(student.variables(), &state.momentum)?;
     Ok(Trainer { config, student, teacher, optimiser, state, steps: plan.steps(images.len()) })
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{D, DType, Tensor};
 use kernels::sgd::SgdStep;
 use kernels::stage::Mode;
@@ -84,22 +84,21 @@ impl Trainer<'_> {
         }
         check("loss", measured.total, &measured)?;
 
-        let mut gradient = self.gradient(&total)?;
+        let mut gradient = self.student.gradient(&total)?;
         let size = norm(&gradient)?;
         check("gradient", size, &measured)?;
         if t.log_every > 0 && step.is_multiple_of(t.log_every) {
             measured.gradient_norms = Some(self.gradient_norms(&losses, &weights, size)?);
         }
         if t.clip > 0.0 && size > t.clip {
-            gradient = (gradient * (t.clip / size))?;
+            gradient = gradient.iter().map(|g| g * (t.clip / size)).collect::<candle_core::Result<_>>()?;
         }
         if o.reset_momentum_at_drops && schedule::is_drop(o, step, self.steps) {
             self.optimiser.reset()?;
         }
         let update =
             SgdStep { lr: measured.lr, momentum: o.momentum, nesterov: o.nesterov, weight_decay: o.weight_decay };
-        let var = self.student.var().context("the student is trained")?;
-        self.optimiser.step(var, &gradient, update)?;
+        self.optimiser.step(self.student.variables(), &gradient, update)?;
         self.student.update_running(&pass.statistics);
         if t.ema > 0.0 {
             self.update_ema()?;
@@ -110,18 +109,13 @@ impl Trainer<'_> {
         Ok(measured)
     }
 
-    fn gradient(&self, of: &Tensor) -> Result<Tensor> {
-        let var = self.student.var().context("the student is trained")?;
-        Ok(of.backward()?.get(var.as_tensor()).context("no gradient reached the student")?.clone())
-    }
-
     /// Norms of the terms' gradients and, last, of the whole one, which is `total`.
     fn gradient_norms(&self, losses: &Losses, weights: &Weights, total: f64) -> Result<Vec<(&'static str, f64)>> {
         let terms = losses.terms(weights);
         let mut norms = Vec::new();
         for (name, term, weight) in &terms {
             // A single term's gradient is the whole one: no second pass is needed.
-            let size = if terms.len() == 1 { total / weight } else { norm(&self.gradient(term)?)? };
+            let size = if terms.len() == 1 { total / weight } else { norm(&self.student.gradient(term)?)? };
             norms.push((*name, size));
         }
         norms.push(("total", total));
