@@ -16,6 +16,10 @@ use crate::pool;
 use crate::runtime::{Buffer, Runtime};
 use crate::simd::Element;
 
+/// Images that go through a whole graph together where nothing is kept and nothing mixes them: what lies between two
+/// layers then stays in the cache. As many as the last layers' convolutions take at a time.
+const GROUP: usize = 16;
+
 /// Where BatchNorm's statistics come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -59,18 +63,23 @@ pub struct Saved<E: Element> {
     n: usize,
     values: Vec<Option<Arc<Buffer<E>>>>,
     norms: Vec<Option<Norm<E>>>,
-    packed: Vec<Option<Packed<E>>>,
+    packed: Arc<Vec<Option<Packed<E>>>>,
     winners: Vec<Option<Vec<u8>>>,
 }
 
-/// What a forward pass returns.
-pub struct Output<E: Element> {
-    /// The graph's last value, NHWC.
-    pub value: Arc<Buffer<E>>,
+/// What a forward pass leaves beside its result.
+pub struct Kept<E: Element> {
     /// Batch statistics of every BatchNorm in order; empty in eval mode.
     pub statistics: Vec<Statistics>,
     /// For the backward pass, if it was asked for.
     pub saved: Option<Saved<E>>,
+}
+
+/// The graph's last value, NHWC, and what is kept.
+struct Output<E: Element> {
+    value: Arc<Buffer<E>>,
+    statistics: Vec<Statistics>,
+    saved: Option<Saved<E>>,
 }
 
 /// A graph with its plan and its memory.
@@ -87,14 +96,42 @@ impl<E: Element> Executor<E> {
         Executor { graph, plan, runtime }
     }
 
-    /// Runs the graph on `n` images. `parameters` and `running` are the network's flat vectors.
+    /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the network's flat vectors.
     pub fn forward(
+        &self,
+        x: &[E::Wide],
+        parameters: &[E::Wide],
+        running: &[f32],
+        how: How,
+        out: &mut [E::Wide],
+    ) -> Kept<E> {
+        let packed = Arc::new(self.pack(parameters, how.winograd, how.record));
+        let (from, to) = (self.graph.shapes[0], self.graph.shape(self.graph.last()));
+        let run = |x: &[E::Wide], out: &mut [E::Wide]| {
+            let mut input = Buffer::take(&self.runtime, x.len());
+            pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
+            let output = self.run(input, x.len() / from.len(), parameters, running, how, packed.clone());
+            pointwise::channels_first(output.value.as_slice(), to.channels, to.h * to.w, out);
+            Kept { statistics: output.statistics, saved: output.saved }
+        };
+        if how.mode == Mode::Train || how.record {
+            return run(x, out);
+        }
+        out.par_chunks_mut(GROUP * to.len()).zip(x.par_chunks(GROUP * from.len())).for_each(|(out, x)| {
+            run(x, out);
+        });
+        Kept { statistics: vec![], saved: None }
+    }
+
+    /// Runs the graph on `n` images.
+    fn run(
         &self,
         input: Buffer<E>,
         n: usize,
         parameters: &[E::Wide],
         running: &[f32],
-        How { mode, winograd, record }: How,
+        How { mode, record, .. }: How,
+        packed: Arc<Vec<Option<Packed<E>>>>,
     ) -> Output<E> {
         let (graph, plan) = (&*self.graph, &*self.plan);
         let count = graph.nodes.len();
@@ -102,7 +139,7 @@ impl<E: Element> Executor<E> {
             n,
             values: (0..=count).map(|_| None).collect(),
             norms: (0..count).map(|_| None).collect(),
-            packed: self.pack(parameters, winograd, record),
+            packed,
             winners: (0..count).map(|_| None).collect(),
         };
         let mut per_image: Vec<Option<Vec<E::Wide>>> = vec![None; count + 1];

@@ -187,16 +187,13 @@ impl<E: Typed> CustomOp2 for StageOp<E> {
         let (x, parameters) = (slice::<E::Wide>(s1, l1)?, slice::<E::Wide>(s2, l2)?);
         let graph = self.stage.graph();
         let n = l1.dims()[0];
-        let (from, to) = (graph.shapes[0], graph.shape(graph.last()));
-        let mut input = Buffer::take(E::runtime(&self.stage), x.len());
-        pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
+        let to = graph.shape(graph.last());
         let how = How { mode: self.mode, winograd: self.winograd, record: self.record };
-        let output = E::executor(&self.stage).forward(input, n, parameters, &self.running, how);
         let mut out = vec![E::Wide::default(); n * to.len()];
-        pointwise::channels_first(output.value.as_slice(), to.channels, to.h * to.w, &mut out);
+        let kept = E::executor(&self.stage).forward(x, parameters, &self.running, how, &mut out);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.saved = output.saved.map(Arc::new);
-        state.statistics = output.statistics;
+        state.saved = kept.saved.map(Arc::new);
+        state.statistics = kept.statistics;
         Ok((E::Wide::to_cpu_storage_owned(out), (n, to.channels, to.h, to.w).into()))
     }
 

@@ -110,6 +110,33 @@ fn same_bits_on_any_number_of_threads() -> Result<()> {
     Ok(())
 }
 
+/// A pass of which nothing is kept takes a group of images at a time: the numbers are those of a recorded one, whatever the
+/// group's size and the threads, and in bf16 too.
+#[test]
+fn groups_of_images_change_no_bit() -> Result<()> {
+    let g = network();
+    for (isa, precision) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| [Precision::Full, Precision::F32, Precision::Bf16].map(|p| (isa, p)))
+    {
+        let stage = Stage::new(g.clone(), &Memory::new(isa));
+        let p = Var::from_tensor(&Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?)?;
+        let eval = |x: &Tensor, p: &Tensor| values(&stage.forward(x, p, &running(&g), Mode::Eval, precision)?.0);
+        for n in [1, 16, 37] {
+            let x = tensor(&[n, 3, 9, 7], 10, DType::F32, &Device::Cpu)?;
+            let recorded = eval(&x, p.as_tensor())?;
+            for threads in [1, 2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let grouped = pool.install(|| eval(&x, &p.as_tensor().detach()))?;
+                assert!(grouped == recorded, "{isa:?} {precision:?}, {n} images, {threads} threads");
+            }
+            let last = eval(&x.narrow(0, n - 1, 1)?, &p.as_tensor().detach())?;
+            assert!(recorded.ends_with(&last), "{isa:?} {precision:?}: the last of {n} images, alone");
+        }
+    }
+    Ok(())
+}
+
 /// BatchNorm with batch statistics against candle's own, value, statistics and gradient.
 #[test]
 fn batch_norm_equals_candles() -> Result<()> {
