@@ -4,10 +4,12 @@
 use anyhow::Result;
 use candle_core::{DType, Device};
 use kernels::graph::Shape;
+use kernels::sgd::SgdStep;
 use kernels::stage::{Mode, Precision};
 use testkit::{assert_close, flat, tensor, values};
 use trainer::models::{Architecture, Shortcut};
 use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
+use trainer::optim::Sgd;
 
 const MODELS: [(&str, Shortcut); 4] = [
     ("wrn-10-1", Shortcut::Preact),
@@ -52,6 +54,27 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
                 assert_close(&what("gradient"), &x, &y, tolerance * 10.0);
             }
         }
+    }
+    Ok(())
+}
+
+/// A loss of activations alone reaches the trunk and leaves the classifier as it is.
+#[test]
+fn gradients_that_miss_the_classifier_are_zeros() -> Result<()> {
+    for engine in [Engine::Kernels, Engine::Ops] {
+        let network = network("wrn-10-1", Shortcut::Preact, engine, DType::F32, &Device::Cpu)?;
+        let pass = network.pass(&tensor(&[2, 3, 32, 32], 1, DType::F32, &Device::Cpu)?, Mode::Train)?;
+        let gradient = network.gradient(&pass.layers[1].sqr()?.sum_all()?)?;
+        let [trunk, classifier] = network.variables() else { panic!("a trunk and a classifier") };
+        let before = [values(trunk)?, values(classifier)?];
+        assert_eq!(values(&gradient[1])?, vec![0.0; classifier.elem_count()], "{engine:?}");
+        let update = SgdStep { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.0 };
+        let mut sgd = Sgd::at_rest(network.variables())?;
+        assert!(sgd.step(&gradient[..1], update).is_err(), "a gradient is missing");
+        sgd.step(&gradient, update)?;
+        assert!(values(trunk)? != before[0] && values(classifier)? == before[1], "{engine:?}");
+        let error = network.gradient(&pass.images.sum_all()?).unwrap_err().to_string();
+        assert!(error.contains("no gradient reached"), "{error}");
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ impl<E: Element> Executor<E> {
         Executor { graph, plan, runtime }
     }
 
-    /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the network's flat vectors.
+    /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the trunk's flat vectors.
     pub fn forward(
         &self,
         x: &[E::Wide],

@@ -1,8 +1,7 @@
 //! A network as a list of nodes: the one description that every backend runs.
 //!
 //! All parameters of a network lie in one flat vector and all running statistics in another, in the
-//! order in which the nodes were added. A checkpoint is that vector cut up by name, an optimiser's
-//! step is one pass over it, and a gradient norm is one sum.
+//! order in which the nodes were added. A checkpoint is that vector cut up by name.
 
 use crate::conv::ConvShape;
 use crate::pool::PoolShape;
@@ -180,8 +179,8 @@ impl Graph {
         end(&self.parameters)
     }
 
-    /// How many of the flat parameters, from the first, its nodes read: a classifier's lie behind them.
-    pub fn parameters_read(&self) -> usize {
+    /// Where, among the flat parameters, the last one ends that its nodes read: a classifier's lie behind it.
+    pub fn parameters_end(&self) -> usize {
         let ends = self.nodes.iter().enumerate().map(|(i, node)| match node {
             Node::Conv { shape, weight, .. } => weight + shape.weight_len(),
             Node::BatchNorm { gamma, .. } => gamma + 2 * self.shapes[i + 1].channels,

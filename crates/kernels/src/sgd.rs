@@ -1,4 +1,4 @@
-//! The optimiser's step as one pass over all parameters.
+//! The optimiser's step as one pass over the parameters.
 
 use rayon::prelude::*;
 

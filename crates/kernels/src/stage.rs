@@ -2,7 +2,7 @@
 //!
 //! candle's backward pass adds every op's gradient to a fresh zero tensor: two extra passes over
 //! memory an op. A whole trunk as one op pays that once, and inside it BatchNorm and ReLU are never
-//! stored. The op has two inputs: the images and the network's flat parameter vector.
+//! stored. The op has two inputs: the images and the trunk's flat parameter vector.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -109,12 +109,12 @@ impl Stage {
         if (c, h, w) != (channels, eh, ew) {
             bail!("images are ({c}, {h}, {w}), but the network takes ({channels}, {eh}, {ew})");
         }
-        if parameters.elem_count() < self.graph.parameters_read() || running.len() < self.graph.statistics_len() {
+        if parameters.elem_count() < self.graph.parameters_end() || running.len() < self.graph.statistics_len() {
             bail!(
                 "{} parameters and {} running statistics given, {} and {} needed",
                 parameters.elem_count(),
                 running.len(),
-                self.graph.parameters_read(),
+                self.graph.parameters_end(),
                 self.graph.statistics_len()
             );
         }

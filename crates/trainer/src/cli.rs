@@ -162,7 +162,8 @@ fn run(cli: Cli) -> Result<Done> {
     if let Some(threads) = cli.global.threads {
         set_threads(threads)?;
     }
-    // The thread that walks the graph computes too: a convolution starts on it at once, and only the others have to be woken.
+    // The thread that walks the graph computes too: a convolution starts on it at once, and only the others have to be
+    // woken. With one thread there is no other in the pool, so threads of our own must not use rayon.
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global().context("starting the threads")?;
     let global = &cli.global;
     match cli.command {

@@ -6,7 +6,7 @@
 //!                      '-> Network::pass --------------> Pass { layers, logits }
 //!                            '-> Interpreter::signed --> map
 //!        objective::losses -> Losses { ce, kd, explanation, attention }
-//!        total.backward() -> Sgd::step -> Recorder; at an epoch's end: evaluate, State::save
+//!        Network::gradient(total) -> Sgd::step -> Recorder; at an epoch's end: evaluate, State::save
 //! ```
 #![forbid(unsafe_code)]
 

@@ -15,7 +15,7 @@ use kernels::batch_norm::Statistics;
 use kernels::graph::{Graph, Init};
 use kernels::stage::{Memory, Mode, Precision, Stage};
 pub use normalization::Normalization;
-pub use parameters::Parameters;
+use parameters::Parameters;
 use rand::RngExt;
 
 use crate::data::loader::Batch;
@@ -134,7 +134,7 @@ impl Weights {
 
 impl Network {
     /// A network that hands out the outputs of `layers` (`last` is always among them). `trained` makes its
-    /// parameters a variable; otherwise nothing of it is ever differentiated.
+    /// parameters variables; otherwise nothing of it is ever differentiated.
     pub fn new(
         architecture: Architecture,
         weights: Weights,
@@ -198,6 +198,9 @@ impl Network {
 
     /// The gradient of a loss (a scalar) with respect to each of the [`variables`](Self::variables).
     pub fn gradient(&self, of: &Tensor) -> Result<Vec<Tensor>> {
+        if self.variables.is_empty() {
+            bail!("the network is not trained: it has no gradient");
+        }
         let grads = of.backward()?;
         let found: Vec<_> = self.variables.iter().map(|v| grads.get(v.as_tensor())).collect();
         if found.iter().all(Option::is_none) {

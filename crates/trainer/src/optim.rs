@@ -1,24 +1,29 @@
 //! SGD with momentum over a network's variables; its state, one flat vector in their order, is saved and restored.
 
-use std::sync::{Mutex, PoisonError};
+use std::cell::RefCell;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor, Var};
 use kernels::sgd::{SgdStep, sgd};
 use rayon::prelude::*;
 
-/// The optimiser's state: a momentum buffer a variable.
-pub struct Sgd(Vec<Momentum>);
+/// Variables, and a momentum buffer for each.
+pub struct Sgd(Vec<(Var, Momentum)>);
 
 enum Momentum {
     /// On the CPU in f32: one fused pass a step.
-    Fused(Mutex<Vec<f32>>),
+    Fused(Vec<f32>),
     /// Elsewhere, by candle's ops.
     Ops(Tensor),
 }
 
 impl Sgd {
-    /// An optimiser of `variables` with this momentum (zeros at the start).
+    /// An optimiser of `variables` that has not moved yet.
+    pub fn at_rest(variables: &[Var]) -> Result<Sgd> {
+        Self::new(variables, &vec![0.0; variables.iter().map(|v| v.elem_count()).sum()])
+    }
+
+    /// An optimiser of `variables` with this momentum.
     pub fn new(variables: &[Var], momentum: &[f32]) -> Result<Sgd> {
         let size: usize = variables.iter().map(|v| v.elem_count()).sum();
         ensure!(momentum.len() == size, "the momentum has {} elements, the model {size}", momentum.len());
@@ -27,20 +32,25 @@ impl Sgd {
         let buffers = variables.iter().map(|var| {
             let (own, after) = rest.split_at(var.elem_count());
             rest = after;
-            Ok(if var.device().is_cpu() && var.dtype() == DType::F32 {
-                Momentum::Fused(Mutex::new(own.to_vec()))
+            let fused = var.device().is_cpu() && var.dtype() == DType::F32;
+            let buffer = if fused {
+                Momentum::Fused(own.to_vec())
             } else {
                 Momentum::Ops(Tensor::new(own, var.device())?.to_dtype(var.dtype())?)
-            })
+            };
+            Ok((var.clone(), buffer))
         });
         Ok(Sgd(buffers.collect::<Result<_>>()?))
     }
 
     /// One step, in place: `gradient` has a tensor for each variable.
-    pub fn step(&mut self, variables: &[Var], gradient: &[Tensor], step: SgdStep) -> Result<()> {
-        for ((momentum, var), g) in self.0.iter_mut().zip(variables).zip(gradient) {
+    pub fn step(&mut self, gradient: &[Tensor], step: SgdStep) -> Result<()> {
+        ensure!(gradient.len() == self.0.len(), "{} gradients for {} variables", gradient.len(), self.0.len());
+        for ((var, momentum), g) in self.0.iter_mut().zip(gradient) {
             match momentum {
-                Momentum::Fused(buffer) => var.inplace_op2(&g.contiguous()?, &Update { step, buffer })?,
+                Momentum::Fused(buffer) => {
+                    var.inplace_op2(&g.contiguous()?, &Update { step, buffer: RefCell::new(buffer) })?;
+                }
                 Momentum::Ops(buffer) => {
                     let g = (g + (var.as_tensor() * step.weight_decay)?)?.detach();
                     *buffer = ((&*buffer * step.momentum)? + &g)?.detach();
@@ -54,9 +64,9 @@ impl Sgd {
 
     /// Forgets the momentum.
     pub fn reset(&mut self) -> Result<()> {
-        for momentum in &mut self.0 {
+        for (_, momentum) in &mut self.0 {
             match momentum {
-                Momentum::Fused(buffer) => buffer.get_mut().unwrap_or_else(PoisonError::into_inner).fill(0.0),
+                Momentum::Fused(buffer) => buffer.fill(0.0),
                 Momentum::Ops(buffer) => *buffer = buffer.zeros_like()?,
             }
         }
@@ -66,11 +76,9 @@ impl Sgd {
     /// The momentum of all variables.
     pub fn momentum(&self) -> Result<Vec<f32>> {
         let mut all = Vec::new();
-        for momentum in &self.0 {
+        for (_, momentum) in &self.0 {
             match momentum {
-                Momentum::Fused(buffer) => {
-                    all.extend_from_slice(&buffer.lock().unwrap_or_else(PoisonError::into_inner))
-                }
+                Momentum::Fused(buffer) => all.extend_from_slice(buffer),
                 Momentum::Ops(buffer) => {
                     all.extend(buffer.to_dtype(DType::F32)?.to_vec1::<f32>().context("reading the momentum")?);
                 }
@@ -80,10 +88,10 @@ impl Sgd {
     }
 }
 
-/// The step of one variable on its own storage. (candle hands out ops by shared reference, hence the lock; nobody waits for it.)
+/// The step of one variable on its own storage. (candle hands an op out by shared reference, hence the cell.)
 struct Update<'a> {
     step: SgdStep,
-    buffer: &'a Mutex<Vec<f32>>,
+    buffer: RefCell<&'a mut Vec<f32>>,
 }
 
 impl InplaceOp2 for Update<'_> {
@@ -106,7 +114,7 @@ impl InplaceOp2 for Update<'_> {
         else {
             candle_core::bail!("the fused step is for contiguous tensors")
         };
-        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = self.buffer.borrow_mut();
         if [end - start, to - from] != [buffer.len(); 2] {
             candle_core::bail!("{} parameters have a gradient of {}", end - start, to - from);
         }
@@ -115,15 +123,23 @@ impl InplaceOp2 for Update<'_> {
     }
 }
 
-/// Euclidean norm of several tensors as one, in f64 and always in the same order.
+/// Euclidean norm of several tensors as one, summed in f64 and always in the same order.
 pub fn norm(tensors: &[Tensor]) -> Result<f64> {
-    /// Elements a task.
-    const TASK: usize = 1 << 15;
     let mut square = 0.0;
     for t in tensors {
-        let values: Vec<f32> = t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
-        let tasks = values.par_chunks(TASK).map(|task| task.iter().map(|v| f64::from(*v).powi(2)).sum());
-        square += tasks.collect::<Vec<f64>>().iter().sum::<f64>();
+        let t = t.flatten_all()?;
+        square += match t.dtype() {
+            DType::F64 => sum_of_squares(&t.to_vec1::<f64>()?),
+            _ => sum_of_squares(&t.to_dtype(DType::F32)?.to_vec1::<f32>()?),
+        };
     }
     Ok(square.sqrt())
+}
+
+fn sum_of_squares<T: Copy + Into<f64> + Sync>(values: &[T]) -> f64 {
+    /// Elements a task.
+    const TASK: usize = 1 << 15;
+    let square = |v: &T| Into::<f64>::into(*v).powi(2);
+    let tasks: Vec<f64> = values.par_chunks(TASK).map(|task| task.iter().map(square).sum()).collect();
+    tasks.iter().sum()
 }

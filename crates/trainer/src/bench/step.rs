@@ -65,14 +65,14 @@ fn training<'a>(
     batch: &'a Batch,
     mut signal: impl FnMut() -> Result<Option<objective::Signal>> + 'a,
 ) -> Result<impl FnMut() -> Result<()> + 'a> {
-    let mut sgd = Sgd::new(student.variables(), &vec![0.0; student.architecture.parameters()])?;
+    let mut sgd = Sgd::at_rest(student.variables())?;
     let step = SgdStep { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
     Ok(move || {
         let signal = signal()?;
         let pass = student.pass(&student.images(batch)?, Mode::Train)?;
         let losses = objective::losses(config, &config.loss.weights, student, &pass, batch, signal.as_ref())?;
         let gradient = student.gradient(&losses.total(&config.loss.weights)?)?;
-        sgd.step(student.variables(), &gradient, step)?;
+        sgd.step(&gradient, step)?;
         student.update_running(&pass.statistics);
         Ok(())
     })

@@ -1,7 +1,7 @@
 //! A network's parameters: two flat vectors, the trunk's and the classifier's.
 //!
-//! Two and not one: candle adds whatever gradient reaches a tensor over the whole of it, and the classifier's few thousand
-//! numbers would each time be padded to millions. In files and in the optimiser they are one vector, the trunk's first.
+//! Two and not one: candle adds whatever gradient reaches a tensor over the whole of it, and the classifier's few
+//! thousand numbers would each time be padded to millions. In files they are one vector, the trunk's first.
 
 use cams::LinearHead;
 use candle_core::{DType, Result, Tensor, Var};
@@ -15,31 +15,26 @@ pub struct Parameters {
     pub trunk: Tensor,
     /// `fc.weight` (classes, k), then `fc.bias` (classes,), flat.
     pub classifier: Tensor,
-    classes: usize,
+    /// Rows of the classifier.
+    pub classes: usize,
 }
 
 impl Parameters {
     /// `flat` as parameters of `architecture`, and, if they are `trained`, the variables they are.
     pub fn new(flat: &Tensor, architecture: &Architecture, trained: bool) -> Result<(Parameters, Vec<Var>)> {
         let (fc, classes) = (architecture.fc, architecture.classes);
-        let parts = [flat.narrow(0, 0, fc)?, flat.narrow(0, fc, flat.elem_count() - fc)?];
-        let [trunk, classifier] = parts;
+        let (trunk, classifier) = (flat.narrow(0, 0, fc)?, flat.narrow(0, fc, flat.elem_count() - fc)?);
         if !trained {
             return Ok((Parameters { trunk, classifier, classes }, vec![]));
         }
-        let vars = vec![Var::from_tensor(&trunk.copy()?)?, Var::from_tensor(&classifier.copy()?)?];
+        let vars = vec![Var::from_tensor(&trunk)?, Var::from_tensor(&classifier)?];
         let (trunk, classifier) = (vars[0].as_tensor().clone(), vars[1].as_tensor().clone());
         Ok((Parameters { trunk, classifier, classes }, vars))
     }
 
     /// The same numbers, of which nothing is recorded.
     pub fn detach(&self) -> Parameters {
-        self.with(&self.trunk.detach(), &self.classifier.detach())
-    }
-
-    /// Others of the same shapes.
-    pub fn with(&self, trunk: &Tensor, classifier: &Tensor) -> Parameters {
-        Parameters { trunk: trunk.clone(), classifier: classifier.clone(), classes: self.classes }
+        Parameters { trunk: self.trunk.detach(), classifier: self.classifier.detach(), classes: self.classes }
     }
 
     /// Pooling and classifier, as functions of the parameters.
@@ -52,8 +47,7 @@ impl Parameters {
 
     /// As plain numbers, the trunk's first.
     pub fn values(&self) -> Result<Vec<f32>> {
-        let mut values = self.trunk.to_dtype(DType::F32)?.to_vec1()?;
-        values.extend(self.classifier.to_dtype(DType::F32)?.to_vec1::<f32>()?);
-        Ok(values)
+        let values = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec1::<f32>();
+        Ok([values(&self.trunk)?, values(&self.classifier)?].concat())
     }
 }

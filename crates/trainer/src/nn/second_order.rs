@@ -122,13 +122,8 @@ pub fn differentiable(
     score: Score,
     classes: &Tensor,
 ) -> Result<Tensor> {
-    let op = ScoreGradient {
-        head,
-        score,
-        classes: classes.detach(),
-        parameters: parameters.detach(),
-        value: gradient.detach(),
-    };
+    let op =
+        ScoreGradient { head, score, classes: classes.detach(), rows: parameters.classes, value: gradient.detach() };
     features.contiguous()?.apply_op3(&parameters.trunk, &parameters.classifier, op)
 }
 
@@ -136,7 +131,8 @@ struct ScoreGradient {
     head: Arc<Head>,
     score: Score,
     classes: Tensor,
-    parameters: Parameters,
+    /// Of the classifier.
+    rows: usize,
     value: Tensor,
 }
 
@@ -173,7 +169,8 @@ impl CustomOp3 for ScoreGradient {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [a, t, c] = [features, trunk, classifier].map(|t| Var::from_tensor(&t.detach()));
         let (a, t, c) = (a?, t?, c?);
-        let parameters = self.parameters.with(t.as_tensor(), c.as_tensor());
+        let parameters =
+            Parameters { trunk: t.as_tensor().clone(), classifier: c.as_tensor().clone(), classes: self.rows };
         let (logits, along) = self.head.tangent(&a, &direction.detach().contiguous()?, &parameters)?;
         let slope = self.score.gradient(&logits, &self.classes)?;
         let grads = (slope * along)?.sum_all()?.backward()?;

@@ -98,7 +98,7 @@ impl Trainer<'_> {
         }
         let update =
             SgdStep { lr: measured.lr, momentum: o.momentum, nesterov: o.nesterov, weight_decay: o.weight_decay };
-        self.optimiser.step(self.student.variables(), &gradient, update)?;
+        self.optimiser.step(&gradient, update)?;
         self.student.update_running(&pass.statistics);
         if t.ema > 0.0 {
             self.update_ema()?;
