@@ -17,7 +17,7 @@ use crate::runtime::{Buffer, Runtime};
 use crate::simd::Element;
 
 /// Images that go through a whole graph together where nothing is kept and nothing mixes them: what lies between two
-/// layers then stays in the cache. As many as the last layers' convolutions take at a time.
+/// layers then stays in the cache. As many as a convolution of 8x8 images, CIFAR's last layers, takes at a time.
 const GROUP: usize = 16;
 
 /// Where BatchNorm's statistics come from.
@@ -75,13 +75,6 @@ pub struct Kept<E: Element> {
     pub saved: Option<Saved<E>>,
 }
 
-/// The graph's last value, NHWC, and what is kept.
-struct Output<E: Element> {
-    value: Arc<Buffer<E>>,
-    statistics: Vec<Statistics>,
-    saved: Option<Saved<E>>,
-}
-
 /// A graph with its plan and its memory.
 #[derive(Debug)]
 pub struct Executor<E: Element> {
@@ -96,7 +89,8 @@ impl<E: Element> Executor<E> {
         Executor { graph, plan, runtime }
     }
 
-    /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the trunk's flat vectors.
+    /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the trunk's flat
+    /// vectors.
     pub fn forward(
         &self,
         x: &[E::Wide],
@@ -110,9 +104,9 @@ impl<E: Element> Executor<E> {
         let run = |x: &[E::Wide], out: &mut [E::Wide]| {
             let mut input = Buffer::take(&self.runtime, x.len());
             pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
-            let output = self.run(input, x.len() / from.len(), parameters, running, how, packed.clone());
-            pointwise::channels_first(output.value.as_slice(), to.channels, to.h * to.w, out);
-            Kept { statistics: output.statistics, saved: output.saved }
+            let (value, kept) = self.run(input, x.len() / from.len(), parameters, running, how, packed.clone());
+            pointwise::channels_first(value.as_slice(), to.channels, to.h * to.w, out);
+            kept
         };
         if how.mode == Mode::Train || how.record {
             return run(x, out);
@@ -123,7 +117,7 @@ impl<E: Element> Executor<E> {
         Kept { statistics: vec![], saved: None }
     }
 
-    /// Runs the graph on `n` images.
+    /// Runs the graph on `n` images; returns its last value, NHWC, and what is kept.
     fn run(
         &self,
         input: Buffer<E>,
@@ -132,7 +126,7 @@ impl<E: Element> Executor<E> {
         running: &[f32],
         How { mode, record, .. }: How,
         packed: Arc<Vec<Option<Packed<E>>>>,
-    ) -> Output<E> {
+    ) -> (Arc<Buffer<E>>, Kept<E>) {
         let (graph, plan) = (&*self.graph, &*self.plan);
         let count = graph.nodes.len();
         let mut saved = Saved {
@@ -223,7 +217,7 @@ impl<E: Element> Executor<E> {
             }
         }
         let value = saved.values[count].clone().unwrap_or_else(|| unreachable!("the last value is stored"));
-        Output { value, statistics, saved: record.then_some(saved) }
+        (value, Kept { statistics, saved: record.then_some(saved) })
     }
 
     fn pack(&self, parameters: &[E::Wide], winograd: bool, backward: bool) -> Vec<Option<Packed<E>>> {

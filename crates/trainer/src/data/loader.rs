@@ -89,8 +89,8 @@ impl Plan {
     }
 }
 
-/// An epoch's batches in order, made by a thread that stays a few batches ahead and does not use rayon: with one thread its pool
-/// is the thread that waits for the batch.
+/// An epoch's batches in order, made by a thread that stays a few batches ahead and does not use rayon: with one thread
+/// its pool is the thread that waits for the batch.
 pub struct Epoch {
     batches: Receiver<Batch>,
     _worker: JoinHandle<()>,
