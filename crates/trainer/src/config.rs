@@ -102,17 +102,25 @@ impl Config {
         ensure!(t.epochs >= 1 && t.batch >= 1, "train.epochs and train.batch must be at least 1");
         ensure!(o.lr > 0.0 && o.lr.is_finite(), "optim.lr is {}; it must be positive", o.lr);
         ensure!((0.0..1.0).contains(&o.momentum), "optim.momentum is {}; it must lie in [0, 1)", o.momentum);
-        ensure!(
-            o.warmup >= 0.0 && o.weight_decay >= 0.0 && t.clip >= 0.0,
-            "optim.warmup, optim.weight_decay and train.clip cannot be negative"
-        );
+        for (name, value) in
+            [("optim.warmup", o.warmup), ("optim.weight_decay", o.weight_decay), ("train.clip", t.clip)]
+        {
+            ensure!(
+                value >= 0.0 && value.is_finite(),
+                "{name} is {value}; it must be a finite number and not negative"
+            );
+        }
         ensure!((0.0..1.0).contains(&t.ema), "train.ema is {}; it must lie in [0, 1)", t.ema);
         ensure!(
             (0.0..1.0).contains(&l.label_smoothing),
             "loss.label_smoothing is {}; it must lie in [0, 1)",
             l.label_smoothing
         );
-        ensure!(l.temperature > 0.0, "loss.temperature is {}; it must be positive", l.temperature);
+        let temperature = l.temperature;
+        ensure!(
+            temperature > 0.0 && temperature.is_finite(),
+            "loss.temperature is {temperature}; it must be positive and finite"
+        );
         let Some(method) = self.interpreter.get(&l.interpreter) else {
             return Err(unknown("interpreter", &l.interpreter, Methods::NAMES));
         };
