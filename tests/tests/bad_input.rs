@@ -37,7 +37,7 @@ fn train(dir: &TempDir, run: &str, sets: &[&str]) -> Call {
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 35] = [
+    let cases: [(&[&str], &[&str]); 38] = [
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
         (
             &["loss.weights.explanation=1.0", "loss.interpreter=mask"],
