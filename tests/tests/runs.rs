@@ -215,7 +215,7 @@ fn cached_signals_change_nothing() -> Result<()> {
     lab.train("first", &[&views[..], &["--set", &cache]].concat()).json();
     let folders: Vec<_> = std::fs::read_dir(lab.path("cache"))?.collect::<Result<_, _>>()?;
     assert_eq!(folders.len(), 1);
-    let files: Vec<PathBuf> = (0..2).map(|v| folders[0].path().join(format!("view-{v}.signals"))).collect();
+    let files: Vec<PathBuf> = (0..2).map(|v| folders[0].path().join(format!("view-{v}.class_maps"))).collect();
     let kept: Vec<_> = files.iter().map(|f| Ok(std::fs::read(f)?)).collect::<Result<_>>()?;
     lab.train("second", &[&views[..], &["--set", &cache]].concat()).json();
     for run in ["first", "second"] {
@@ -224,9 +224,19 @@ fn cached_signals_change_nothing() -> Result<()> {
     // A damaged file is noticed and made again.
     std::fs::write(&files[1], &kept[1][..kept[1].len() / 2])?;
     let call = lab.train("third", &[&views[..], &["--set", &cache]].concat());
-    assert!(call.stderr.contains("view-1.signals is damaged"), "{}", call.stderr);
+    assert!(call.stderr.contains("view-1.class_maps is damaged"), "{}", call.stderr);
     lab.assert_same("live", "third");
     assert!(std::fs::read(&files[1])? == kept[1]);
+    // Shap-CAM with another fill and a distance of all classes ask for nothing new; another teacher is another cache.
+    let before = std::fs::read_dir(folders[0].path())?.count();
+    for set in ["interpreter.shap_cam.fill=channel_mean", "loss.distance=all_class_pooled", "loss.interpreter=grad_cam"]
+    {
+        let run = set.replace(['.', '='], "-");
+        lab.train(&format!("live-{run}"), &[&views[..], &["--set", set]].concat()).json();
+        lab.train(&run, &[&views[..], &["--set", &cache, "--set", set]].concat()).json();
+        lab.assert_same(&format!("live-{run}"), &run);
+    }
+    assert_eq!(std::fs::read_dir(folders[0].path())?.count(), before);
     // Another seed sees the same views in another order: the same cache serves it. Other views do not meet it.
     lab.train("seeded", &[&views[..], &["--set", &cache, "--seed", "5"]].concat()).json();
     assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 1);
@@ -337,7 +347,7 @@ fn another_teacher_under_the_same_name_is_refused() -> Result<()> {
     lab.train("run", &stop).assert_fails(130, &["--resume"]);
     call(&["train", &lab.path("teacher.toml"), "--run", &lab.path("other"), "--quiet", "--seed", "9"]);
     std::fs::copy(lab.path("other/last.safetensors"), &lab.teacher)?;
-    lab.train("run", &["--resume"]).assert_fails(1, &["the teacher is not what this run has been using", "--run"]);
+    lab.train("run", &["--resume"]).assert_fails(1, &["the teacher is not what the run in", "has been using", "--run"]);
     Ok(())
 }
 

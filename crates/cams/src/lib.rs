@@ -46,13 +46,16 @@
 //! gradients are taken through the head and, in a loss, are constants.
 #![forbid(unsafe_code)]
 
+mod class_maps;
 pub mod maps;
 pub mod methods;
+pub mod metrics;
 pub mod ops;
 pub mod random;
 pub mod score;
 
 use candle_core::{Result, Tensor, Var, bail};
+pub use class_maps::ClassMaps;
 use ops::weighted_sum;
 pub use score::Score;
 
@@ -347,6 +350,16 @@ pub trait Interpreter: Send + Sync {
 
     /// Whether at inner layers the map is made of gradients alone, so that it can be differentiated in full where the gradients can.
     fn is_of_gradients(&self) -> bool {
+        false
+    }
+
+    /// Whether with a linear head every class's CAM is all that the map depends on, so that it follows from [`ClassMaps`].
+    fn sees_class_maps_alone(&self) -> bool {
+        false
+    }
+
+    /// Whether the map has the size of the image, not of the layer.
+    fn is_of_image_size(&self) -> bool {
         false
     }
 

@@ -2,7 +2,7 @@
 
 mod toy;
 
-use cams::methods::{Background, Init, Methods};
+use cams::methods::{Background, Fill, Init, Methods};
 use cams::{Explanation, Forward, Interpreter, SampleId};
 use candle_core::{Device, Result, Tensor};
 use proptest::prelude::*;
@@ -204,4 +204,39 @@ proptest! {
             prop_assert!(values(&map).unwrap().iter().all(|v| v.is_finite()), "{name}: NaN");
         }
     }
+}
+
+/// What a method says it can find in every class's CAM it does find there, to the bit of rounding; the others depend on more.
+#[test]
+fn class_maps_are_all_that_some_methods_see() -> Result<()> {
+    let model = Toy::new(3, 5, 4, true);
+    let forward = Forward::new(&model, &images(4)?)?;
+    let head = cams::CamModel::linear_head(&model).unwrap();
+    let reduced = cams::ClassMaps::new(&head, &forward.features)?;
+    let reduced = reduced.forward(&forward.logits, forward.ids.clone());
+    let chosen = classes(&[0, 1, 2, 3])?;
+    let mut seeing = vec![];
+    let mut check = |name: String, method: &dyn Interpreter| -> Result<()> {
+        let direct = values(&method.signed(&forward, &chosen)?.map)?;
+        let found = method.signed(&reduced, &chosen).and_then(|e| values(&e.map));
+        let same = found.is_ok_and(|f| f.len() == direct.len() && testkit::deviation(&f, &direct) < 1e-12);
+        assert_eq!(same, method.sees_class_maps_alone(), "{name}");
+        if same {
+            seeing.push(name);
+        }
+        Ok(())
+    };
+    let scores = [cams::Score::Logit, cams::Score::Prob, cams::Score::LogProb, cams::Score::Rest];
+    for name in Methods::NAMES.iter().filter(|n| !["mask", "rise", "shap_cam"].contains(n)) {
+        check(name.to_string(), methods().get(name).unwrap())?;
+    }
+    for score in scores {
+        check(format!("grad_cam {score:?}"), &cams::methods::GradCam { score })?;
+        for fill in [Fill::Zero, Fill::ChannelMean, Fill::ScalarMean, Fill::DatasetMean, Fill::PresentMean] {
+            let method = cams::methods::ShapCam { score, fill, permutations: 64, ..Default::default() };
+            check(format!("shap_cam {score:?} {fill:?}"), &method)?;
+        }
+    }
+    assert_eq!(seeing.len(), 5 + 4 + 4 * 3, "{seeing:?}");
+    Ok(())
 }

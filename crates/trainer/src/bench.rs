@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 /// Median milliseconds of `work`, after two runs that fill the memory pools.
-fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+pub(crate) fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     work()?;
     work()?;
     let mut times = (0..repeats)

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kernels::graph::Shape;
@@ -44,11 +45,15 @@ impl Entry<'_> {
     }
 }
 
+/// Numbers the partial files of this process.
+static PARTIALS: AtomicU64 = AtomicU64::new(0);
+
 /// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| anyhow!("{} is not a file name", path.display()))?;
-    // The process's number keeps two runs that share a cache out of each other's way.
-    let partial = path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
+    // Two processes, of one machine or of two that share a folder, must not write into one partial file.
+    let (host, process, unique) = (crate::claim::host(), std::process::id(), PARTIALS.fetch_add(1, Ordering::Relaxed));
+    let partial = path.with_file_name(format!(".{}.{host}.{process}.{unique}.partial", name.to_string_lossy()));
     let write = || -> std::io::Result<()> {
         let mut file = fs::File::create(&partial)?;
         file.write_all(bytes)?;

@@ -51,6 +51,11 @@ enum Command {
     /// Trains a teacher (no [teacher] table) or a student.
     #[command(after_help = "Example:\n  trainer train configs/quickstart.toml --set train.epochs=4 --run runs/try")]
     Train(TrainArgs),
+    /// Runs a grid of runs (Table 4, a sweep): every cell and seed, whatever is missing of them.
+    #[command(
+        after_help = "Example:\n  trainer ablate configs/table4.toml --dry-run\n  trainer ablate configs/table4.toml --seeds 0..3 --jobs 2"
+    )]
+    Ablate(AblateArgs),
     /// Measures the error of a model.
     #[command(
         after_help = "Example:\n  trainer eval --checkpoint checkpoints/wrn-40-2-cifar10.safetensors --data cifar10-mini"
@@ -119,6 +124,8 @@ pub enum Done {
     Result(String, Value),
     /// Stopped early with its state saved, and how to go on.
     Interrupted(String),
+    /// What a launcher is to know: an exit code, and words for people.
+    Told(u8, String),
 }
 
 /// Parses, runs, prints; the exit code of the process.
@@ -147,6 +154,10 @@ pub fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Ok(Done::Told(code, what)) => {
+            eprintln!("Error: {what}");
+            ExitCode::from(code)
+        }
         Ok(Done::Interrupted(how)) => {
             eprintln!("{how}");
             ExitCode::from(130)
@@ -168,6 +179,7 @@ fn run(cli: Cli) -> Result<Done> {
     let global = &cli.global;
     match cli.command {
         Command::Train(args) => commands::train::run(&args, global),
+        Command::Ablate(args) => commands::ablate::run(&args, global),
         Command::Eval(args) => commands::eval::run(&args, global),
         Command::Explain(args) => commands::explain::run(&args, global),
         Command::Evaluate(EvaluateCommand::Seeds(args)) => commands::evaluate::seeds(&args, global),

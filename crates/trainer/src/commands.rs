@@ -1,12 +1,14 @@
 //! One file a command.
 #![allow(missing_docs)] // each module is its command; the commands are described in `cli`
 
+pub mod ablate;
 pub mod bench;
 pub mod convert;
 pub mod data;
 pub mod eval;
 pub mod evaluate;
 pub mod explain;
+mod interrupt;
 pub mod list;
 pub mod train;
 

@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use cams::Differentiable;
 use cams::methods::{Computation, Fill, Methods};
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 
+use crate::data::fetch::sha256;
 use crate::error::unknown;
 pub use loss::{Class, Control, Distance, Loss, MapGradient, Schedules, WeightSchedule, Weights};
 pub use sections::{BnGamma, Data, InitConfig, LrSchedule, Optim, Precision, Profile, Student, Teacher, Train};
-pub use text::{parse_set, typed};
+pub use text::{merge, parse_set, typed};
 
 /// What a run does. Written out in full into the run's folder, it repeats the run alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,9 +134,8 @@ impl Config {
             [w.ce, w.kd, w.explanation, w.attention].iter().all(|w| w.is_finite() && *w >= 0.0),
             "the weights of loss.weights must be numbers of at least 0"
         );
-        let distils = w.kd > 0.0 || w.explanation > 0.0 || w.attention > 0.0;
         ensure!(
-            !distils || self.teacher.is_some(),
+            !self.distils() || self.teacher.is_some(),
             "loss.weights.kd, explanation and attention need a [teacher] with a checkpoint"
         );
         ensure!(
@@ -196,6 +196,12 @@ impl Config {
         Ok(())
     }
 
+    /// Whether any term asks a teacher.
+    pub fn distils(&self) -> bool {
+        let w = &self.loss.weights;
+        w.kd > 0.0 || w.explanation > 0.0 || w.attention > 0.0
+    }
+
     /// The run without what does not change its result: the paths, and where the data lies.
     pub fn identity(&self) -> Config {
         let mut c = self.clone();
@@ -206,6 +212,7 @@ impl Config {
         if let Some(t) = &mut c.teacher {
             t.checkpoint = file_name(std::mem::take(&mut t.checkpoint));
             t.cache = None;
+            t.cache_limit_mb = 0;
         }
         c
     }
@@ -220,8 +227,64 @@ fn file_name(path: PathBuf) -> PathBuf {
     path.file_name().map_or_else(|| path.clone(), PathBuf::from)
 }
 
-/// A run's default folder: `runs/<name of the last configuration>-s<seed>`.
-pub fn default_run(files: &[PathBuf], seed: u64) -> PathBuf {
-    let name = files.last().and_then(|f| f.file_stem()).map_or("run".into(), |s| s.to_string_lossy().into_owned());
-    Path::new("runs").join(format!("{name}-s{seed}"))
+/// Settings that do not change a run's result, or are in its folder's name anyway.
+const NOT_IN_NAMES: [&str; 7] = [
+    "train.seed",
+    "train.max_minutes",
+    "train.save_every",
+    "train.log_every",
+    "teacher.cache",
+    "teacher.cache_limit_mb",
+    "data.dir",
+];
+
+/// A run's default folder: `runs/<name of the last configuration>-s<seed>`, with the settings that say something else than the files
+/// in between, so that a sweep does not meet itself.
+pub fn default_run(files: &[PathBuf], sets: &[String], seed: u64) -> Result<PathBuf> {
+    let mut name = files.last().and_then(|f| f.file_stem()).map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let before = Value::Table(table(files, &[])?);
+    let mut settings = text::Settings::default();
+    sets.iter().try_for_each(|set| settings.add(parse_set(set)?, ""))?;
+    for (key, value) in settings.0 {
+        let old = key.split('.').try_fold(&before, |v, k| v.get(k));
+        if old != Some(&value) && !NOT_IN_NAMES.contains(&key.as_str()) {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            let short = key.rsplit('.').next().unwrap_or(&key);
+            name += &format!("-{short}={text}");
+        }
+    }
+    let mut name: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "_.=+-".contains(c) { c } else { '_' }).collect();
+    if name.len() > 100 {
+        let hash = sha256(format!("{sets:?}").as_bytes());
+        name = format!("{}-{}", &name[..80], &hash[..8]);
+    }
+    Ok(Path::new("runs").join(format!("{name}-s{seed}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_has_a_folder_for_each_setting() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("student.toml");
+        fs::write(&file, "optim.lr = 0.2\nloss.weights = { ce = 1.0 }")?;
+        let name = |sets: &[&str]| -> Result<String> {
+            let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+            Ok(default_run(std::slice::from_ref(&file), &sets, 3)?.display().to_string())
+        };
+        assert_eq!(name(&[])?, "runs/student-s3");
+        assert_eq!(name(&["optim.lr=0.2", "train.seed=3", "train.max_minutes=1"])?, "runs/student-s3");
+        assert_eq!(name(&["optim.lr=0.1"])?, "runs/student-lr=0.1-s3");
+        assert_eq!(name(&["optim.lr=0.1", "optim.lr=0.3"])?, "runs/student-lr=0.3-s3");
+        assert_eq!(name(&["loss.weights={ ce = 1.0, kd = 2 }"])?, "runs/student-kd=2-s3");
+        let long = |last: &str| {
+            name(&["teacher.checkpoint=/a/very/long/path/to/a/teacher/that/somebody/keeps/deep/down/in/a/tree", last])
+        };
+        let (a, b) = (long("optim.lr=0.1")?, long("optim.lr=0.4")?);
+        assert!(a != b && a.len() < 120, "{a} {b}");
+        Ok(())
+    }
 }

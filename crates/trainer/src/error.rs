@@ -1,4 +1,46 @@
-//! Errors that say what was given, what is accepted and how to mend it.
+//! Errors that say what was given, what is accepted and how to mend it; those that a caller must tell apart have a type.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// A folder is another process's.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Who has it.
+    pub holder: String,
+}
+
+impl fmt::Display for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "{} is in use by {}: wait for it, or choose another folder with --run",
+            self.dir.display(),
+            self.holder
+        )
+    }
+}
+
+impl std::error::Error for Claimed {}
+
+/// Training has left the numbers: a result, not a mistake.
+#[derive(Debug)]
+pub struct Diverged {
+    /// The step at which it did.
+    pub step: usize,
+    /// What happened, and what usually helps.
+    pub what: String,
+}
+
+impl fmt::Display for Diverged {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Diverged {}
 
 /// The accepted word nearest to `given`, if any is near enough to be meant.
 pub fn nearest<'a>(given: &str, accepted: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -16,6 +16,8 @@ pub struct Evaluation {
     pub error: f64,
     /// Of each class's images; None where there are none.
     pub error_per_class: Vec<Option<f64>>,
+    /// Whether each image is classified wrongly.
+    pub wrong: Vec<bool>,
     /// Mean cross-entropy.
     pub loss: f64,
     /// Number of images.
@@ -48,6 +50,7 @@ fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass
     let mut wrong = vec![0usize; classes];
     let mut count = vec![0usize; classes];
     let mut loss = 0.0;
+    let mut each = Vec::with_capacity(images.len());
     let positions: Vec<usize> = (0..images.len()).collect();
     for positions in positions.chunks(BATCH) {
         let batch = plan.batch(images, positions, 0);
@@ -58,6 +61,7 @@ fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass
         for (p, l) in predicted.iter().zip(&batch.labels) {
             count[*l as usize] += 1;
             wrong[*l as usize] += usize::from(p != l);
+            each.push(p != l);
         }
     }
     let percent = |wrong: usize, n: usize| 100.0 * wrong as f64 / n as f64;
@@ -65,6 +69,7 @@ fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass
     Ok(Evaluation {
         error: percent(wrong.iter().sum(), n),
         error_per_class: wrong.iter().zip(&count).map(|(w, n)| (*n > 0).then(|| percent(*w, *n))).collect(),
+        wrong: each,
         loss: loss / n as f64,
         n,
     })

@@ -12,6 +12,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod claim;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod gallery;
+pub mod grid;
 pub mod loss;
 pub mod models;
 pub mod nn;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::checkpoint::{Entry, File, Metadata, write_tensors};
+use crate::error::Diverged;
 
 /// What an epoch has added up so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,6 +19,17 @@ pub struct Sums {
     pub total: f64,
     /// Terms of the loss, times images.
     pub terms: BTreeMap<String, f64>,
+}
+
+/// What a finished epoch has shown, errors in percent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EpochFigures {
+    /// Of the training images as they were shown.
+    pub train_error: f64,
+    /// Mean of the total loss.
+    pub train_loss: f64,
+    /// Of the held-out images, or of the test images where none are held out.
+    pub curve_error: f64,
 }
 
 /// Hashes of what a run reads, by name.
@@ -38,6 +50,12 @@ pub struct State {
     pub ema: [Vec<f32>; 2],
     /// Sums over the current epoch.
     pub sums: Sums,
+    /// One for each epoch that is done.
+    pub epochs: Vec<EpochFigures>,
+    /// Norm of each term's gradient: its sum over the logged steps, and how many they are.
+    pub norms: BTreeMap<String, [f64; 2]>,
+    /// Commits of the programs that took part.
+    pub commits: Vec<String>,
     /// Best validation error so far.
     pub best: f64,
     /// Training time so far.
@@ -50,12 +68,14 @@ impl State {
     /// Writes the file; refuses numbers that are none, so that the last good state stays.
     pub fn save(&self, path: &Path) -> Result<()> {
         let finite = self.parameters.iter().chain(&self.running).all(|v| v.is_finite());
-        ensure!(
-            finite,
-            "the weights are not finite after step {}: training has diverged. The last saved state is kept; a smaller \
-             optim.lr or train.clip = 1.0 usually helps",
-            self.step
-        );
+        if !finite {
+            let what = format!(
+                "the weights are not finite after step {}: training has diverged. The last saved state is kept; a smaller \
+                 optim.lr or train.clip = 1.0 usually helps",
+                self.step
+            );
+            bail!(Diverged { step: self.step, what });
+        }
         let vectors = [
             ("parameters", &self.parameters),
             ("running", &self.running),
@@ -73,10 +93,17 @@ impl State {
             .chain(self.sums.terms.values().copied())
             .collect();
         tensors.insert("sums".into(), Entry::f64(&[sums.len()], &sums));
-        let terms = serde_json::to_string(&self.sums.terms.keys().collect::<Vec<_>>())?;
-        let inputs = serde_json::to_string(&self.inputs)?;
-        let step = self.step.to_string();
-        let metadata = Metadata::from([("step".to_string(), step), ("terms".into(), terms), ("inputs".into(), inputs)]);
+        let epochs: Vec<f64> = self.epochs.iter().flat_map(|e| [e.train_error, e.train_loss, e.curve_error]).collect();
+        tensors.insert("epochs".into(), Entry::f64(&[self.epochs.len(), 3], &epochs));
+        let norms: Vec<f64> = self.norms.values().flatten().copied().collect();
+        tensors.insert("norms".into(), Entry::f64(&[self.norms.len(), 2], &norms));
+        let metadata = Metadata::from([
+            ("step".to_string(), self.step.to_string()),
+            ("terms".into(), serde_json::to_string(&self.sums.terms.keys().collect::<Vec<_>>())?),
+            ("norms".into(), serde_json::to_string(&self.norms.keys().collect::<Vec<_>>())?),
+            ("commits".into(), serde_json::to_string(&self.commits)?),
+            ("inputs".into(), serde_json::to_string(&self.inputs)?),
+        ]);
         write_tensors(path, &tensors, &metadata)
     }
 
@@ -84,9 +111,15 @@ impl State {
     pub fn load(path: &Path) -> Result<State> {
         let file = File::read(path)?;
         let scalars = file.f64("scalars")?;
-        let (sums, terms) = (file.f64("sums")?, file.get("terms")?);
-        let terms: Vec<String> = serde_json::from_str(terms).context("the terms in the training state")?;
-        let fits = scalars.len() == 2 && sums.len() == 3 + terms.len();
+        let list = |key: &str| -> Result<Vec<String>> {
+            serde_json::from_str(file.get(key)?).with_context(|| format!("the {key} in the training state"))
+        };
+        let (sums, terms) = (file.f64("sums")?, list("terms")?);
+        let (epochs, norms, named) = (file.f64("epochs")?, file.f64("norms")?, list("norms")?);
+        let fits = scalars.len() == 2
+            && sums.len() == 3 + terms.len()
+            && epochs.len().is_multiple_of(3)
+            && norms.len() == 2 * named.len();
         ensure!(fits, "{} is not a training state of this version", path.display());
         Ok(State {
             step: file.get("step")?.parse().context("the step in the training state")?,
@@ -100,6 +133,18 @@ impl State {
                 total: sums[2],
                 terms: terms.into_iter().zip(sums[3..].iter().copied()).collect(),
             },
+            epochs: epochs
+                .as_chunks()
+                .0
+                .iter()
+                .map(|[train_error, train_loss, curve_error]| EpochFigures {
+                    train_error: *train_error,
+                    train_loss: *train_loss,
+                    curve_error: *curve_error,
+                })
+                .collect(),
+            norms: named.into_iter().zip(norms.as_chunks().0.iter().copied()).collect(),
+            commits: list("commits")?,
             best: scalars[0],
             seconds: scalars[1],
             inputs: serde_json::from_str(file.get("inputs")?).context("the inputs in the training state")?,

@@ -1,12 +1,13 @@
 //! The training loop.
 
+mod agreement;
 mod epoch;
 mod folder;
 mod report;
 mod setup;
 mod step;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -14,15 +15,21 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use candle_core::Device;
 
+use crate::claim::Claim;
 use crate::config::Config;
 use crate::data::Portions;
 use crate::data::loader::Epoch;
+use crate::error::Diverged;
 use crate::nn::Network;
 use crate::optim::Sgd;
 use crate::record::Recorder;
+pub use crate::state::Inputs;
 use crate::state::State;
 use crate::teacher::Teacher;
-pub use report::{Report, machine};
+pub use agreement::{Agreement, Alike};
+pub use folder::Divergence;
+pub use report::{Report, bits, machine};
+pub(crate) use setup::{architecture, plan};
 pub use step::Measurements;
 
 /// The commit this program was built from.
@@ -51,18 +58,58 @@ pub struct Options<'a> {
 }
 
 /// Trains as configured.
+///
+/// # Errors
+/// [`Claimed`](crate::error::Claimed) if another process works in the folder, [`Diverged`] if the numbers are none any more;
+/// everything else is a mistake in the settings, the data or the machine.
 pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
     let dir = &options.run;
-    if let Some(report) = folder::check(config, options)? {
+    let mut claim = Claim::take(dir)?;
+    folder::check_config(config, dir, options.resume)?;
+    let portions = Portions::load(&config.data)?;
+    let inputs = setup::inputs(config, &portions)?;
+    if let Some(report) = folder::outcome(&inputs, dir)? {
         return Ok(Outcome::Done(Box::new(report)));
     }
-    let Portions { train, curve, test } = Portions::load(&config.data)?;
+    let done = learn(config, options, portions, &inputs, &mut claim);
+    if let Err(error) = &done
+        && let Some(diverged) = error.downcast_ref::<Diverged>()
+    {
+        folder::diverged(diverged, &inputs, dir)?;
+    }
+    done
+}
+
+/// Hashes of all that a run of this configuration would read.
+pub fn inputs(config: &Config) -> Result<Inputs> {
+    setup::inputs(config, &Portions::load(&config.data)?)
+}
+
+/// The report in `dir`, if it holds this very run and that is finished.
+///
+/// # Errors
+/// [`Diverged`] if it ended so; others if the folder holds something else.
+pub fn finished(config: &Config, inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
+    folder::check_config(config, dir, true)?;
+    folder::outcome(inputs, dir)
+}
+
+fn learn(
+    config: &Config,
+    options: &Options,
+    portions: Portions,
+    inputs: &Inputs,
+    claim: &mut Claim,
+) -> Result<Outcome> {
+    let dir = &options.run;
+    let Portions { train, curve, test } = portions;
     let held_out = test.is_some();
     let images = Arc::new(train);
-    let plan = setup::plan(config, &images)?;
-    let mut trainer = setup::trainer(config, options, &images, &plan)?;
+    let plan = plan(config, &images)?;
+    let mut trainer = setup::trainer(config, options, &images, &plan, inputs.clone())?;
     let epochs = config.train.epochs;
     let total = trainer.steps * epochs;
+    claim.keep();
     folder::create(config, dir)?;
     let mut recorder = Recorder::new(dir, trainer.state.step, total, options.quiet)?;
     let teacher = trainer.teacher.as_ref().map(|t| t.note.clone());

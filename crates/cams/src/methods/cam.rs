@@ -24,6 +24,10 @@ impl Interpreter for Cam {
         false
     }
 
+    fn sees_class_maps_alone(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -26,6 +26,10 @@ impl Interpreter for GradCam {
         true
     }
 
+    fn sees_class_maps_alone(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -22,6 +22,10 @@ impl Interpreter for HiresCam {
         true
     }
 
+    fn sees_class_maps_alone(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -242,6 +242,10 @@ impl Interpreter for Mask {
         false
     }
 
+    fn is_of_image_size(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::Not("the mask is the result of an optimisation")
     }

@@ -197,6 +197,10 @@ impl Interpreter for Rise {
         false
     }
 
+    fn is_of_image_size(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ThroughPasses
     }

@@ -223,6 +223,11 @@ impl Interpreter for ShapCam {
         false
     }
 
+    fn sees_class_maps_alone(&self) -> bool {
+        // The other fills are means of the activations themselves.
+        matches!(self.fill, Fill::Zero | Fill::ChannelMean | Fill::PresentMean)
+    }
+
     fn differentiable(&self) -> Differentiable {
         match self.estimator {
             Computation::Mc => {

@@ -43,6 +43,10 @@ impl Interpreter for ShapleyCam {
         Explanation::new(weighted_sum(&alpha, features)?, Estimator::Exact, 0)
     }
 
+    fn sees_class_maps_alone(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -37,6 +37,10 @@ impl Interpreter for XgradCam {
         true
     }
 
+    fn sees_class_maps_alone(&self) -> bool {
+        true
+    }
+
     fn differentiable(&self) -> Differentiable {
         Differentiable::ClosedForm
     }

@@ -11,13 +11,14 @@ use rand::seq::SliceRandom;
 use super::{median_ms, peak_rss_mb};
 use crate::config::Config;
 use crate::data::Images;
+use crate::data::augment::Augment;
 use crate::data::loader::Batch;
 use crate::models::{Architecture, Shortcut};
 use crate::nn::{Backend, Network, Normalization, Weights};
 use crate::objective;
 use crate::optim::Sgd;
 use crate::random::{Purpose, stream};
-use crate::teacher::cache::Cache;
+use crate::teacher::cache::{self, Cache, Key};
 
 /// What `trainer bench step` prints, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,7 @@ pub struct Step {
     pub teacher_train_ms: f64,
     /// What matching adds to a step with teacher and KD.
     pub explain_ms: f64,
-    /// Reading a batch's signal (logits, a map of 8x8, three attention maps) from a teacher's cache of 10,000 images; the
+    /// Reading a batch's signal (logits, every class's CAM of 8x8, three attention maps) from a teacher's cache of 10,000 images; the
     /// epoch's reading of its file is shared by its steps.
     pub cached_ms: f64,
     /// Largest resident memory of all but the last, in MB.
@@ -59,7 +60,7 @@ pub(super) fn network(name: &str, trained: bool, backend: &Backend) -> Result<Ne
 }
 
 /// One training step with what `signal` says, if anything.
-fn training<'a>(
+pub(crate) fn training<'a>(
     config: &'a Config,
     student: &'a mut Network,
     batch: &'a Batch,
@@ -128,7 +129,18 @@ const EPOCH: usize = 10_000;
 /// See [`Step::cached_ms`].
 fn cached_ms(n: usize, repeats: u32, teacher: &Network) -> Result<f64> {
     let dir = tempfile::tempdir()?;
-    let config = config(0.1, 0.9, 0.01, "grad_cam")?;
+    let parts = ["logits", "class_maps", "attention-layer1", "attention-layer2", "attention-layer3"];
+    let shapes: [&[usize]; 5] = [&[10], &[10, 8, 8], &[32, 32], &[16, 16], &[8, 8]];
+    let key = Key {
+        format: cache::FORMAT,
+        teacher: String::new(),
+        arch: None,
+        images: String::new(),
+        augment: Augment::default(),
+        view_seed: 0,
+        engine: String::new(),
+    };
+    let open = |images: &Images| Cache::new(dir.path(), &key, parts.map(String::from).into(), images);
     let images = Images::new(vec![0; EPOCH], vec![0; EPOCH], [1, 1, 1], 10)?;
     let mut rng = stream(0, Purpose::Bench, 1);
     let mut order: Vec<u64> = (0..EPOCH as u64).collect();
@@ -142,14 +154,15 @@ fn cached_ms(n: usize, repeats: u32, teacher: &Network) -> Result<f64> {
             shape: [1, 1, 1],
         })
         .collect();
-    let noise = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &candle_core::Device::Cpu);
-    let mut cache = Cache::new(dir.path().into(), &config, b"", &images)?;
+    let mut cache = open(&images)?;
     for batch in &batches {
         let n = batch.len();
         anyhow::ensure!(cache.read(batch, teacher.device())?.is_none(), "the cache knows what it was never told");
-        let attention = [32, 16, 8].map(|side| noise(&[n, side, side])).into_iter().collect::<Result<_, _>>()?;
-        let (logits, map) = (noise(&[n, 10])?, Some(noise(&[n, 8, 8])?));
-        cache.remember(batch, &objective::Signal { logits, map, attention })?;
+        let noise = |shape: &&[usize]| {
+            let shape: Vec<usize> = std::iter::once(n).chain(shape.iter().copied()).collect();
+            Tensor::randn(0f32, 1.0, shape, &candle_core::Device::Cpu)
+        };
+        cache.remember(batch, &shapes.iter().map(noise).collect::<candle_core::Result<Vec<_>>>()?)?;
     }
     let mut at = 0;
     // (A cache of CIFAR-10's size would take half a gigabyte here; a step reads as much from either.)
@@ -158,7 +171,7 @@ fn cached_ms(n: usize, repeats: u32, teacher: &Network) -> Result<f64> {
         cache.read(&batches[at], teacher.device())?.context("the cache was filled").map(drop)
     })?;
     let enter = || -> Result<f64> {
-        let mut cache = Cache::new(dir.path().into(), &config, b"", &images)?;
+        let mut cache = open(&images)?;
         let clock = std::time::Instant::now();
         cache.read(&batches[0], teacher.device())?.context("the cache was written")?;
         Ok(clock.elapsed().as_secs_f64() * 1e3)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::config::Precision;
+use crate::config::{Precision, Profile};
 use crate::data::Split;
 
 /// `trainer train`.
@@ -22,6 +22,47 @@ pub struct TrainArgs {
     /// Go on where the run in that folder was left; start afresh if there is none.
     #[arg(long)]
     pub resume: bool,
+    /// Run by a launcher: stop when standard input ends, and say by the exit code how it went.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// `trainer ablate`.
+#[derive(Args)]
+pub struct AblateArgs {
+    /// The grid: a TOML file.
+    #[arg(value_name = "GRID.toml")]
+    pub grid: PathBuf,
+    /// Of every run (default: the grid's own).
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// The seeds from A to B - 1 (default: the grid's own).
+    #[arg(long, value_name = "A..B")]
+    pub seeds: Option<String>,
+    /// These blocks only.
+    #[arg(long, value_name = "NAME[,NAME...]", value_delimiter = ',')]
+    pub block: Vec<String>,
+    /// A setting on top of every cell.
+    #[arg(long, value_name = "A.B=V")]
+    pub set: Vec<String>,
+    /// The grid's folder (default: runs/<grid>, with the profile where it is not fast).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on with what is there. It is what happens anyway: what is done is not done again.
+    #[arg(long)]
+    pub resume: bool,
+    /// Print cells and estimated cost, and run nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Fill the teachers' caches, and run nothing.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub prepare: bool,
+    /// Runs side by side; the threads are divided among them.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: u16,
+    /// Stop after this long, and start nothing that would not be done by then.
+    #[arg(long, value_name = "M")]
+    pub max_minutes: Option<f64>,
 }
 
 /// Which model.

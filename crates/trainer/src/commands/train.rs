@@ -1,34 +1,40 @@
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use anyhow::Result;
 use serde_json::json;
 
+use super::interrupt;
 use crate::cli::{Done, Global, TrainArgs};
 use crate::config::{Config, default_run};
+use crate::error::{Claimed, Diverged, sentence};
+use crate::grid::runner::{DIVERGED, ELSEWHERE};
 use crate::train::{Options, Outcome, train};
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// `trainer train`.
 pub fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
     let mut sets = args.set.clone();
     sets.extend(global.seed.map(|s| format!("train.seed={s}")));
     let config = Config::read(&args.configs, &sets)?;
-    let run = args.run.clone().unwrap_or_else(|| default_run(&args.configs, config.train.seed));
-    // A second Ctrl-C ends the program at once: the last saved state is whole.
-    let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    });
+    let run = match &args.run {
+        Some(run) => run.clone(),
+        None => default_run(&args.configs, &args.set, config.train.seed)?,
+    };
+    let interrupted = interrupt::flag()?;
+    if args.supervised {
+        interrupt::watch_lifeline(&interrupted);
+    }
     let options = Options {
         run: run.clone(),
         resume: args.resume,
         quiet: global.quiet,
         device: global.device()?,
-        interrupted: &INTERRUPTED,
+        interrupted: &interrupted,
     };
-    match train(&config, &options)? {
+    let outcome = match train(&config, &options) {
+        // A launcher must tell these from mistakes.
+        Err(error) if args.supervised && error.is::<Claimed>() => return Ok(Done::Told(ELSEWHERE, sentence(&error))),
+        Err(error) if args.supervised && error.is::<Diverged>() => return Ok(Done::Told(DIVERGED, sentence(&error))),
+        outcome => outcome?,
+    };
+    match outcome {
         Outcome::Stopped(why) => {
             let files: Vec<_> = args.configs.iter().map(|c| c.display().to_string()).collect();
             let mut sets: String = args.set.iter().map(|s| format!(" --set '{s}'")).collect();

@@ -75,10 +75,17 @@ pub struct Teacher {
     pub arch: Option<String>,
     /// A folder where its signals are kept and shared by runs with the same teacher and views.
     pub cache: Option<PathBuf>,
+    /// The most that this run's views may take in it, in MB.
+    #[serde(default = "cache_limit_mb")]
+    pub cache_limit_mb: u64,
+}
+
+fn cache_limit_mb() -> u64 {
+    8000
 }
 
 /// How long and how faithful a run is. Tables never mix profiles.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
     /// The attention-transfer recipe: 200 epochs.

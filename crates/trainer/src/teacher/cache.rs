@@ -2,81 +2,141 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
 
 use crate::checkpoint::write_atomically;
-use crate::config::Config;
 use crate::data::Images;
+use crate::data::augment::Augment;
 use crate::data::fetch::sha256;
 use crate::data::loader::Batch;
-use crate::objective::Signal;
 
-/// Signals on disk: a file a view, holding logits and maps of every training image, exact.
+/// All that a signal depends on beside the image and the number of its view, and beside what the part's own name says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Key {
+    /// Of these files; raised whenever the same key would mean other bytes.
+    pub format: u32,
+    /// Hash of the teacher's checkpoint.
+    pub teacher: String,
+    /// Its architecture, where the checkpoint does not name it.
+    pub arch: Option<String>,
+    /// Hash of the training images, their labels and their positions.
+    pub images: String,
+    /// What a view is.
+    pub augment: Augment,
+    /// Seed of the views.
+    pub view_seed: u64,
+    /// What computes: engine, instruction set, precision and kind of device.
+    pub engine: String,
+}
+
+/// The format of [`Key::format`].
+pub(crate) const FORMAT: u32 = 2;
+
+/// Signals on disk: a file for each view and part, holding that part of every training image, exact.
 ///
-/// The folder's name is a hash of all that the signals depend on, so students with the same teacher and
-/// views share it and others cannot meet it. A file is written whole, after a full epoch, with a checksum.
+/// A part is a tensor of a signal (logits, every class's CAM, a method's map ...). The folder's name is a hash of the [`Key`], so
+/// students with the same teacher and views share it and others cannot meet it; each takes the parts it uses. A file is written whole,
+/// once every image of the view has been seen, with a checksum.
 pub(crate) struct Cache {
     dir: PathBuf,
     /// Image index to row.
     rows: HashMap<u64, usize>,
+    parts: Vec<String>,
     view: Option<u64>,
-    /// Shapes of the parts of a row: logits, map, attention maps.
-    shapes: Vec<Vec<usize>>,
-    values: Vec<f32>,
+    /// One for each part, of the view in memory.
+    tables: Vec<Table>,
+    /// Rows of the view in memory that hold all parts.
     filled: Vec<bool>,
+}
+
+/// A part of one view.
+#[derive(Clone, Default)]
+struct Table {
+    /// Of a row.
+    shape: Vec<usize>,
+    /// (rows, shape).
+    values: Vec<f32>,
+    /// Whether it lies on disk.
     complete: bool,
 }
 
+impl Table {
+    fn width(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
 impl Cache {
-    pub(crate) fn new(dir: PathBuf, config: &Config, checkpoint: &[u8], images: &Images) -> Result<Cache> {
-        let (l, d) = (&config.loss, &config.data);
-        let mut key = format!("{} {} {:?} {:?}", sha256(checkpoint), d.name, d.augment, (d.seed, d.size));
-        let (explains, attends) = (l.weights.explanation > 0.0, l.weights.attention > 0.0);
-        if explains {
-            key += &format!("{:?} {:?} {} {} {:?}", l.interpreter, l.distance, l.layer, l.relu, (l.class, l.control));
-            key += &serde_json::to_string(&config.interpreter)?;
-        }
-        key += &format!(" attention {attends} images {} {:?}", images.fingerprint(), config.train.dtype.in_effect());
-        let dir = dir.join(&sha256(key.as_bytes())[..16]);
+    /// The part of the cache in `dir` that `key` names.
+    pub(crate) fn new(dir: &Path, key: &Key, parts: Vec<String>, images: &Images) -> Result<Cache> {
+        let key = serde_json::to_vec_pretty(key)?;
+        let dir = dir.join(&sha256(&key)[..16]);
         fs::create_dir_all(&dir).with_context(|| format!("creating the cache {}", dir.display()))?;
+        let about = dir.join("key.json");
+        if !about.exists() {
+            write_atomically(&about, &key)?;
+        }
         let rows = images.index.iter().enumerate().map(|(row, i)| (*i, row)).collect();
-        Ok(Cache { dir, rows, view: None, shapes: vec![], values: vec![], filled: vec![], complete: false })
+        Ok(Cache { dir, rows, parts, view: None, tables: vec![], filled: vec![] })
     }
 
-    fn path(&self, view: u64) -> PathBuf {
-        self.dir.join(format!("view-{view}.signals"))
+    /// Where its files lie.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
-    /// Makes `view` the one in memory: from disk, or empty.
+    fn path(&self, view: u64, part: &str) -> PathBuf {
+        self.dir.join(format!("view-{view}.{part}"))
+    }
+
+    /// The parts of `view` that are not on disk.
+    pub(crate) fn missing(&self, view: u64) -> Vec<&str> {
+        self.parts.iter().map(String::as_str).filter(|part| !self.path(view, part).exists()).collect()
+    }
+
+    /// Bytes that `views` views will take whose rows have these shapes, and bytes of those that are there already.
+    pub(crate) fn size(&self, views: u64, shapes: &[Vec<usize>]) -> (u64, u64) {
+        let of = |shape: &[usize]| (self.rows.len() * shape.iter().product::<usize>() * 4) as u64;
+        let all =
+            (0..views).flat_map(|view| self.parts.iter().zip(shapes).map(move |(part, shape)| (view, part, shape)));
+        all.fold((0, 0), |(whole, there), (view, part, shape)| {
+            let bytes = of(shape);
+            (whole + bytes, there + if self.path(view, part).exists() { bytes } else { 0 })
+        })
+    }
+
+    /// Makes `view` the one in memory: from disk as far as it is there.
     fn enter(&mut self, view: u64) -> Result<()> {
         if self.view == Some(view) {
             return Ok(());
         }
         self.view = Some(view);
-        self.filled = vec![false; self.rows.len()];
-        self.values.clear();
-        self.complete = false;
-        let path = self.path(view);
-        let Ok(bytes) = fs::read(&path) else { return Ok(()) };
-        match decode(&bytes, self.rows.len()) {
-            Some((shapes, values)) => {
-                (self.shapes, self.values, self.complete) = (shapes, values, true);
-                self.filled.fill(true);
-            }
-            None => eprintln!("{} is damaged; the teacher is asked again", path.display()),
-        }
+        self.tables = self.parts.iter().map(|part| self.read_table(view, part)).collect::<Result<_>>()?;
+        self.filled = vec![self.tables.iter().all(|t| t.complete); self.rows.len()];
         Ok(())
     }
 
-    fn row_len(&self) -> usize {
-        self.shapes.iter().map(|s| s.iter().product::<usize>()).sum()
+    fn read_table(&self, view: u64, part: &str) -> Result<Table> {
+        let path = self.path(view, part);
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Table::default()),
+            bytes => bytes.with_context(|| format!("reading {}", path.display()))?,
+        };
+        match decode(&bytes, self.rows.len()) {
+            Some((shape, values)) => Ok(Table { shape, values, complete: true }),
+            None => {
+                eprintln!("{} is damaged; the teacher is asked again", path.display());
+                Ok(Table::default())
+            }
+        }
     }
 
-    /// What it knows about a batch, if it knows all of it.
-    pub(crate) fn read(&mut self, batch: &Batch, device: &Device) -> Result<Option<Signal>> {
+    /// What it knows about a batch, a tensor for each part, if it knows all of it.
+    pub(crate) fn read(&mut self, batch: &Batch, device: &Device) -> Result<Option<Vec<Tensor>>> {
         let Some(first) = batch.ids.first() else { return Ok(None) };
         self.enter(first.view)?;
         let rows = batch.ids.iter().map(|id| self.rows.get(&id.sample).copied()).collect::<Option<Vec<_>>>();
@@ -84,72 +144,83 @@ impl Cache {
         if !rows.iter().all(|r| self.filled[*r]) {
             return Ok(None);
         }
-        let len = self.row_len();
-        let mut parts = Vec::new();
-        let mut offset = 0;
-        for shape in &self.shapes {
-            let part: usize = shape.iter().product();
-            let values: Vec<f32> =
-                rows.iter().flat_map(|r| self.values[r * len + offset..][..part].iter().copied()).collect();
-            let dims: Vec<usize> = std::iter::once(rows.len()).chain(shape.iter().copied()).collect();
-            parts.push((part > 0).then(|| Tensor::from_vec(values, dims, device)).transpose()?);
-            offset += part;
-        }
-        let mut parts = parts.into_iter();
-        let logits = parts.next().flatten().context("a cached signal without logits")?;
-        Ok(Some(Signal { logits, map: parts.next().flatten(), attention: parts.flatten().collect() }))
+        let tensor = |table: &Table| {
+            let mut values = Vec::with_capacity(rows.len() * table.width());
+            rows.iter().for_each(|r| values.extend_from_slice(&table.values[r * table.width()..][..table.width()]));
+            let dims: Vec<usize> = std::iter::once(rows.len()).chain(table.shape.iter().copied()).collect();
+            Ok(Tensor::from_vec(values, dims, device)?)
+        };
+        self.tables.iter().map(tensor).collect::<Result<_>>().map(Some)
     }
 
-    /// Keeps what the teacher said about a batch; once it has said everything about a view, on disk.
-    pub(crate) fn remember(&mut self, batch: &Batch, signal: &Signal) -> Result<()> {
-        let mut parts = vec![Some(&signal.logits), signal.map.as_ref()];
-        parts.extend(signal.attention.iter().map(Some));
-        let shapes = parts.iter().map(|p| p.map_or(vec![0], |t| t.dims()[1..].to_vec())).collect();
-        if self.values.is_empty() {
-            self.shapes = shapes;
-            self.values = vec![0.0; self.rows.len() * self.row_len()];
-        }
-        let len = self.row_len();
-        let mut offset = 0;
-        for (part, shape) in parts.into_iter().zip(self.shapes.clone()) {
-            let width: usize = shape.iter().product();
-            if let Some(t) = part {
-                let values = t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-                for (id, values) in batch.ids.iter().zip(values.chunks_exact(width)) {
-                    self.values[self.rows[&id.sample] * len + offset..][..width].copy_from_slice(values);
-                }
+    /// Keeps what the teacher said about a batch, a tensor for each part; once it has said everything about a view, on disk.
+    pub(crate) fn remember(&mut self, batch: &Batch, signal: &[Tensor]) -> Result<()> {
+        ensure!(signal.len() == self.parts.len(), "a signal of {} parts, not of {}", signal.len(), self.parts.len());
+        let Some(first) = batch.ids.first() else { return Ok(()) };
+        self.enter(first.view)?;
+        let count = self.rows.len();
+        for (table, part) in self.tables.iter_mut().zip(signal).filter(|(table, _)| !table.complete) {
+            if table.values.is_empty() {
+                table.shape = part.dims()[1..].to_vec();
+                table.values = vec![0.0; count * table.width()];
             }
-            offset += width;
+            let (width, values) = (table.width(), part.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+            for (id, values) in batch.ids.iter().zip(values.chunks_exact(width)) {
+                table.values[self.rows[&id.sample] * width..][..width].copy_from_slice(values);
+            }
         }
         batch.ids.iter().for_each(|id| self.filled[self.rows[&id.sample]] = true);
-        if !self.complete && self.filled.iter().all(|f| *f) {
-            self.complete = true;
-            if let Some(view) = self.view {
-                write_atomically(&self.path(view), &encode(&self.shapes, &self.values)?)?;
+        if self.filled.iter().all(|f| *f) {
+            for at in 0..self.tables.len() {
+                if !self.tables[at].complete {
+                    let bytes = encode(&self.tables[at])?;
+                    write_atomically(&self.path(first.view, &self.parts[at]), &bytes)?;
+                    self.tables[at].complete = true;
+                }
             }
         }
         Ok(())
     }
 }
 
-/// A line of JSON with the shapes, the values, their hash.
-fn encode(shapes: &[Vec<usize>], values: &[f32]) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(shapes)?;
+/// A line of JSON with a row's shape, the values, their hash.
+fn encode(table: &Table) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(&table.shape)?;
     bytes.push(b'\n');
-    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    bytes.extend(table.values.iter().flat_map(|v| v.to_le_bytes()));
     let hash = sha256(&bytes);
     bytes.extend(hash.as_bytes());
     Ok(bytes)
 }
 
-fn decode(bytes: &[u8], rows: usize) -> Option<(Vec<Vec<usize>>, Vec<f32>)> {
+fn decode(bytes: &[u8], rows: usize) -> Option<(Vec<usize>, Vec<f32>)> {
     let (content, hash) = bytes.split_at_checked(bytes.len().checked_sub(64)?)?;
     if sha256(content).as_bytes() != hash {
         return None;
     }
     let line = content.iter().position(|b| *b == b'\n')?;
-    let shapes: Vec<Vec<usize>> = serde_json::from_slice(&content[..line]).ok()?;
-    let values: Vec<f32> = content[line + 1..].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    let len: usize = shapes.iter().map(|s| s.iter().product::<usize>()).sum();
-    (values.len() == rows * len).then_some((shapes, values))
+    let shape: Vec<usize> = serde_json::from_slice(&content[..line]).ok()?;
+    let (chunks, rest) = content[line + 1..].as_chunks();
+    let fits = rest.is_empty() && Some(chunks.len()) == shape.iter().try_fold(rows, |n, s| n.checked_mul(*s));
+    fits.then(|| (shape, chunks.iter().map(|b| f32::from_le_bytes(*b)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flipped_bit_passes() -> Result<()> {
+        let table = Table { shape: vec![2, 3], values: (0..24).map(|v| v as f32 / 7.0).collect(), complete: true };
+        let bytes = encode(&table)?;
+        assert_eq!(decode(&bytes, 4), Some((table.shape.clone(), table.values.clone())));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode(&damaged, 4), None, "bit {bit}");
+        }
+        assert!((0..bytes.len()).all(|len| decode(&bytes[..len], 4).is_none()));
+        assert_eq!(decode(&bytes, 5), None);
+        Ok(())
+    }
 }

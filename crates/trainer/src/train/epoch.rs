@@ -12,7 +12,7 @@ use crate::data::loader::Plan;
 use crate::evaluate::evaluate_quickly;
 use crate::nn::{Network, Weights};
 use crate::record::Recorder;
-use crate::state::Sums;
+use crate::state::{EpochFigures, Sums};
 use crate::{gallery, objective, schedule};
 
 /// Images whose maps TensorBoard shows.
@@ -61,6 +61,11 @@ impl Trainer<'_> {
             self.save_weights(&dir.join("best.safetensors"), &self.student.weights()?, epoch + 1, None)?;
         }
         self.save_weights(&dir.join("last.safetensors"), &self.student.weights()?, epoch + 1, None)?;
+        self.state.epochs.push(EpochFigures {
+            train_error,
+            train_loss: self.state.sums.total / n,
+            curve_error: evaluation.error,
+        });
         self.state.sums = Sums::default();
         Ok(())
     }

@@ -1,27 +1,42 @@
 //! The run's folder: whose it is, and what may be written there.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Options, Report};
+use super::{COMMIT, Options, Report};
 use crate::checkpoint::write_atomically;
 use crate::config::Config;
+use crate::error::Diverged;
+use crate::state::{Inputs, State};
 
-/// Refuses a folder that holds another run; the report of this run if it is finished already.
-pub fn check(config: &Config, options: &Options) -> Result<Option<Report>> {
-    let dir = &options.run;
+/// What is left of a run that diverged: `diverged.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Divergence {
+    /// The step at which it did.
+    pub step: usize,
+    /// What happened.
+    pub what: String,
+    /// The commit of the program.
+    pub commit: String,
+    /// Hashes of what the run read.
+    pub inputs: Inputs,
+}
+
+/// Refuses a folder that holds a run of another configuration, or one that is not to be resumed.
+pub fn check_config(config: &Config, dir: &Path, resume: bool) -> Result<()> {
     let saved = dir.join("config.toml");
     if !saved.exists() {
-        return Ok(None);
+        return Ok(());
     }
     let text = std::fs::read_to_string(&saved).with_context(|| format!("reading {}", saved.display()))?;
     let old: Config = toml::from_str(&text).with_context(|| format!("{} is damaged", saved.display()))?;
-    let same = old.identity() == config.identity();
+    let same = comparable(&old) == comparable(config);
     ensure!(
-        options.resume,
+        resume,
         "{} already holds {} run: go on with --resume, or choose another folder with --run",
         dir.display(),
         if same { "this" } else { "a different" }
@@ -32,19 +47,87 @@ pub fn check(config: &Config, options: &Options) -> Result<Option<Report>> {
         dir.display(),
         difference(&old, config)?
     );
-    let report = dir.join("report.json");
-    if !report.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
-    Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{} is damaged", report.display()))?))
+    Ok(())
 }
 
-/// Makes the folder and writes the resolved configuration; called when everything else has been checked, so that
+/// What this run has come to already, if it has: its report, or the divergence that ended it. What it read then must be what it would
+/// read now.
+pub fn outcome(inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
+    if let Some(old) = read::<Divergence>(&dir.join("diverged.json"))? {
+        check_inputs(&old.inputs, inputs, dir)?;
+        bail!(Diverged { step: old.step, what: old.what });
+    }
+    let report = read::<Report>(&dir.join("report.json"))?;
+    if let Some(report) = &report {
+        check_inputs(&report.inputs, inputs, dir)?;
+    }
+    Ok(report)
+}
+
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
+}
+
+/// The saved state of this run, if there is one to go on from.
+pub fn state(inputs: &Inputs, options: &Options) -> Result<Option<State>> {
+    let path = options.run.join("state.safetensors");
+    if !options.resume || !path.exists() {
+        return Ok(None);
+    }
+    let state = State::load(&path)?;
+    check_inputs(&state.inputs, inputs, &options.run)?;
+    Ok(Some(state))
+}
+
+/// Refuses to take a result, or to go on, where something that the run reads is not what it was.
+fn check_inputs(old: &Inputs, new: &Inputs, dir: &Path) -> Result<()> {
+    let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let Some(what) = names.into_iter().find(|name| old.get(*name) != new.get(*name)) else { return Ok(()) };
+    let dir = dir.display();
+    Err(match (old.get(what), new.get(what)) {
+        (None, _) => anyhow!(
+            "the run in {dir} was not made with a known {what} (by an older version, perhaps): it cannot be told whether it is this \
+             run; choose another folder with --run"
+        ),
+        (Some(a), b) => anyhow!(
+            "the {what} is not what the run in {dir} has been using (sha256 {} there, {} here): choose another folder with --run",
+            &a[..a.len().min(12)],
+            b.map_or("none", |b| &b[..b.len().min(12)])
+        ),
+    })
+}
+
+/// Makes the folder ready and writes the resolved configuration; called when everything else has been checked, so that
 /// a run that cannot start leaves nothing behind.
 pub fn create(config: &Config, dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?.flatten() {
+        // What a killed process was writing; the folder is ours alone.
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.ends_with(".partial") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
     write_atomically(&dir.join("config.toml"), config.to_toml()?.as_bytes())
+}
+
+/// Keeps a divergence, so that the run's end is known.
+pub fn diverged(error: &Diverged, inputs: &Inputs, dir: &Path) -> Result<()> {
+    let kept = Divergence { step: error.step, what: error.what.clone(), commit: COMMIT.into(), inputs: inputs.clone() };
+    write_atomically(&dir.join("diverged.json"), &serde_json::to_vec_pretty(&kept)?)
+}
+
+/// A configuration without names of files: their contents are compared.
+fn comparable(config: &Config) -> Config {
+    let mut c = config.identity();
+    c.student.checkpoint = c.student.checkpoint.map(|_| PathBuf::new());
+    if let Some(t) = &mut c.teacher {
+        t.checkpoint = PathBuf::new();
+    }
+    c
 }
 
 /// The first key in which two configurations differ.
@@ -61,6 +144,6 @@ fn difference(old: &Config, new: &Config) -> Result<String> {
             _ => None,
         }
     }
-    let (a, b) = (serde_json::to_value(old.identity())?, serde_json::to_value(new.identity())?);
+    let (a, b) = (serde_json::to_value(comparable(old))?, serde_json::to_value(comparable(new))?);
     Ok(first(&a, &b, "").unwrap_or_default())
 }

@@ -1,16 +1,19 @@
 //! A run's final figures.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::DeviceLocation;
 use serde::{Deserialize, Serialize};
 
+use super::agreement::{self, Agreement};
 use super::{COMMIT, Trainer};
 use crate::checkpoint::{File, write_atomically};
 use crate::data::Images;
 use crate::evaluate::evaluate;
 use crate::nn::{Backend, Network, Weights};
+use crate::state::Inputs;
 
 /// A run's final figures: `report.json` and the JSON of `trainer train`. Errors in percent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,10 +38,29 @@ pub struct Report {
     pub flops_per_image: f64,
     pub profile: String,
     pub seed: u64,
+    /// Of the program that finished the run.
     pub commit: String,
+    /// Of every program that took part.
+    #[serde(default)]
+    pub commits: Vec<String>,
     pub machine: String,
     pub threads: usize,
     pub device: String,
+    /// Mean norm of each term's gradient over the logged steps, unweighted, and of the `total`.
+    #[serde(default)]
+    pub gradient_norms: BTreeMap<String, f64>,
+    /// The error after each epoch: of the held-out images, or of the test images where none are held out.
+    #[serde(default)]
+    pub curve: Vec<f64>,
+    /// What student and teacher have in common on the test images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+    /// A bit for each test image in order, 1 where the last weights are wrong; bytes in hexadecimal, each from its highest bit.
+    #[serde(default)]
+    pub test_wrong: String,
+    /// Hashes of what the run read.
+    #[serde(default)]
+    pub inputs: Inputs,
 }
 
 impl Trainer<'_> {
@@ -61,7 +83,8 @@ impl Trainer<'_> {
         } else {
             None
         };
-        let (train_error, train_loss) = last_epoch(dir)?;
+        let epoch = self.state.epochs.last().context("a run without an epoch has nothing to report")?;
+        let agreement = self.teacher.as_ref().map(|t| agreement::measure(self.config, &self.student, t, test));
         let teacher_macs = self.teacher.as_ref().map_or(0, |t| t.network.architecture.macs());
         let device = match self.student.device().location() {
             DeviceLocation::Cpu => "cpu",
@@ -75,8 +98,8 @@ impl Trainer<'_> {
             ema_test_error,
             best_test_error,
             teacher_test_error: self.teacher.as_ref().map(|t| t.test_error),
-            train_error,
-            train_loss,
+            train_error: epoch.train_error,
+            train_loss: epoch.train_loss,
             epochs: t.epochs,
             steps: self.state.step,
             seconds: self.state.seconds,
@@ -86,9 +109,15 @@ impl Trainer<'_> {
             profile: t.profile.name().into(),
             seed: t.seed,
             commit: COMMIT.into(),
+            commits: self.state.commits.clone(),
             machine: machine(),
             threads: rayon::current_num_threads(),
             device: device.into(),
+            gradient_norms: self.state.norms.iter().map(|(name, [sum, n])| (name.clone(), sum / n.max(1.0))).collect(),
+            curve: self.state.epochs.iter().map(|e| e.curve_error).collect(),
+            agreement: agreement.transpose()?,
+            test_wrong: bitmap(&last.wrong),
+            inputs: self.state.inputs.clone(),
         };
         write_atomically(&dir.join("report.json"), &serde_json::to_vec_pretty(&report)?)?;
         Ok(report)
@@ -103,12 +132,22 @@ impl Trainer<'_> {
     }
 }
 
-/// Training error and loss of the last epoch, from the run's own metrics.
-fn last_epoch(dir: &Path) -> Result<(f64, f64)> {
-    let metrics = crate::record::read_metrics(dir)?;
-    let last = metrics.iter().rev().find(|m| m["kind"] == "epoch").context("metrics.jsonl holds no epoch")?;
-    let number = |key: &str| last[key].as_f64().with_context(|| format!("metrics.jsonl: no {key}"));
-    Ok((number("train_error")?, number("total")?))
+/// Bits as bytes in hexadecimal, each from its highest bit.
+fn bitmap(bits: &[bool]) -> String {
+    let byte = |bits: &[bool]| bits.iter().enumerate().fold(0u8, |byte, (i, bit)| byte | u8::from(*bit) << (7 - i));
+    bits.chunks(8).map(|bits| format!("{:02x}", byte(bits))).collect()
+}
+
+/// The bits of a [`Report::test_wrong`].
+pub fn bits(bitmap: &str) -> Option<Vec<bool>> {
+    let bytes = bitmap.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    Some(
+        bytes
+            .collect::<Option<Vec<_>>>()?
+            .iter()
+            .flat_map(|byte| (0..8).map(move |i| byte >> (7 - i) & 1 == 1))
+            .collect(),
+    )
 }
 
 /// The processor's name and number of cores.
@@ -117,4 +156,17 @@ pub fn machine() -> String {
     let name = info.lines().find_map(|l| l.strip_prefix("model name")).map(|l| l.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{}, {cores} cores, {:?}", name.unwrap_or("unknown processor"), kernels::Isa::best())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_gives_its_bits_back() {
+        let wrong: Vec<bool> = (0..21).map(|i| i % 5 == 0 || i == 20).collect();
+        assert_eq!(bitmap(&wrong), "842108");
+        assert_eq!(bits(&bitmap(&wrong)).unwrap()[..21], wrong);
+        assert_eq!(bits("8x"), None);
+    }
 }

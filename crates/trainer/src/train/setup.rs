@@ -6,12 +6,12 @@ use anyhow::{Context, Result, bail, ensure};
 use cams::methods::Space;
 use kernels::graph::Shape;
 
-use super::{Options, Trainer};
+use super::{COMMIT, Options, Trainer, folder};
 use crate::checkpoint::File;
 use crate::config::{BnGamma, Config, Control, Distance, MapGradient, Precision};
-use crate::data::Images;
 use crate::data::fetch::sha256;
 use crate::data::loader::Plan;
+use crate::data::{Images, Portions};
 use crate::models::{Architecture, Shortcut};
 use crate::nn::{Backend, Network, Normalization, Weights};
 use crate::objective;
@@ -32,7 +32,7 @@ pub fn plan(config: &Config, images: &Images) -> Result<Plan> {
 }
 
 /// The student's architecture for these images.
-fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
+pub fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
     let [channels, h, w] = images.shape;
     let (input, s) = (Shape { channels, h, w }, &config.student);
     let architecture = match (&s.layers, &s.arch, &s.checkpoint) {
@@ -56,7 +56,13 @@ fn normalization(config: &Config, images: &Images) -> Normalization {
 }
 
 /// A trainer in its saved state if it is to go on and has one, else at the start.
-pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan: &Plan) -> Result<Trainer<'c>> {
+pub fn trainer<'c>(
+    config: &'c Config,
+    options: &Options,
+    images: &Images,
+    plan: &Plan,
+    inputs: Inputs,
+) -> Result<Trainer<'c>> {
     let (dtype, precision) = config.train.dtype.parts();
     ensure!(
         !config.train.dtype.is_for_cpu() || options.device.is_cpu(),
@@ -87,7 +93,6 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
         start = file.weights(&architecture).context("the student's warm start")?;
         normalization = file.normalization()?;
     }
-    let inputs = inputs(config, images)?;
     let state = state(config, options, start, inputs)?;
     let weights = Weights { parameters: state.parameters.clone(), running: state.running.clone() };
     let layers = objective::layers(&config.loss);
@@ -100,12 +105,18 @@ pub fn trainer<'c>(config: &'c Config, options: &Options, images: &Images, plan:
     Ok(Trainer { config, student, teacher, optimiser, state, steps: plan.steps(images.len()) })
 }
 
-/// Hashes of the files that a run depends on, beside its configuration.
-pub fn inputs(config: &Config, images: &Images) -> Result<Inputs> {
+/// Hashes of all that a run reads, beside its configuration.
+pub fn inputs(config: &Config, portions: &Portions) -> Result<Inputs> {
     let hash = |path: &Path| -> Result<String> {
         Ok(sha256(&std::fs::read(path).with_context(|| format!("reading {}", path.display()))?))
     };
-    let mut inputs = Inputs::from([("training images".to_string(), images.fingerprint())]);
+    let mut inputs = Inputs::from([
+        ("training images".to_string(), portions.train.fingerprint()),
+        ("test images".into(), portions.test.as_ref().unwrap_or(&portions.curve).fingerprint()),
+    ]);
+    if portions.test.is_some() {
+        inputs.insert("held-out images".into(), portions.curve.fingerprint());
+    }
     if let Some(teacher) = &config.teacher {
         inputs.insert("teacher".into(), hash(&teacher.checkpoint)?);
     }
@@ -116,21 +127,16 @@ pub fn inputs(config: &Config, images: &Images) -> Result<Inputs> {
 }
 
 fn state(config: &Config, options: &Options, start: Weights, inputs: Inputs) -> Result<State> {
-    let path = options.run.join("state.safetensors");
-    if options.resume && path.exists() {
-        let state = State::load(&path)?;
+    if let Some(mut state) = folder::state(&inputs, options)? {
         let fits = state.parameters.len() == start.parameters.len() && state.running.len() == start.running.len();
-        ensure!(fits, "{} belongs to another model", path.display());
-        for (what, hash) in &inputs {
-            ensure!(
-                state.inputs.get(what) == Some(hash),
-                "the {what} is not what this run has been using: it cannot be resumed; choose another folder with --run"
-            );
-        }
+        ensure!(fits, "the state in {} belongs to another model", options.run.display());
         ensure!(
             config.train.dtype != Precision::F64,
             "a run in f64 cannot be resumed: its state is saved in f32; choose another folder with --run"
         );
+        if state.commits.last().is_none_or(|last| last != COMMIT) {
+            state.commits.push(COMMIT.into());
+        }
         return Ok(state);
     }
     let ema = if config.train.ema > 0.0 { [start.parameters.clone(), start.running.clone()] } else { [vec![], vec![]] };
@@ -140,6 +146,7 @@ fn state(config: &Config, options: &Options, start: Weights, inputs: Inputs) -> 
         running: start.running,
         ema,
         best: f64::MAX,
+        commits: vec![COMMIT.into()],
         inputs,
         ..State::default()
     })

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::Trainer;
 use crate::config::Weights;
 use crate::data::loader::Batch;
+use crate::error::Diverged;
 use crate::loss::{self, Losses};
 use crate::optim::norm;
 use crate::{objective, schedule};
@@ -88,7 +89,12 @@ impl Trainer<'_> {
         let size = norm(&gradient)?;
         check("gradient", size, &measured)?;
         if t.log_every > 0 && step.is_multiple_of(t.log_every) {
-            measured.gradient_norms = Some(self.gradient_norms(&losses, &weights, size)?);
+            let norms = self.gradient_norms(&losses, &weights, size)?;
+            for (name, norm) in &norms {
+                let [sum, count] = self.state.norms.entry(name.to_string()).or_default();
+                (*sum, *count) = (*sum + norm, *count + 1.0);
+            }
+            measured.gradient_norms = Some(norms);
         }
         if t.clip > 0.0 && size > t.clip {
             gradient = gradient.iter().map(|g| g * (t.clip / size)).collect::<candle_core::Result<_>>()?;
@@ -153,11 +159,12 @@ fn check(what: &str, value: f64, measured: &Measurements) -> Result<()> {
         return Ok(());
     }
     let terms: Vec<_> = measured.terms.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
-    bail!(
+    let what = format!(
         "the {what} is {value} at step {}: {}, learning rate {:.4}. Nothing of this step was kept; a smaller optim.lr \
          or train.clip = 1.0 usually helps",
         measured.step,
         terms.join(", "),
         measured.lr
-    )
+    );
+    bail!(Diverged { step: measured.step, what })
 }

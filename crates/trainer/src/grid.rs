@@ -1,0 +1,387 @@
+//! A grid of runs: cells made of axes, every cell an ordinary run for every seed.
+//!
+//! ```toml
+//! profile = "fast"                       # of every run, where --profile names no other
+//! config = { data = { name = "cifar10" }, student = { arch = "wrn-16-2" } }   # what all runs share
+//!
+//! [profiles.fast]                        # on top of it in that profile
+//! config = { train = { epochs = 60 } }
+//!
+//! [[block]]
+//! name = "published"
+//! seeds = [0, 1, 2]                      # or "0..3"
+//! [block.axes.loss]                      # an axis of named tables; every combination of the axes is a cell: "ce", "kd"
+//! ce = { loss = { weights = { ce = 1.0, kd = 0.0 } } }
+//! kd = { loss = { weights = { ce = 0.1, kd = 0.9 } } }
+//! [block.axes]                           # or of a key's values: "ce-lr=0.1", ...
+//! "optim.lr" = [0.1, 0.2]
+//! [[block.cell]]                         # or a cell by itself
+//! name = "attention"
+//! config = { loss = { weights = { attention = 1000.0 } } }
+//! ```
+
+pub mod cost;
+pub mod ledger;
+mod progress;
+pub mod runner;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::config::{Config, merge, parse_set, typed};
+use crate::error::unknown;
+
+/// The file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    profile: Option<String>,
+    #[serde(default)]
+    config: Table,
+    #[serde(default)]
+    profiles: BTreeMap<String, Layer>,
+    #[serde(default = "train_seed")]
+    seed_keys: Vec<String>,
+    #[serde(default)]
+    stages: Vec<Stage>,
+    block: Vec<Block>,
+}
+
+fn train_seed() -> Vec<String> {
+    vec!["train.seed".into()]
+}
+
+/// What a profile changes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layer {
+    #[serde(default)]
+    config: Table,
+    seeds: Option<Seeds>,
+}
+
+/// A part of the grid in the order of work.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stage {
+    block: String,
+    seeds: Option<Seeds>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Block {
+    name: String,
+    #[serde(default)]
+    seeds: Option<Seeds>,
+    #[serde(default)]
+    config: Table,
+    #[serde(default)]
+    axes: Table,
+    #[serde(default)]
+    cell: Vec<Single>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Single {
+    name: String,
+    #[serde(default)]
+    config: Table,
+}
+
+/// `[0, 1, 2]` or `"0..3"`, which is the same.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Seeds {
+    /// Each by itself.
+    List(Vec<u64>),
+    /// From the first to the one before the last.
+    Range(String),
+}
+
+impl Seeds {
+    fn list(&self) -> Result<Vec<u64>> {
+        let seeds = match self {
+            Seeds::List(list) => list.clone(),
+            Seeds::Range(text) => parse_seeds(text)?,
+        };
+        let distinct: BTreeSet<_> = seeds.iter().collect();
+        ensure!(!seeds.is_empty() && distinct.len() == seeds.len(), "seeds {seeds:?}: at least one, and each once");
+        Ok(seeds)
+    }
+}
+
+/// `A..B`, the seeds from A to B - 1.
+pub fn parse_seeds(text: &str) -> Result<Vec<u64>> {
+    let ends = text.split_once("..").and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    match ends {
+        Some((a, b)) if a < b && b - a <= 10_000 => Ok((a..b).collect()),
+        _ => bail!("seeds \"{text}\": expected A..B with A below B, as in 0..3 for the seeds 0, 1 and 2"),
+    }
+}
+
+/// One run of the grid.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Name of its block.
+    pub block: String,
+    /// Its own name, the same for every seed.
+    pub name: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Its configuration as given.
+    pub table: Table,
+}
+
+impl Cell {
+    /// `block/name/sN`: its folder in the grid's, and what it is called in the ledger.
+    pub fn id(&self) -> String {
+        format!("{}/{}/s{}", self.block, self.name, self.seed)
+    }
+
+    /// The same without the seed.
+    pub fn row(&self) -> String {
+        format!("{}/{}", self.block, self.name)
+    }
+
+    /// Its configuration, checked.
+    pub fn config(&self) -> Result<Config> {
+        Config::from_table(self.table.clone())
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Another profile than the file's.
+    pub profile: Option<String>,
+    /// Other seeds than the file's.
+    pub seeds: Option<Vec<u64>>,
+    /// These blocks only.
+    pub blocks: Vec<String>,
+    /// Settings on top of every cell.
+    pub set: Vec<String>,
+}
+
+/// A grid's cells in the order of work.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    /// The file's name without its ending.
+    pub name: String,
+    /// The profile of all runs.
+    pub profile: String,
+    /// Every run.
+    pub cells: Vec<Cell>,
+}
+
+impl Grid {
+    /// Reads a file.
+    pub fn read(path: &Path, choice: &Choice) -> Result<Grid> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading the grid {}", path.display()))?;
+        let name = path.file_stem().map_or("grid".into(), |s| s.to_string_lossy().into_owned());
+        let table = text.parse::<Table>().with_context(|| format!("{} is not TOML", path.display()))?;
+        Grid::from_table(table, name, choice).with_context(|| format!("the grid {}", path.display()))
+    }
+
+    fn from_table(table: Table, name: String, choice: &Choice) -> Result<Grid> {
+        let file: File = typed(table)?;
+        let profile = choice.profile.clone().or(file.profile.clone()).unwrap_or_else(|| "fast".into());
+        let layer = file.profiles.get(&profile).cloned().unwrap_or_default();
+        let mut base = file.config.clone();
+        merge(&mut base, parse_set(&format!("train.profile=\"{profile}\""))?);
+        merge(&mut base, layer.config.clone());
+        let names: Vec<&str> = file.block.iter().map(|b| b.name.as_str()).collect();
+        for wanted in choice.blocks.iter().chain(file.stages.iter().map(|s| &s.block)) {
+            if !names.contains(&wanted.as_str()) {
+                return Err(unknown("block", wanted, &names));
+            }
+        }
+        let everything = || file.block.iter().map(|b| Stage { block: b.name.clone(), seeds: None }).collect();
+        let stages = if file.stages.is_empty() { everything() } else { file.stages.clone() };
+        let (mut cells, mut seen) = (Vec::new(), BTreeSet::new());
+        for stage in stages.iter().filter(|s| choice.blocks.is_empty() || choice.blocks.contains(&s.block)) {
+            for block in file.block.iter().filter(|b| b.name == stage.block) {
+                let given = stage.seeds.as_ref().or(layer.seeds.as_ref()).or(block.seeds.as_ref());
+                let seeds = match (&choice.seeds, given) {
+                    (Some(seeds), _) => seeds.clone(),
+                    (None, Some(seeds)) => seeds.list()?,
+                    (None, None) => vec![0],
+                };
+                for seed in seeds {
+                    for (cell, over) in block.cells()? {
+                        let mut table = base.clone();
+                        merge(&mut table, block.config.clone());
+                        merge(&mut table, over);
+                        for set in &choice.set {
+                            merge(&mut table, parse_set(set)?);
+                        }
+                        for key in &file.seed_keys {
+                            merge(&mut table, parse_set(&format!("{key}={seed}"))?);
+                        }
+                        let cell = Cell { block: block.name.clone(), name: cell, seed, table };
+                        if seen.insert(cell.id()) {
+                            cells.push(cell);
+                        }
+                    }
+                }
+            }
+        }
+        ensure!(!cells.is_empty(), "there are no cells in it");
+        Ok(Grid { name, profile, cells })
+    }
+
+    /// The default folder.
+    pub fn folder(&self) -> PathBuf {
+        Path::new("runs").join(if self.profile == "fast" {
+            self.name.clone()
+        } else {
+            format!("{}-{}", self.name, self.profile)
+        })
+    }
+}
+
+impl Block {
+    /// Names and settings of its cells.
+    fn cells(&self) -> Result<Vec<(String, Table)>> {
+        let mut cells = vec![(String::new(), Table::new())];
+        for (axis, values) in &self.axes {
+            let values = axis_values(axis, values).with_context(|| format!("block {}", self.name))?;
+            ensure!(!values.is_empty(), "block {}: the axis {axis} has no values", self.name);
+            let mut product = Vec::new();
+            for (name, table) in &cells {
+                for (value, over) in &values {
+                    let mut table = table.clone();
+                    merge(&mut table, over.clone());
+                    product.push((if name.is_empty() { value.clone() } else { format!("{name}-{value}") }, table));
+                }
+            }
+            cells = product;
+        }
+        if self.axes.is_empty() {
+            cells.clear();
+        }
+        cells.extend(self.cell.iter().map(|c| (c.name.clone(), c.config.clone())));
+        ensure!(!cells.is_empty(), "block {} has neither axes nor cells", self.name);
+        for name in cells.iter().map(|(name, _)| name).chain([&self.name]) {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_.=+-".contains(c);
+            ensure!(
+                !name.is_empty() && name.chars().all(plain) && !name.starts_with('.'),
+                "\"{name}\" is no name for a folder: letters, digits and _ . = + - are, with no dot in front"
+            );
+        }
+        let distinct: BTreeSet<_> = cells.iter().map(|(name, _)| name).collect();
+        ensure!(distinct.len() == cells.len(), "block {}: two cells have the same name", self.name);
+        Ok(cells)
+    }
+}
+
+/// The values of an axis, by name.
+fn axis_values(axis: &str, values: &Value) -> Result<Vec<(String, Table)>> {
+    match values {
+        Value::Array(list) => {
+            let last = axis.rsplit('.').next().unwrap_or(axis);
+            let value = |value: &Value| {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+                Ok((format!("{last}={text}"), parse_set(&format!("{axis}={value}"))?))
+            };
+            list.iter().map(value).collect()
+        }
+        Value::Table(named) => {
+            let value = |(name, value): (&String, &Value)| {
+                let table = value.as_table().with_context(|| {
+                    format!("axis {axis}, {name} = {value}: expected a table of configuration keys")
+                })?;
+                Ok((name.clone(), table.clone()))
+            };
+            named.iter().map(value).collect()
+        }
+        other => {
+            bail!("axis {axis} = {other}: expected a list of values of that key, or named tables of configuration keys")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grid(text: &str, choice: &Choice) -> Result<Grid> {
+        Grid::from_table(text.parse()?, "g".into(), choice)
+    }
+
+    const TEXT: &str = "
+        config = { student = { arch = 'resnet8' }, train = { batch = 7 } }
+        stages = [{ block = 'b', seeds = '0..2' }, { block = 'a' }, { block = 'b' }]
+        [profiles.fast.config.train]
+        epochs = 60
+        [[block]]
+        name = 'a'
+        seeds = [4]
+        [[block.cell]]
+        name = 'only'
+        config = { optim = { lr = 0.5 } }
+        [[block]]
+        name = 'b'
+        seeds = [0, 1, 2]
+        [block.axes]
+        loss.ce = { loss = { label_smoothing = 0.1 } }
+        loss.none = {}
+        'train.batch' = [8, 16]
+    ";
+
+    #[test]
+    fn axes_make_cells_in_the_order_of_the_stages() -> Result<()> {
+        let grid = grid(TEXT, &Choice::default())?;
+        let ids: Vec<_> = grid.cells.iter().map(Cell::id).collect();
+        let of =
+            |seed| ["ce-batch=8", "ce-batch=16", "none-batch=8", "none-batch=16"].map(|c| format!("b/{c}/s{seed}"));
+        let expected: Vec<String> =
+            of(0).into_iter().chain(of(1)).chain(["a/only/s4".to_string()]).chain(of(2)).collect();
+        assert_eq!(ids, expected);
+        let config = grid.cells[1].config()?;
+        assert_eq!((config.train.batch, config.train.epochs, config.train.seed), (16, 60, 0));
+        assert_eq!((config.loss.label_smoothing, config.optim.lr), (0.1, 0.2));
+        assert_eq!(grid.cells[8].config()?.train.seed, 4);
+        Ok(())
+    }
+
+    #[test]
+    fn the_command_line_chooses() -> Result<()> {
+        let choice = Choice {
+            profile: Some("smoke".into()),
+            seeds: Some(vec![9]),
+            blocks: vec!["a".into()],
+            set: vec!["optim.lr=0.25".into()],
+        };
+        let grid = grid(TEXT, &choice)?;
+        assert_eq!(grid.cells.iter().map(Cell::id).collect::<Vec<_>>(), ["a/only/s9"]);
+        let config = grid.cells[0].config()?;
+        assert_eq!((config.train.epochs, config.optim.lr, config.data.limit), (2, 0.25, 512));
+        assert_eq!(grid.folder(), Path::new("runs/g-smoke"));
+        Ok(())
+    }
+
+    #[test]
+    fn bad_grids_are_refused_with_what_would_do() {
+        for (text, part) in [
+            ("block = []", "no cells"),
+            ("blocks = []", "unknown field `blocks`"),
+            ("[[block]]\nname = 'a'", "neither axes nor cells"),
+            ("[[block]]\nname = 'a'\nseeds = '3..1'\n[[block.cell]]\nname = 'x'", "as in 0..3"),
+            ("[[block]]\nname = 'a'\nseeds = [1, 1]\n[[block.cell]]\nname = 'x'", "each once"),
+            ("[[block]]\nname = 'a'\n[[block.cell]]\nname = '../x'", "no name for a folder"),
+            ("[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'\n[[block.cell]]\nname = 'x'", "the same name"),
+            ("[[block]]\nname = 'a'\naxes = { x = 1 }", "expected a list of values"),
+            ("[[block]]\nname = 'a'\naxes = { x = { y = 1 } }", "expected a table of configuration keys"),
+            ("stages = [{ block = 'c' }]\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "unknown block \"c\""),
+        ] {
+            let error = format!("{:#}", grid(text, &Choice::default()).unwrap_err());
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

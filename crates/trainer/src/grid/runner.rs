@@ -1,0 +1,403 @@
+//! Works through a grid: each run is a process of its own, so that one cannot harm another, and several launchers, on one machine or on
+//! several that share a folder, may work on one grid: a run folder is claimed by whoever runs in it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::ledger::{self, Event};
+use super::progress::View;
+use super::{Cell, Grid};
+use crate::checkpoint::write_atomically;
+use crate::claim::Claim;
+use crate::config::Config;
+use crate::error::{Diverged, sentence};
+use crate::teacher::prepare::{Prepared, prepare};
+use crate::train::{self, Inputs, Report};
+
+/// Exit code of a supervised run whose folder another process works in.
+pub const ELSEWHERE: u8 = 75;
+/// Exit code of a supervised run that diverged.
+pub const DIVERGED: u8 = 65;
+
+/// How to work; none of it changes a result.
+pub struct Options<'a> {
+    /// The grid's folder.
+    pub out: PathBuf,
+    /// Runs side by side.
+    pub jobs: usize,
+    /// Threads of each run.
+    pub threads: usize,
+    /// `--device` of each run.
+    pub device: String,
+    /// The same for what this process computes itself.
+    pub compute: candle_core::Device,
+    /// Start nothing that would not be done after this long, and stop then.
+    pub limit: Option<Duration>,
+    /// No progress.
+    pub quiet: bool,
+    /// Set from outside to stop.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Status {
+    /// Not begun, or begun and stopped.
+    Waiting,
+    /// A process of this launcher works on it.
+    Running,
+    /// Another launcher's does.
+    Elsewhere,
+    /// It has a report: test error in percent, seconds.
+    Done {
+        /// Of the last epoch's weights.
+        error: f64,
+        /// It took.
+        seconds: f64,
+    },
+    /// A result: it diverged.
+    Diverged(String),
+    /// It could not run, and why.
+    Failed(String),
+}
+
+impl Status {
+    /// Whether there is nothing left to do for it.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Status::Done { .. } | Status::Diverged(_) | Status::Failed(_))
+    }
+}
+
+/// How the work ended.
+#[derive(Debug)]
+pub struct Summary {
+    /// Every run's status, in the grid's order.
+    pub statuses: Vec<Status>,
+    /// It was stopped before everything was done.
+    pub stopped: bool,
+}
+
+struct Process {
+    cell: usize,
+    child: Child,
+    /// Kept open: a run whose standard input ends saves its state and stops, so that none outlives a launcher that was killed.
+    lifeline: Option<ChildStdin>,
+    began: Instant,
+}
+
+/// Where and of what a run is.
+struct Run {
+    dir: PathBuf,
+    config: Option<Config>,
+}
+
+/// Reads what has been done, then does the rest.
+pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
+    let out = &options.out;
+    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    let runs = grid.cells.iter().map(|cell| Run { dir: out.join(cell.id()), config: cell.config().ok() }).collect();
+    let mut work = Work {
+        grid,
+        options,
+        runs,
+        statuses: vec![Status::Waiting; grid.cells.len()],
+        inputs: HashMap::new(),
+        processes: vec![],
+        began: Instant::now(),
+        looked: Instant::now(),
+        view: View::new(grid, options.quiet),
+    };
+    work.look_around()?;
+    if !work.prepare()? {
+        return Ok(work.end(true));
+    }
+    work.view.say(&format!(
+        "{}: {} of {} runs are done; {} side by side, {} threads each",
+        out.display(),
+        work.statuses.iter().filter(|s| s.is_over()).count(),
+        grid.cells.len(),
+        options.jobs,
+        options.threads
+    ));
+    loop {
+        work.collect()?;
+        let stop = options.interrupted.load(Ordering::Relaxed) || work.left() == Some(Duration::ZERO);
+        if stop {
+            work.stop()?;
+            return Ok(work.end(true));
+        }
+        while work.processes.len() < options.jobs {
+            let Some(next) = work.next() else { break };
+            work.start(next)?;
+        }
+        work.view.show(&work.statuses, &work.runs.iter().map(|r| r.dir.as_path()).collect::<Vec<_>>(), work.eta());
+        if work.processes.is_empty() && !work.statuses.contains(&Status::Elsewhere) {
+            let waiting = work.statuses.contains(&Status::Waiting);
+            return Ok(work.end(waiting));
+        }
+        work.wait(Duration::from_millis(200));
+        work.look_elsewhere()?;
+    }
+}
+
+struct Work<'g> {
+    grid: &'g Grid,
+    options: &'g Options<'g>,
+    runs: Vec<Run>,
+    statuses: Vec<Status>,
+    /// What runs read, by the settings that say it: reading a data set for every run would take minutes.
+    inputs: HashMap<String, Inputs>,
+    processes: Vec<Process>,
+    began: Instant,
+    looked: Instant,
+    view: View,
+}
+
+impl Work<'_> {
+    /// Finds out where every run stands.
+    fn look_around(&mut self) -> Result<()> {
+        for at in 0..self.runs.len() {
+            self.statuses[at] = self.look(at)?;
+        }
+        Ok(())
+    }
+
+    /// Looks again, now and then, at what others were working on: whoever it was may have died, and then it is for us.
+    fn look_elsewhere(&mut self) -> Result<()> {
+        if self.looked.elapsed() < Duration::from_secs(2) {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        for at in 0..self.runs.len() {
+            if self.statuses[at] == Status::Elsewhere {
+                self.statuses[at] = self.look(at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, at: usize) -> Result<Status> {
+        let (cell, dir) = (&self.grid.cells[at], self.runs[at].dir.clone());
+        let config = match cell.config() {
+            Ok(config) => config,
+            Err(error) => return self.fail(at, &sentence(&error)),
+        };
+        if Claim::is_held(&dir) {
+            return Ok(Status::Elsewhere);
+        }
+        if !dir.join("report.json").exists() && !dir.join("diverged.json").exists() {
+            return Ok(Status::Waiting);
+        }
+        let (data, student) = (&config.data, &config.student.checkpoint);
+        let teacher = config.teacher.as_ref().map(|t| &t.checkpoint);
+        let key = format!("{data:?} {student:?} {teacher:?}");
+        let inputs = match self.inputs.get(&key) {
+            Some(inputs) => inputs.clone(),
+            None => match train::inputs(&config) {
+                Ok(inputs) => self.inputs.entry(key).or_insert(inputs).clone(),
+                Err(error) => return self.fail(at, &sentence(&error)),
+            },
+        };
+        Ok(match train::finished(&config, &inputs, &dir) {
+            Ok(Some(report)) => Status::Done { error: report.test_error, seconds: report.seconds },
+            Ok(None) => Status::Waiting,
+            Err(error) => match error.downcast_ref::<Diverged>() {
+                Some(diverged) => Status::Diverged(diverged.to_string()),
+                None => return self.fail(at, &sentence(&error)),
+            },
+        })
+    }
+
+    fn fail(&mut self, at: usize, why: &str) -> Result<Status> {
+        let id = self.grid.cells[at].id();
+        ledger::append(&self.options.out, &id, Event::Failed, why)?;
+        self.view.say(&format!("{id} cannot run: {why}"));
+        Ok(Status::Failed(why.into()))
+    }
+
+    /// Fills the teachers' caches for what is not done; false if interrupted.
+    fn prepare(&mut self) -> Result<bool> {
+        let waiting: Vec<&Config> = self
+            .runs
+            .iter()
+            .zip(&self.statuses)
+            .filter(|(_, s)| !s.is_over())
+            .filter_map(|(r, _)| r.config.as_ref())
+            .collect();
+        let view = &self.view;
+        let done = prepare(&waiting, &self.options.compute, self.options.interrupted, &mut |line| view.say(line));
+        match done {
+            Ok(done) => Ok(done == Prepared::Done),
+            Err(error) => {
+                // Each run that needs it will say so itself; those that do not can go on.
+                self.view.say(&format!("the teachers' caches could not be filled: {}", sentence(&error)));
+                Ok(true)
+            }
+        }
+    }
+
+    /// The first run that waits, may be worked on, and would be done in time.
+    fn next(&self) -> Option<usize> {
+        let fits = |at: &usize| match (self.left(), self.expected(*at)) {
+            (Some(left), Some(expected)) => expected <= left,
+            _ => true,
+        };
+        (0..self.runs.len()).filter(|at| self.statuses[*at] == Status::Waiting).find(fits)
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.options.limit.map(|limit| limit.saturating_sub(self.began.elapsed()))
+    }
+
+    /// How long a run takes, by the finished ones of its block.
+    fn expected(&self, at: usize) -> Option<Duration> {
+        let block = &self.grid.cells[at].block;
+        let cells = self.grid.cells.iter().zip(&self.statuses).filter(|(cell, _)| cell.block == *block);
+        let done: Vec<f64> = cells
+            .filter_map(|(_, status)| match status {
+                Status::Done { seconds, .. } => Some(*seconds),
+                _ => None,
+            })
+            .collect();
+        let sum: f64 = done.iter().sum();
+        (!done.is_empty()).then(|| Duration::from_secs_f64(sum / done.len() as f64))
+    }
+
+    /// When everything will be done, if the finished runs tell.
+    fn eta(&self) -> Option<Duration> {
+        let mut seconds = 0.0;
+        for at in (0..self.runs.len()).filter(|at| !self.statuses[*at].is_over()) {
+            let process = self.processes.iter().find(|p| p.cell == at);
+            let spent = process.map_or(0.0, |p| p.began.elapsed().as_secs_f64());
+            seconds += (self.expected(at)?.as_secs_f64() - spent).max(0.0);
+        }
+        Some(Duration::from_secs_f64(seconds / self.options.jobs as f64))
+    }
+
+    fn start(&mut self, at: usize) -> Result<()> {
+        if Claim::is_held(&self.runs[at].dir) {
+            self.statuses[at] = Status::Elsewhere;
+            return Ok(());
+        }
+        let (cell, run, o) = (&self.grid.cells[at], &self.runs[at], self.options);
+        let config = o.out.join("cells").join(&cell.block).join(format!("{}-s{}.toml", cell.name, cell.seed));
+        let log = o.out.join("logs").join(&cell.block).join(format!("{}-s{}.log", cell.name, cell.seed));
+        for file in [&config, &log] {
+            let dir = file.parent().context("a file without a folder")?;
+            fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        }
+        write_atomically(&config, toml::to_string(&cell.table)?.as_bytes())?;
+        let errors = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let mut command = Command::new(std::env::current_exe().context("finding the program itself")?);
+        command.arg("train").arg(&config).arg("--run").arg(&run.dir).args(["--resume", "--supervised", "--device"]);
+        command.arg(&o.device).arg("--threads").arg(o.threads.to_string());
+        command.env_remove("RAYON_NUM_THREADS").env_remove("CANDLE_NUM_THREADS");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(errors);
+        let mut child = command.spawn().context("starting a run")?;
+        let lifeline = child.stdin.take();
+        ledger::append(&o.out, &cell.id(), Event::Started, "")?;
+        self.view.say(&format!("{} started", cell.id()));
+        self.statuses[at] = Status::Running;
+        self.processes.push(Process { cell: at, child, lifeline, began: Instant::now() });
+        Ok(())
+    }
+
+    /// Takes in the runs that have ended.
+    fn collect(&mut self) -> Result<()> {
+        let mut at = 0;
+        while at < self.processes.len() {
+            match self.processes[at].child.try_wait().context("waiting for a run")? {
+                None => at += 1,
+                Some(status) => {
+                    let process = self.processes.swap_remove(at);
+                    self.ended(process.cell, status.code())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, at: usize, code: Option<i32>) -> Result<()> {
+        let (id, out) = (self.grid.cells[at].id(), &self.options.out);
+        let status = match code.map(|c| u8::try_from(c).unwrap_or(u8::MAX)) {
+            Some(0 | DIVERGED) => self.look(at)?,
+            Some(ELSEWHERE) => Status::Elsewhere,
+            Some(130) => {
+                ledger::append(out, &id, Event::Interrupted, "")?;
+                self.view.say(&format!("{id} stopped, its state is saved"));
+                // By its own train.max_minutes, or from outside; not again in this session.
+                Status::Failed("stopped early; its state is saved".into())
+            }
+            _ => {
+                let why = self.last_words(at, code);
+                return self.fail(at, &why).map(|status| self.statuses[at] = status);
+            }
+        };
+        match &status {
+            Status::Done { error, seconds } => {
+                ledger::append(out, &id, Event::Done, "")?;
+                self.view.say(&format!("{id} done: test error {error:.2} %, {seconds:.0} s"));
+            }
+            Status::Diverged(what) => {
+                ledger::append(out, &id, Event::Diverged, what)?;
+                self.view.say(&format!("{id} diverged: {what}"));
+            }
+            _ => {}
+        }
+        self.statuses[at] = status;
+        Ok(())
+    }
+
+    /// The last line that a failed run has said.
+    fn last_words(&self, at: usize, code: Option<i32>) -> String {
+        let cell = &self.grid.cells[at];
+        let log = self.options.out.join("logs").join(&cell.block).join(format!("{}-s{}.log", cell.name, cell.seed));
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        match (last.strip_prefix("Error: "), code) {
+            (Some(error), _) => error.to_string(),
+            (None, Some(code)) => format!("ended with code {code}: {last}"),
+            (None, None) => format!("killed: {last}"),
+        }
+    }
+
+    /// Has every run save its state and waits for it.
+    fn stop(&mut self) -> Result<()> {
+        self.processes.iter_mut().for_each(|p| drop(p.lifeline.take()));
+        for mut process in std::mem::take(&mut self.processes) {
+            let status = process.child.wait().context("waiting for a run")?;
+            self.ended(process.cell, status.code())?;
+            if !matches!(self.statuses[process.cell], Status::Done { .. } | Status::Diverged(_)) {
+                self.statuses[process.cell] = Status::Waiting;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, duration: Duration) {
+        let end = Instant::now() + duration;
+        while Instant::now() < end && !self.options.interrupted.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50).min(duration));
+        }
+    }
+
+    fn end(self, stopped: bool) -> Summary {
+        self.view.finish();
+        Summary { statuses: self.statuses, stopped }
+    }
+}
+
+/// The reports of all finished runs under a grid's folder, by (block, cell, seed).
+pub fn reports(out: &Path, cells: &[Cell]) -> BTreeMap<String, Report> {
+    let read = |cell: &Cell| {
+        let bytes = fs::read(out.join(cell.id()).join("report.json")).ok()?;
+        Some((cell.id(), serde_json::from_slice(&bytes).ok()?))
+    };
+    cells.iter().filter_map(read).collect()
+}
