@@ -37,7 +37,7 @@ fn train(dir: &TempDir, run: &str, sets: &[&str]) -> Call {
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 38] = [
+    let cases: [(&[&str], &[&str]); 45] = [
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
         (
             &["loss.weights.explanation=1.0", "loss.interpreter=mask"],
@@ -76,11 +76,11 @@ fn wrong_settings() -> Result<()> {
             &["dataset_mean", "channel_mean"],
         ),
         (&["loss.layer=layer2", "loss.distance=all_class_pooled"], &["loss.layer is \"layer2\"", "\"last\" only"]),
-        (&["optim.drops=[0]"], &["optim.drops counts epochs from 1"]),
-        (&["data.size=0"], &["data.size is 0", "between 16 and 1024"]),
-        (&["train.clip=-1.0"], &["train.clip", "negative"]),
-        (&["train.clip=nan"], &["train.clip is NaN", "finite"]),
-        (&["optim.weight_decay=inf"], &["optim.weight_decay is inf", "finite"]),
+        (&["optim.drops=[0]"], &["optim.drops.0 is 0", "at least 1"]),
+        (&["data.size=0"], &["data.size is 0", "at least 16 and at most 1024"]),
+        (&["train.clip=-1.0"], &["train.clip is -1", "at least 0"]),
+        (&["train.clip=nan"], &["train.clip is NaN", "it must be"]),
+        (&["optim.weight_decay=inf"], &["optim.weight_decay is inf", "at most 1000"]),
         (&["train.epoch=3"], &["train", "unknown field `epoch`", "did you mean `epochs`", "`batch`"]),
         (&["optim.weigth_decay=1e-4"], &["optim", "did you mean `weight_decay`"]),
         (&["nonsense.key=1"], &["unknown field `nonsense`", "`data`", "`train`"]),
@@ -106,12 +106,35 @@ fn wrong_settings() -> Result<()> {
             &["interpreter.shap_cam", "did you mean `fill`"],
         ),
         (&["loss.distance=l3"], &["unknown variant `l3`", "raw_l2"]),
-        (&["loss.temperature=0.0"], &["loss.temperature is 0", "positive"]),
-        (&["loss.temperature=inf"], &["loss.temperature is inf", "finite"]),
+        (&["loss.temperature=0.0"], &["loss.temperature is 0", "at least 0.05"]),
+        (&["loss.temperature=inf"], &["loss.temperature is inf", "at most 1000000"]),
         (&["loss.weights.kd=1.0"], &["need a [teacher]"]),
-        (&["loss.weights.ce=-1.0"], &["loss.weights", "at least 0"]),
-        (&["train.ema=1.5"], &["train.ema is 1.5", "[0, 1)"]),
+        (&["loss.weights.ce=-1.0"], &["loss.weights.ce is -1", "at least 0"]),
+        (&["train.ema=1.5"], &["train.ema is 1.5", "at most 0.999999999"]),
         (&["justakey"], &["--set \"justakey\"", "a.b=value"]),
+        (&["train.epochs=1000000000000"], &["train.epochs is 1000000000000", "at most 1000000"]),
+        (&["interpreter.rise.masks=9000000000000000000"], &["interpreter.rise.masks is 9000000000000000000"]),
+        (
+            &["interpreter.mask.iterations=4294967296"],
+            &["interpreter.mask.iterations is 4294967296", "at most 1000000"],
+        ),
+        (&["loss.temperature=1e7"], &["loss.temperature is 10000000", "at most 1000000"]),
+        (
+            &["optim.schedule=one_cycle", "optim.warmup=2.0"],
+            &["optim.warmup is 2", "one_cycle", "rises over the first 30 %"],
+        ),
+        // The only term goes out in the middle of an epoch, which a look at its start does not show.
+        (&["loss.schedule.ce.cut_off=0.5"], &["no term of the loss has a weight from step 2 on", "loss.schedule"]),
+        (
+            &[
+                "loss.weights.explanation=1.0",
+                "loss.layer=layer1",
+                "loss.interpreter=cam",
+                "loss.gradient=stop_grad",
+                "teacher.checkpoint=none",
+            ],
+            &["\"cam\" at loss.layer = \"layer1\" is not defined", "grad_cam"],
+        ),
     ];
     for (i, (sets, parts)) in cases.iter().enumerate() {
         let run = format!("run{i}");
@@ -185,7 +208,7 @@ fn wrong_cifar_files() -> Result<()> {
     let test = data.join("test_batch.bin");
     let mut bytes = std::fs::read(&test)?;
     std::fs::write(&test, &bytes[..bytes.len() - 1])?;
-    eval().assert_fails(1, &["test_batch.bin has 30729999 bytes", "30730000 are expected", "truncated"]);
+    eval().assert_fails(1, &["test_batch.bin: it has 30729999 bytes", "30730000 are expected", "truncated"]);
     bytes[3073 * 77] = 10;
     std::fs::write(&test, &bytes)?;
     eval().assert_fails(1, &["test_batch.bin: image 77 has label 10, accepted are 0 to 9"]);
@@ -374,7 +397,9 @@ fn wrong_images_and_methods() -> Result<()> {
         .assert_fails(1, &["did you mean `fill`"]);
     let folder = dir.path().join("pictures");
     std::fs::create_dir(&folder)?;
-    explain(&[&folder.display().to_string()]).assert_fails(1, &["holds no PNG or JPEG"]);
+    explain(&[&folder.display().to_string()]).assert_fails(1, &["holds no image", "PNG, JPEG"]);
+    explain(&["cifar10-mini:test[0..2]", "--method", "rise", "--set", "interpreter.rise.masks=9000000000000000000"])
+        .assert_fails(1, &["interpreter.rise.masks is 9000000000000000000", "at most"]);
     std::fs::write(folder.join("broken.png"), b"\x89PNG\r\n\x1a\n broken")?;
     explain(&[&folder.display().to_string()]).assert_fails(1, &["broken.png"]);
     Ok(())
@@ -389,6 +414,74 @@ fn wrong_files_to_convert() -> Result<()> {
     std::fs::write(&garbage, b"garbage")?;
     call(&["convert", &garbage, &out, "--arch", "wrn-16-2"]).assert_fails(1, &["garbage.pth"]);
     call(&["convert", &garbage, &out, "--arch", "wrn"]).assert_fails(1, &["unknown architecture"]);
+    // The head of a file of before PyTorch 1.6.
+    let mut legacy = vec![0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
+    legacy.extend([0; 50]);
+    std::fs::write(&garbage, legacy)?;
+    call(&["convert", &garbage, &out, "--arch", "wrn-10-1"])
+        .assert_fails(1, &["before version 1.6", "torch.save(torch.load("]);
     assert!(!Path::new(&out).exists());
+    Ok(())
+}
+
+/// What a file says of itself is believed only where it makes sense, and not of another model.
+#[test]
+fn conversions_keep_what_still_holds() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let (good, bad, out) =
+        (path(&dir, "run/last.safetensors"), path(&dir, "bad.safetensors"), path(&dir, "out.safetensors"));
+    let convert = |more: &[&str]| call(&[&["convert", &bad, &out, "--arch", "wrn-10-1", "--json"], more].concat());
+    let written = |key: &str| -> Result<Option<String>> {
+        Ok(trainer::checkpoint::File::read(Path::new(&out))?.metadata.get(key).cloned())
+    };
+    let with = |key: &'static str, value: &'static str| {
+        edit(&good, move |h| h["__metadata__"][key] = serde_json::json!(value))
+    };
+    std::fs::write(&bad, with("input_size", "[3, 48, 48]")?)?;
+    assert_eq!(convert(&[]).code, 0);
+    assert_eq!(written("input_size")?.as_deref(), Some("48"));
+    assert!(written("test_error")?.is_some(), "the same model keeps its error");
+    for more in [&["--mean", "0.5,0.5,0.5"][..], &["--std", "0.3,0.3,0.3"], &["--shortcut", "raw"]] {
+        let told = convert(more);
+        assert_eq!(told.code, 0, "{}", told.stderr);
+        assert_eq!(written("test_error")?, None, "{more:?} make another model");
+        assert!(told.stdout.contains("test_error of the file was another model's"), "{}", told.stdout);
+    }
+    for (key, value, part) in [
+        ("shortcut", "sideways", "shortcut \"sideways\""),
+        ("num_classes", "many", "num_classes \"many\""),
+        ("num_classes", "0", "num_classes \"0\""),
+        ("mean", "[0.4, nan, 0.4]", "three finite numbers"),
+        ("input_size", "big", "input_size"),
+    ] {
+        std::fs::write(&bad, with(key, value)?)?;
+        std::fs::remove_file(&out).ok();
+        convert(&[]).assert_fails(1, &[part]);
+        assert!(!Path::new(&out).exists());
+    }
+    std::fs::write(&bad, std::fs::read(&good)?)?;
+    convert(&["--mean", "nan,0.5,0.5"]).assert_fails(1, &["--mean nan,0.5,0.5", "finite"]);
+    Ok(())
+}
+
+/// A few bytes that name a model of gigabytes are refused before there is room for it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_small_file_makes_no_room_for_a_huge_model() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let bad = path(&dir, "bad.safetensors");
+    let bytes = edit(&path(&dir, "run/last.safetensors"), |h| {
+        h["__metadata__"]["arch"] = serde_json::json!("wrn-994-20");
+    })?;
+    std::fs::write(&bad, bytes)?;
+    let inner = command(&["eval", "--checkpoint", &bad, "--data", "cifar10-mini", "--threads", "1"]);
+    let program = inner.get_program().to_string_lossy().into_owned();
+    let arguments: Vec<_> = inner.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let mut limited = std::process::Command::new("sh");
+    // wrn-994-20 has 6,000 million parameters, 24 GB.
+    limited.args(["-c", "ulimit -v 3000000; exec \"$@\"", "sh", &program]).args(&arguments);
+    finish(limited).assert_fails(1, &["does not fit wrn-994-20", "missing"]);
     Ok(())
 }

@@ -52,6 +52,7 @@ pub mod methods;
 pub mod metrics;
 pub mod ops;
 pub mod random;
+pub mod ranges;
 pub mod score;
 
 use candle_core::{Result, Tensor, Var, bail};
@@ -355,6 +356,11 @@ pub trait Interpreter: Send + Sync {
 
     /// Whether with a linear head every class's CAM is all that the map depends on, so that it follows from [`ClassMaps`].
     fn sees_class_maps_alone(&self) -> bool {
+        false
+    }
+
+    /// Whether the method is defined only where average pooling and a linear layer follow the explained layer.
+    fn needs_linear_head(&self) -> bool {
         false
     }
 

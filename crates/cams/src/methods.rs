@@ -31,6 +31,7 @@ pub use shapley_cam::ShapleyCam;
 pub use xgrad_cam::XgradCam;
 
 use crate::Interpreter;
+use crate::ranges::Ranges;
 use serde::{Deserialize, Serialize};
 
 /// The one list: it makes the configuration's tables, the look-up by name and the names themselves.
@@ -46,6 +47,9 @@ macro_rules! methods {
         impl Methods {
             /// The methods' names, in the order of the list.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($key)),*];
+
+            /// What each method's numbers may be.
+            pub const RANGES: &'static [(&'static str, Ranges)] = &[$((stringify!($key), $method::RANGES)),*];
 
             /// The method of that name, as configured.
             pub fn get(&self, name: &str) -> Option<&dyn Interpreter> {

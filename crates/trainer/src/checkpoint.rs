@@ -3,7 +3,7 @@
 //! Written by hand because the header must be in sorted order (the safetensors crate writes its metadata
 //! from a hash map): the same run gives the same bytes. Read through the crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use kernels::graph::Shape;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::models::{Architecture, Layer, Shortcut};
 use crate::nn::{Normalization, Weights};
@@ -66,6 +67,27 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// The metadata key of [`sealed`].
+const SEAL: &str = "sha256";
+
+/// Metadata with a hash of everything: names, types, shapes, values, and the other metadata.
+pub fn sealed(tensors: &BTreeMap<String, Entry>, mut metadata: Metadata) -> Metadata {
+    let parts = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype.to_string(), &t.shape[..], &t.bytes[..]));
+    let seal = seal(parts, &metadata);
+    metadata.insert(SEAL.into(), seal);
+    metadata
+}
+
+fn seal<'a>(parts: impl Iterator<Item = (&'a str, String, &'a [usize], &'a [u8])>, metadata: &Metadata) -> String {
+    let mut hash = Sha256::new();
+    for (name, dtype, shape, bytes) in parts {
+        hash.update(format!("{name:?} {dtype} {shape:?} "));
+        hash.update(bytes);
+    }
+    hash.update(format!("{metadata:?}"));
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Writes tensors and metadata as safetensors, in sorted order.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Entry>, metadata: &Metadata) -> Result<()> {
     let mut header = serde_json::Map::new();
@@ -97,6 +119,11 @@ impl File {
     pub fn read(path: &Path) -> Result<File> {
         let name = path.display().to_string();
         let bytes = fs::read(path).with_context(|| format!("reading {name}"))?;
+        File::parse(name, bytes)
+    }
+
+    /// The same of bytes that are there already; `name` is for messages.
+    pub fn parse(name: String, bytes: Vec<u8>) -> Result<File> {
         let (_, header) = SafeTensors::read_metadata(&bytes)
             .map_err(|e| anyhow!("{name} is not a whole safetensors file ({e}): it is truncated or damaged"))?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
@@ -108,6 +135,17 @@ impl File {
     fn tensors(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.bytes)
             .map_err(|e| anyhow!("{} is not a whole safetensors file ({e}): it is truncated or damaged", self.name))
+    }
+
+    /// Refuses a file that is not what [`sealed`] metadata says, to the bit.
+    pub fn check_seal(&self) -> Result<()> {
+        let (tensors, mut metadata) = (self.tensors()?, self.metadata.clone());
+        let expected = metadata.remove(SEAL);
+        let all: BTreeMap<String, _> = tensors.iter().map(|(name, t)| (name.to_string(), t)).collect();
+        let parts = all.iter().map(|(name, t)| (name.as_str(), format!("{:?}", t.dtype()), t.shape(), t.data()));
+        let found = seal(parts, &metadata);
+        ensure!(expected.as_deref() == Some(&found), "{} is damaged: its contents are not what was written", self.name);
+        Ok(())
     }
 
     /// The tensors' names and shapes.
@@ -174,8 +212,9 @@ impl File {
     /// How its model sees pixels.
     pub fn normalization(&self) -> Result<Normalization> {
         let n = Normalization { mean: self.list("mean")?, std: self.list("std")? };
+        let finite = n.mean.iter().chain(&n.std).all(|x| x.is_finite());
         let fits = n.mean.len() == 3 && n.std.len() == 3 && n.std.iter().all(|s| *s > 0.0);
-        ensure!(fits, "{}: mean and std must be three numbers each, std positive", self.name);
+        ensure!(fits && finite, "{}: mean and std must be three numbers each, std positive", self.name);
         Ok(n)
     }
 
@@ -207,14 +246,15 @@ impl File {
         Architecture::named(name, input, classes, shortcut)
     }
 
+    /// All its tensors, as rows of f32.
+    pub fn named(&self) -> Result<Named> {
+        self.shapes()?.into_iter().map(|(name, shape)| Ok((name.clone(), (shape, self.f32(&name)?)))).collect()
+    }
+
     /// Its weights for `architecture`; names what is missing, unexpected or of another shape.
     pub fn weights(&self, architecture: &Architecture) -> Result<Weights> {
-        let mut found = BTreeMap::new();
-        for (name, shape) in self.shapes()? {
-            if !name.ends_with("num_batches_tracked") {
-                found.insert(name.clone(), (shape, self.f32(&name)?));
-            }
-        }
+        let mut found = self.named()?;
+        found.retain(|name, _| !name.ends_with("num_batches_tracked"));
         let (weights, unexpected) = assemble(architecture, found).with_context(|| self.name.clone())?;
         ensure!(
             unexpected.is_empty(),
@@ -241,37 +281,41 @@ fn few(names: &[String]) -> String {
 /// or of another shape.
 pub fn assemble(architecture: &Architecture, mut found: Named) -> Result<(Weights, Vec<String>)> {
     let (mut missing, mut shapes) = (Vec::new(), Vec::new());
+    // Names and shapes first: a small file that names a huge model must not make room for it.
+    for (entry, _) in architecture.entries() {
+        match found.get(&entry.name) {
+            None => missing.push(entry.name.clone()),
+            Some((shape, _)) if *shape != entry.shape => {
+                shapes.push(format!("{} is {shape:?} instead of {:?}", entry.name, entry.shape))
+            }
+            Some(_) => {}
+        }
+    }
+    let known: HashSet<&String> = architecture.entries().map(|(entry, _)| &entry.name).collect();
+    let unexpected: Vec<String> = found.keys().filter(|name| !known.contains(name)).cloned().collect();
+    if !missing.is_empty() || !shapes.is_empty() {
+        let lists = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)];
+        let parts = lists.iter().filter(|(_, names)| !names.is_empty());
+        let parts: Vec<_> = parts.map(|(what, names)| format!("{what}: {}", few(names))).collect();
+        bail!("it does not fit {}; {}", architecture.name, parts.join("; "))
+    }
     let mut weights = Weights {
         parameters: vec![0.0; architecture.graph.parameter_len()],
         running: vec![0.0; architecture.graph.statistics_len()],
     };
     for (entry, parameter) in architecture.entries() {
-        match found.remove(&entry.name) {
-            None => missing.push(entry.name.clone()),
-            Some((shape, _)) if shape != entry.shape => {
-                shapes.push(format!("{} is {shape:?} instead of {:?}", entry.name, entry.shape))
-            }
-            Some((_, values)) => {
-                if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
-                    bail!("{} holds the value {bad}: the checkpoint is damaged", entry.name);
-                }
-                let target = if parameter { &mut weights.parameters } else { &mut weights.running };
-                target[entry.range()].copy_from_slice(&values);
-            }
+        let (_, values) = found.remove(&entry.name).with_context(|| entry.name.clone())?;
+        if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
+            bail!("{} holds the value {bad}: the checkpoint is damaged", entry.name);
         }
+        let target = if parameter { &mut weights.parameters } else { &mut weights.running };
+        target[entry.range()].copy_from_slice(&values);
     }
-    let unexpected: Vec<String> = found.into_keys().collect();
-    if missing.is_empty() && shapes.is_empty() {
-        return Ok((weights, unexpected));
-    }
-    let lists = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)];
-    let parts = lists.iter().filter(|(_, names)| !names.is_empty());
-    let parts: Vec<_> = parts.map(|(what, names)| format!("{what}: {}", few(names))).collect();
-    bail!("it does not fit {}; {}", architecture.name, parts.join("; "))
+    Ok((weights, unexpected))
 }
 
 /// `32`, `[32, 32]` or `[3, 32, 32]`.
-fn input_shape(text: &str) -> Result<Shape> {
+pub fn input_shape(text: &str) -> Result<Shape> {
     let value: serde_json::Value = serde_json::from_str(text)?;
     let side = |v: &serde_json::Value| v.as_u64().filter(|s| (1..=4096).contains(s)).map(|s| s as usize);
     let sides: Option<Vec<usize>> = match &value {
@@ -304,6 +348,12 @@ pub fn save(
     normalization: &Normalization,
     extra: &Metadata,
 ) -> Result<()> {
+    ensure!(
+        normalization.mean.iter().chain(&normalization.std).all(|x| x.is_finite()),
+        "mean {:?} and std {:?} must be finite",
+        normalization.mean,
+        normalization.std
+    );
     let mut metadata = extra.clone();
     let input = architecture.graph.shapes[0];
     metadata.insert("arch".into(), architecture.name.clone());
@@ -313,7 +363,7 @@ pub fn save(
     metadata.insert("mean".into(), json!(normalization.mean).to_string());
     metadata.insert("std".into(), json!(normalization.std).to_string());
     if let Some(shortcut) = architecture.shortcut {
-        metadata.insert("shortcut".into(), if shortcut == Shortcut::Raw { "raw" } else { "preact" }.into());
+        metadata.insert("shortcut".into(), shortcut.name().into());
     }
     let tensors = architecture
         .entries()

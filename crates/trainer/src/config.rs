@@ -1,5 +1,6 @@
 //! A run's configuration: layered TOML files and `--set a.b=v`, later wins; a profile fills what is left.
 
+mod check;
 mod loss;
 mod sections;
 mod text;
@@ -11,10 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use cams::Differentiable;
 use cams::methods::{Computation, Fill, Methods};
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
-use crate::data::fetch::sha256;
 use crate::error::unknown;
+pub use check::methods as check_methods;
 pub use loss::{Class, Control, Distance, Loss, MapGradient, Schedules, WeightSchedule, Weights};
 pub use sections::{BnGamma, Data, InitConfig, LrSchedule, Optim, Precision, Profile, Student, Teacher, Train};
 pub use text::{merge, parse_set, typed};
@@ -89,6 +90,21 @@ impl Config {
         if space.is_none() {
             config.interpreter.score_cam.space = cams::methods::Space::Features;
         }
+        // A rate that rises by itself has no warm-up of its own.
+        let optim = &mut config.optim;
+        if optim.schedule == LrSchedule::OneCycle {
+            let asked = given
+                .get("optim")
+                .and_then(|o| o.get("warmup"))
+                .and_then(|w| w.as_float().or(w.as_integer().map(|i| i as f64)));
+            ensure!(
+                asked.unwrap_or(0.0) == 0.0,
+                "optim.warmup is {}, but optim.schedule = \"one_cycle\" rises over the first 30 % of the run by itself: leave \
+                 optim.warmup out, or use \"linear\" or \"cosine\"",
+                asked.unwrap_or(0.0)
+            );
+            optim.warmup = 0.0;
+        }
         // And teacher and student must be explained by one rule: not by the one that suits each image best.
         let shap = &mut config.interpreter.shap_cam;
         if shap.estimator == Computation::Auto && shap.score != cams::Score::Logit {
@@ -99,29 +115,8 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let (t, o, l) = (&self.train, &self.optim, &self.loss);
-        ensure!(t.epochs >= 1 && t.batch >= 1, "train.epochs and train.batch must be at least 1");
-        ensure!(o.lr > 0.0 && o.lr.is_finite(), "optim.lr is {}; it must be positive", o.lr);
-        ensure!((0.0..1.0).contains(&o.momentum), "optim.momentum is {}; it must lie in [0, 1)", o.momentum);
-        for (name, value) in
-            [("optim.warmup", o.warmup), ("optim.weight_decay", o.weight_decay), ("train.clip", t.clip)]
-        {
-            ensure!(
-                value >= 0.0 && value.is_finite(),
-                "{name} is {value}; it must be a finite number and not negative"
-            );
-        }
-        ensure!((0.0..1.0).contains(&t.ema), "train.ema is {}; it must lie in [0, 1)", t.ema);
-        ensure!(
-            (0.0..1.0).contains(&l.label_smoothing),
-            "loss.label_smoothing is {}; it must lie in [0, 1)",
-            l.label_smoothing
-        );
-        let temperature = l.temperature;
-        ensure!(
-            temperature > 0.0 && temperature.is_finite(),
-            "loss.temperature is {temperature}; it must be positive and finite"
-        );
+        let (t, l) = (&self.train, &self.loss);
+        check::numbers(self)?;
         let Some(method) = self.interpreter.get(&l.interpreter) else {
             return Err(unknown("interpreter", &l.interpreter, Methods::NAMES));
         };
@@ -130,10 +125,6 @@ impl Config {
         if let (true, Differentiable::Not(_)) = (matched, method.differentiable()) {
             bail!("loss.interpreter = \"{}\" cannot be matched: {}", l.interpreter, method.differentiable().sentence());
         }
-        ensure!(
-            [w.ce, w.kd, w.explanation, w.attention].iter().all(|w| w.is_finite() && *w >= 0.0),
-            "the weights of loss.weights must be numbers of at least 0"
-        );
         ensure!(
             !self.distils() || self.teacher.is_some(),
             "loss.weights.kd, explanation and attention need a [teacher] with a checkpoint"
@@ -147,32 +138,27 @@ impl Config {
             arch != layers || (!arch && self.student.checkpoint.is_some()),
             "[student] needs either arch (as in \"wrn-16-2\") or [[student.layers]]"
         );
-        for epoch in 0..t.epochs {
-            let s = &l.schedule;
-            let factors = [(w.ce, s.ce), (w.kd, s.kd), (w.explanation, s.explanation), (w.attention, s.attention)];
-            ensure!(
-                factors.iter().any(|(weight, s)| weight * s.factor(epoch as f64) > 0.0),
-                "no term of the loss has a weight at the start of epoch {}: see loss.weights and loss.schedule",
-                epoch + 1
-            );
-        }
+        let idle = l.first_idle_step(1, t.epochs);
+        ensure!(
+            idle.is_none(),
+            "no term of the loss has a weight at the start of epoch {}: see loss.weights and loss.schedule",
+            idle.unwrap_or(0) + 1
+        );
         ensure!(
             !(l.control == Control::Random && l.distance == Distance::AllClassPooled),
             "loss.control = \"random\" makes one map an image, loss.distance = \"all_class_pooled\" compares one a class: \
              use another distance, or control = \"shuffled\""
         );
         ensure!(
-            self.data.size.is_none_or(|s| (16..=1024).contains(&s)),
-            "data.size is {}; it must lie between 16 and 1024",
-            self.data.size.unwrap_or(0)
-        );
-        ensure!(
-            o.drop_factor > 0.0 && o.drop_factor <= 1.0 && !o.drops.contains(&0),
-            "optim.drop_factor must lie in (0, 1], and optim.drops counts epochs from 1"
-        );
-        ensure!(
             l.layer == "last" || l.distance != Distance::AllClassPooled,
             "loss.layer is \"{}\", but loss.distance = \"all_class_pooled\" compares CAMs, which exist at \"last\" only",
+            l.layer
+        );
+        ensure!(
+            !matched || l.layer == "last" || !method.needs_linear_head(),
+            "loss.interpreter = \"{}\" at loss.layer = \"{}\" is not defined: it needs average pooling and a linear layer behind \
+             the layer; use \"last\", or grad_cam",
+            l.interpreter,
             l.layer
         );
         let shap = &self.interpreter.shap_cam;
@@ -227,64 +213,8 @@ fn file_name(path: PathBuf) -> PathBuf {
     path.file_name().map_or_else(|| path.clone(), PathBuf::from)
 }
 
-/// Settings that do not change a run's result, or are in its folder's name anyway.
-const NOT_IN_NAMES: [&str; 7] = [
-    "train.seed",
-    "train.max_minutes",
-    "train.save_every",
-    "train.log_every",
-    "teacher.cache",
-    "teacher.cache_limit_mb",
-    "data.dir",
-];
-
-/// A run's default folder: `runs/<name of the last configuration>-s<seed>`, with the settings that say something else than the files
-/// in between, so that a sweep does not meet itself.
-pub fn default_run(files: &[PathBuf], sets: &[String], seed: u64) -> Result<PathBuf> {
-    let mut name = files.last().and_then(|f| f.file_stem()).map_or("run".into(), |s| s.to_string_lossy().into_owned());
-    let before = Value::Table(table(files, &[])?);
-    let mut settings = text::Settings::default();
-    sets.iter().try_for_each(|set| settings.add(parse_set(set)?, ""))?;
-    for (key, value) in settings.0 {
-        let old = key.split('.').try_fold(&before, |v, k| v.get(k));
-        if old != Some(&value) && !NOT_IN_NAMES.contains(&key.as_str()) {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-            let short = key.rsplit('.').next().unwrap_or(&key);
-            name += &format!("-{short}={text}");
-        }
-    }
-    let mut name: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || "_.=+-".contains(c) { c } else { '_' }).collect();
-    if name.len() > 100 {
-        let hash = sha256(format!("{sets:?}").as_bytes());
-        name = format!("{}-{}", &name[..80], &hash[..8]);
-    }
-    Ok(Path::new("runs").join(format!("{name}-s{seed}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sweep_has_a_folder_for_each_setting() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let file = dir.path().join("student.toml");
-        fs::write(&file, "optim.lr = 0.2\nloss.weights = { ce = 1.0 }")?;
-        let name = |sets: &[&str]| -> Result<String> {
-            let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-            Ok(default_run(std::slice::from_ref(&file), &sets, 3)?.display().to_string())
-        };
-        assert_eq!(name(&[])?, "runs/student-s3");
-        assert_eq!(name(&["optim.lr=0.2", "train.seed=3", "train.max_minutes=1"])?, "runs/student-s3");
-        assert_eq!(name(&["optim.lr=0.1"])?, "runs/student-lr=0.1-s3");
-        assert_eq!(name(&["optim.lr=0.1", "optim.lr=0.3"])?, "runs/student-lr=0.3-s3");
-        assert_eq!(name(&["loss.weights={ ce = 1.0, kd = 2 }"])?, "runs/student-kd=2-s3");
-        let long = |last: &str| {
-            name(&["teacher.checkpoint=/a/very/long/path/to/a/teacher/that/somebody/keeps/deep/down/in/a/tree", last])
-        };
-        let (a, b) = (long("optim.lr=0.1")?, long("optim.lr=0.4")?);
-        assert!(a != b && a.len() < 120, "{a} {b}");
-        Ok(())
-    }
+/// A run's default folder: `runs/<name of the last configuration>-s<seed>`.
+pub fn default_run(files: &[PathBuf], seed: u64) -> PathBuf {
+    let name = files.last().and_then(|f| f.file_stem()).map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    Path::new("runs").join(format!("{name}-s{seed}"))
 }

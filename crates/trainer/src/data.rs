@@ -1,7 +1,8 @@
 //! Data sets: u8 images in memory, the list of names, and what is read from where.
 
 pub mod augment;
-mod cifar;
+pub mod cifar;
+pub mod decode;
 pub mod fetch;
 mod folder;
 pub mod loader;
@@ -16,7 +17,8 @@ use rand::seq::SliceRandom;
 use crate::config;
 use crate::error::unknown;
 use crate::random::{Purpose, stream};
-pub use folder::{is_image, read_image};
+pub use decode::{is_image, kinds, read_image};
+pub use folder::Found;
 
 /// Part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -42,6 +44,8 @@ pub struct Images {
     pub index: Vec<u64>,
     /// Where the object is, (x0, y0, x1, y1), x0 <= x < x1, if the set says so.
     pub boxes: Option<Vec<[u32; 4]>>,
+    /// What whoever uses them should know: files that were passed over, classes without images.
+    pub notes: Vec<String>,
 }
 
 impl Images {
@@ -58,7 +62,7 @@ impl Images {
             bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
         }
         let index = (0..labels.len() as u64).collect();
-        Ok(Images { pixels, labels, shape, classes, index, boxes: None })
+        Ok(Images { pixels, labels, shape, classes, index, boxes: None, notes: vec![] })
     }
 
     /// Number of images.
@@ -96,7 +100,9 @@ impl Images {
             labels: positions.iter().map(|&i| self.labels[i]).collect(),
             index: positions.iter().map(|&i| self.index[i]).collect(),
             boxes: self.boxes.as_ref().map(|b| positions.iter().map(|&i| b[i]).collect()),
-            ..*self
+            notes: vec![],
+            shape: self.shape,
+            classes: self.classes,
         }
     }
 
@@ -156,7 +162,11 @@ pub const LIST: &[DataSet] = &[
         about: "procedural: small objects on textured backgrounds, with labels and boxes",
         load: planted::load,
     },
-    DataSet { name: "folder", about: "train/ and test/, in each a folder a class; PNG and JPEG", load: folder::load },
+    DataSet {
+        name: "folder",
+        about: "train/ and test/, in each a folder a class; PNG, JPEG, BMP, WebP, TIFF, GIF",
+        load: folder::load,
+    },
 ];
 
 impl Source {
@@ -199,6 +209,8 @@ pub struct Portions {
     pub curve: Images,
     /// The test set, where the curve does not use it; read at the start, so that a run cannot fail at its end.
     pub test: Option<Images>,
+    /// What whoever uses them should know.
+    pub notes: Vec<String>,
 }
 
 impl Portions {
@@ -225,9 +237,10 @@ impl Portions {
         }
         let train = all.select(&positions);
         let test = data.source().load(Split::Test)?;
+        let notes = [&all.notes[..], &test.notes[..]].concat();
         if data.validation > 0 {
-            return Ok(Portions { train, curve: all.select(&held_out), test: Some(test) });
+            return Ok(Portions { train, curve: all.select(&held_out), test: Some(test), notes });
         }
-        Ok(Portions { train, curve: test, test: None })
+        Ok(Portions { train, curve: test, test: None, notes })
     }
 }

@@ -16,7 +16,7 @@ impl fmt::Display for Claimed {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
             f,
-            "{} is in use by {}: wait for it, or choose another folder with --run",
+            "{} is in use by {}: wait for it, or choose another folder with --run (a sweep with --set needs one for each run)",
             self.dir.display(),
             self.holder
         )

@@ -26,6 +26,7 @@ pub mod models;
 pub mod nn;
 pub mod objective;
 pub mod optim;
+pub mod pth;
 pub mod random;
 pub mod record;
 pub mod schedule;

@@ -22,6 +22,16 @@ pub enum Shortcut {
     Raw,
 }
 
+impl Shortcut {
+    /// Its word in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shortcut::Preact => "preact",
+            Shortcut::Raw => "raw",
+        }
+    }
+}
+
 /// A model's trunk, then average pooling and a linear classifier `fc`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {

@@ -1,6 +1,8 @@
 //! Where a run's measurements go: metrics.jsonl, TensorBoard, and the terminal.
 
-use std::fs::{self, File, OpenOptions};
+mod events;
+
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -51,13 +53,15 @@ impl Recorder {
     pub fn new(dir: &Path, step: usize, total: usize, quiet: bool) -> Result<Recorder> {
         let path = dir.join("metrics.jsonl");
         if path.exists() {
-            let kept = BufReader::new(File::open(&path)?).lines().map_while(Result::ok).filter(|line| {
+            let file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
+            let kept = BufReader::new(file).lines().map_while(Result::ok).filter(|line| {
                 let value: Option<Value> = serde_json::from_str(line).ok();
                 value.and_then(|v| v["step"].as_u64()).is_some_and(|s| s as usize <= step)
             });
             let text: String = kept.map(|l| l + "\n").collect();
             write_atomically(&path, text.as_bytes())?;
         }
+        events::cut(dir, step)?;
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.with_context(|| format!("opening {}", path.display()))?;
         let plain = !quiet && !std::io::stderr().is_terminal();
@@ -133,10 +137,4 @@ impl Recorder {
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
-}
-
-/// Reads a run's metrics back: (kind, object) in order.
-pub fn read_metrics(dir: &Path) -> Result<Vec<Value>> {
-    let text = fs::read_to_string(dir.join("metrics.jsonl"))?;
-    text.lines().map(|l| Ok(serde_json::from_str(l)?)).collect()
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::checkpoint::{Entry, File, Metadata, write_tensors};
+use crate::checkpoint::{Entry, File, Metadata, sealed, write_tensors};
 use crate::error::Diverged;
 
 /// What an epoch has added up so far.
@@ -104,12 +104,17 @@ impl State {
             ("commits".into(), serde_json::to_string(&self.commits)?),
             ("inputs".into(), serde_json::to_string(&self.inputs)?),
         ]);
-        write_tensors(path, &tensors, &metadata)
+        write_tensors(path, &tensors, &sealed(&tensors, metadata))
     }
 
     /// Reads the file.
     pub fn load(path: &Path) -> Result<State> {
-        let file = File::read(path)?;
+        State::from_file(&File::read(path)?)
+    }
+
+    /// What a file holds.
+    pub fn from_file(file: &File) -> Result<State> {
+        file.check_seal()?;
         let scalars = file.f64("scalars")?;
         let list = |key: &str| -> Result<Vec<String>> {
             serde_json::from_str(file.get(key)?).with_context(|| format!("the {key} in the training state"))
@@ -120,7 +125,7 @@ impl State {
             && sums.len() == 3 + terms.len()
             && epochs.len().is_multiple_of(3)
             && norms.len() == 2 * named.len();
-        ensure!(fits, "{} is not a training state of this version", path.display());
+        ensure!(fits, "{} is not a training state of this version", file.name());
         Ok(State {
             step: file.get("step")?.parse().context("the step in the training state")?,
             parameters: file.f32("parameters")?,
@@ -149,5 +154,43 @@ impl State {
             seconds: scalars[1],
             inputs: serde_json::from_str(file.get("inputs")?).context("the inputs in the training state")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_comes_back_whole_or_not_at_all() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("state.safetensors");
+        let state = State {
+            step: 7,
+            parameters: vec![1.0, -2.5],
+            running: vec![0.5],
+            momentum: vec![0.1, 0.2],
+            sums: Sums { images: 3.0, wrong: 1.0, total: 0.7, terms: BTreeMap::from([("ce".into(), 0.1)]) },
+            epochs: vec![EpochFigures { train_error: 1.0, train_loss: 2.0, curve_error: 3.0 }],
+            norms: BTreeMap::from([("ce".into(), [1.5, 2.0])]),
+            commits: vec!["abc".into()],
+            best: 12.5,
+            seconds: 3.25,
+            inputs: Inputs::from([("teacher".into(), "00ff".into())]),
+            ..State::default()
+        };
+        state.save(&path)?;
+        assert_eq!(State::load(&path)?, state);
+        let bytes = std::fs::read(&path)?;
+        for at in 0..bytes.len() {
+            for bit in [1u8, 0x10, 0x80] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= bit;
+                let found = File::parse("damaged".into(), damaged).and_then(|file| State::from_file(&file));
+                // The header's spaces and the order of its keys are no contents: the same state may be read from other bytes.
+                assert!(found.is_err() || found? == state, "byte {at}");
+            }
+        }
+        Ok(())
     }
 }

@@ -97,6 +97,16 @@ impl Teacher {
     }
 }
 
+/// Whether these are the bytes of a whole view of `rows` images in a cache.
+pub fn is_view(bytes: &[u8], rows: usize) -> bool {
+    cache::decode(bytes, rows).is_some()
+}
+
+/// The bytes of a view in a cache: rows of this shape.
+pub fn view_bytes(shape: &[usize], values: &[f32]) -> Result<Vec<u8>> {
+    cache::encode(shape, values)
+}
+
 /// Views of the training images that a run shows.
 pub(crate) fn views(config: &Config) -> u64 {
     let (views, epochs) = (config.data.views, config.train.epochs as u64);

@@ -68,7 +68,7 @@ pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
     folder::check_config(config, dir, options.resume)?;
     let portions = Portions::load(&config.data)?;
     let inputs = setup::inputs(config, &portions)?;
-    if let Some(report) = folder::outcome(&inputs, dir)? {
+    if let Some(report) = folder::outcome(config, &inputs, dir)? {
         return Ok(Outcome::Done(Box::new(report)));
     }
     let done = learn(config, options, portions, &inputs, &mut claim);
@@ -91,7 +91,7 @@ pub fn inputs(config: &Config) -> Result<Inputs> {
 /// [`Diverged`] if it ended so; others if the folder holds something else.
 pub fn finished(config: &Config, inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
     folder::check_config(config, dir, true)?;
-    folder::outcome(inputs, dir)
+    folder::outcome(config, inputs, dir)
 }
 
 fn learn(
@@ -102,7 +102,7 @@ fn learn(
     claim: &mut Claim,
 ) -> Result<Outcome> {
     let dir = &options.run;
-    let Portions { train, curve, test } = portions;
+    let Portions { train, curve, test, notes } = portions;
     let held_out = test.is_some();
     let images = Arc::new(train);
     let plan = plan(config, &images)?;
@@ -113,7 +113,7 @@ fn learn(
     folder::create(config, dir)?;
     let mut recorder = Recorder::new(dir, trainer.state.step, total, options.quiet)?;
     let teacher = trainer.teacher.as_ref().map(|t| t.note.clone());
-    teacher.into_iter().chain(setup::notes(config)).for_each(|note| recorder.say(&note));
+    notes.into_iter().chain(teacher).chain(setup::notes(config)).for_each(|note| recorder.say(&note));
     let started = Instant::now();
     let before = trainer.state.seconds;
 

@@ -2,9 +2,11 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{pool, weighted_sum};
+use crate::ranges::{MEMORY_MB, Ranges};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass};
 
-/// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0 (0 where y is 0);
+/// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0 (0 where y is 0; a y
+/// that is less than a thousandth of the largest `y - y_k` is taken for that);
 /// `map = ReLU(sum_k alpha_k A_k)`.
 ///
 /// With a linear head `z_k = z - W_k f_k`, no pass is needed; elsewhere the head is evaluated once for every channel.
@@ -21,6 +23,11 @@ impl Default for AblationCam {
     fn default() -> Self {
         AblationCam { score: Score::Logit, memory_mb: 256.0 }
     }
+}
+
+impl AblationCam {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[("memory_mb", MEMORY_MB)];
 }
 
 impl AblationCam {
@@ -62,6 +69,9 @@ impl AblationCam {
     }
 }
 
+/// The least |y|, as a part of the largest fall.
+const LEAST: f64 = 1e-3;
+
 impl Interpreter for AblationCam {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
         let (without, estimator, evaluations) = match forward.model.linear_head() {
@@ -72,10 +82,16 @@ impl Interpreter for AblationCam {
         if evaluations > 0 {
             y = y.detach();
         }
-        let none = y.eq(0.0)?.to_dtype(y.dtype())?;
-        let some = none.affine(-1.0, 1.0)?;
         let fall = y.broadcast_sub(&without)?;
-        let alpha = fall.broadcast_div(&(y + none)?)?.broadcast_mul(&some)?;
+        // A y near 0 is a difference of large numbers: divided by it, rounding would be all that is left of the map.
+        let floor = (fall.detach().abs()?.max_keepdim(1)? * LEAST)?;
+        let sign = (y.gt(0.0)?.to_dtype(y.dtype())? - y.lt(0.0)?.to_dtype(y.dtype())?)?;
+        let small = y.abs()?.detach().le(&floor)?;
+        let none = y.eq(0.0)?.to_dtype(y.dtype())?;
+        let divisor = small.where_cond(&(&floor * &sign)?, &y)?;
+        let some = none.affine(-1.0, 1.0)?;
+        let safe = (divisor + (none * floor.affine(1.0, 1.0)?)?)?;
+        let alpha = fall.broadcast_div(&safe)?.broadcast_mul(&some)?;
         Explanation::new(weighted_sum(&alpha, &forward.features)?, estimator, evaluations)
     }
 

@@ -2,12 +2,18 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::weighted_sum;
+use crate::ranges::Ranges;
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
 /// CAM (Zhou et al. 2016, arXiv 1512.04150, eq. 2): `map = sum_k W_ck A_k`, signed. Needs pooling and a linear layer behind A.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cam {}
+
+impl Cam {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
+}
 
 impl Interpreter for Cam {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
@@ -22,6 +28,10 @@ impl Interpreter for Cam {
 
     fn has_relu(&self) -> bool {
         false
+    }
+
+    fn needs_linear_head(&self) -> bool {
+        true
     }
 
     fn sees_class_maps_alone(&self) -> bool {

@@ -2,6 +2,7 @@ use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::Ranges;
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
 /// Eigen-CAM (Muhammad & Yeasin 2020, arXiv 2008.00299): the positions' projection on the first right singular vector of the
@@ -19,6 +20,11 @@ impl Default for EigenCam {
     fn default() -> Self {
         EigenCam { centred: true }
     }
+}
+
+impl EigenCam {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
 }
 
 /// Squarings of the Gram matrix at most: two singular values that differ by one part in 2^20 are told apart.

@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::weighted_sum;
+use crate::ranges::Ranges;
 use crate::{Differentiable, Explanation, Forward, Interpreter, Score};
 
 /// Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, eq. 1 and 2).
@@ -13,6 +14,11 @@ use crate::{Differentiable, Explanation, Forward, Interpreter, Score};
 pub struct GradCam {
     /// What is explained.
     pub score: Score,
+}
+
+impl GradCam {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
 }
 
 impl Interpreter for GradCam {

@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{self, weighted_sum};
+use crate::ranges::Ranges;
 use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score, maps};
 
 /// Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, eq. 5 and 12 to 20).
@@ -19,6 +20,11 @@ pub struct GradCamPp {
     pub exp_scale: bool,
     /// Divide `a` by its sum per channel, as the authors' code does.
     pub alpha_norm: bool,
+}
+
+impl GradCamPp {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
 }
 
 impl GradCamPp {

@@ -1,6 +1,7 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::Ranges;
 use crate::{Differentiable, Explanation, Forward, Interpreter, Score};
 
 /// HiResCAM (Draelos & Carin 2020, arXiv 2011.08891): `map = ReLU(sum_k G_k(p) A_k(p))`, `G = d y / d A`.
@@ -11,6 +12,11 @@ use crate::{Differentiable, Explanation, Forward, Interpreter, Score};
 pub struct HiresCam {
     /// What is explained.
     pub score: Score,
+}
+
+impl HiresCam {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
 }
 
 impl Interpreter for HiresCam {

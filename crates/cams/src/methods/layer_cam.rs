@@ -1,6 +1,7 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::Ranges;
 use crate::{Differentiable, Explanation, Forward, Interpreter, Score, maps};
 
 /// LayerCAM (Jiang et al. 2021, IEEE TIP 30, eq. 6): `map = ReLU(sum_k ReLU(G_k(p)) A_k(p))`, `G = d y / d A`.
@@ -9,6 +10,11 @@ use crate::{Differentiable, Explanation, Forward, Interpreter, Score, maps};
 pub struct LayerCam {
     /// What is explained.
     pub score: Score,
+}
+
+impl LayerCam {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
 }
 
 impl Interpreter for LayerCam {

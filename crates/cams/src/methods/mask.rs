@@ -2,6 +2,7 @@ use candle_core::{DType, Result, Tensor, Var, bail};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::{Ranges, SEED, above, from};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, SampleId, Score, maps, random};
 
 /// How the penalties on a mask are reduced.
@@ -87,6 +88,24 @@ impl Default for Mask {
             seed: 0,
         }
     }
+}
+
+impl Mask {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("grid", from(1.0, 1024.0)),
+        ("iterations", from(1.0, 1e6)),
+        ("lr", above(0.0, 1e3)),
+        ("l1", from(0.0, 1e6)),
+        ("tv", from(0.0, 1e6)),
+        ("beta", above(0.0, 100.0)),
+        ("blur_size", from(1.0, 1023.0)),
+        ("blur_sigma", above(0.0, 1e4)),
+        ("jitter", from(0.0, 1024.0)),
+        ("noise", from(0.0, 1e3)),
+        ("noise_draws", from(1.0, 1e4)),
+        ("seed", SEED),
+    ];
 }
 
 impl Mask {

@@ -4,6 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::weighted_sum;
+use crate::ranges::{Ranges, SEED};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
 /// The control: channels weighted at random, `alpha_k ~ U(-1, 1)`, fixed for each image by the seed.
@@ -12,6 +13,11 @@ use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 pub struct Random {
     /// Seed of the weights.
     pub seed: u64,
+}
+
+impl Random {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[("seed", SEED)];
 }
 
 impl Interpreter for Random {

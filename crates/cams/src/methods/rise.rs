@@ -3,6 +3,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::{MEMORY_MB, Ranges, SEED, above, from};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
 
 /// What an absent pixel gets.
@@ -58,6 +59,18 @@ impl Default for Rise {
             memory_mb: 256.0,
         }
     }
+}
+
+impl Rise {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("masks", from(2.0, 1e7)),
+        ("cells", from(1.0, 1024.0)),
+        ("p", above(0.0, 1.0)),
+        ("tolerance", from(0.0, 10.0)),
+        ("seed", SEED),
+        ("memory_mb", MEMORY_MB),
+    ];
 }
 
 /// Masks before the first look at an image's error. Looks are few, so that a lucky streak does not decide.

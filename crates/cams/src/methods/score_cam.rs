@@ -3,6 +3,7 @@ use candle_nn::ops::softmax;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{class_maps, weighted_sum};
+use crate::ranges::{MEMORY_MB, Ranges};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
 
 /// What Score-CAM's masks are applied to.
@@ -36,6 +37,11 @@ impl Default for ScoreCam {
     fn default() -> Self {
         ScoreCam { score: Score::Logit, space: Space::Image, memory_mb: 256.0 }
     }
+}
+
+impl ScoreCam {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[("memory_mb", MEMORY_MB)];
 }
 
 /// Each channel's masks, scaled to [0, 1]: (n, k, h, w).

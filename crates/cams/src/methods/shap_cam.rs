@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{pool, weighted_sum};
+use crate::ranges::{MEMORY_MB, Ranges, SEED, from};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, Score};
 pub use mc::Sampling;
 
@@ -93,6 +94,17 @@ impl Default for ShapCam {
             memory_mb: 256.0,
         }
     }
+}
+
+impl ShapCam {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("permutations", from(4.0, 1e9)),
+        ("evaluations", from(4.0, 1e12)),
+        ("tolerance", from(0.0, 10.0)),
+        ("seed", SEED),
+        ("memory_mb", MEMORY_MB),
+    ];
 }
 
 /// Above this estimate of its error `auto` does not trust `det2`.

@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::weighted_sum;
+use crate::ranges::{Ranges, above};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score};
 
 /// ShapleyCAM (Cai 2025, arXiv 2501.06261): not Shap-CAM, but Shapley values of channels to second order.
@@ -21,6 +22,11 @@ impl Default for ShapleyCam {
     fn default() -> Self {
         ShapleyCam { score: Score::Rest, step: 1e-2 }
     }
+}
+
+impl ShapleyCam {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[("step", above(0.0, 0.999))];
 }
 
 impl Interpreter for ShapleyCam {

@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::weighted_sum;
+use crate::ranges::Ranges;
 use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score};
 
 /// XGrad-CAM (Fu et al. 2020, arXiv 2008.02312, eq. 7): `alpha_k = sum_p G_k(p) A_k(p) / sum_p A_k(p)`, 0 where that sum is 0;
@@ -13,6 +14,11 @@ use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score};
 pub struct XgradCam {
     /// What is explained.
     pub score: Score,
+}
+
+impl XgradCam {
+    /// What its numbers may be: it has none.
+    pub const RANGES: Ranges = &[];
 }
 
 impl Interpreter for XgradCam {

@@ -1,8 +1,7 @@
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor};
-use kernels::graph::Shape;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device};
 use serde_json::json;
 
 use crate::checkpoint::{self, File, Metadata, Named};
@@ -11,33 +10,66 @@ use crate::data::loader::Plan;
 use crate::data::{Source, Split};
 use crate::models::{Architecture, Shortcut};
 use crate::nn::{Backend, Network, Normalization, Weights};
+use crate::pth::Pth;
 
 /// `trainer convert`. What an option does not say, a safetensors file's own metadata says, else CIFAR-10's statistics.
 pub fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
-    let metadata = if is_safetensors(args) { File::read(&args.input)?.metadata } else { Metadata::new() };
-    let known = |key: &str| metadata.get(key).cloned();
-    let shortcut = args.shortcut.clone().or(known("shortcut")).unwrap_or_else(|| "preact".into());
-    let shortcut = if shortcut == "raw" { Shortcut::Raw } else { Shortcut::Preact };
-    let classes = known("num_classes").and_then(|n| n.parse().ok()).filter(|n| (1..=100_000).contains(n));
-    let classes = args.classes.or(classes).unwrap_or(10) as usize;
-    let side = known("input_size").and_then(|s| s.parse().ok()).filter(|s| (1..=4096).contains(s)).unwrap_or(32);
-    let input = Shape { channels: 3, h: side, w: side };
+    // A name that nobody knows is told before a large file is read.
+    Architecture::named(&args.arch, checkpoint::input_shape("32")?, 10, Shortcut::Preact)?;
+    let mut source = read(args)?;
+    let metadata = std::mem::take(&mut source.metadata);
+    let known = |key: &str| metadata.get(key).map(String::as_str);
+    let file = args.input.display();
+    let shortcut = match args.shortcut.as_deref().or(known("shortcut")).unwrap_or("preact") {
+        "preact" => Shortcut::Preact,
+        "raw" => Shortcut::Raw,
+        other => bail!("{file}: shortcut \"{other}\" in its metadata; say --shortcut preact or --shortcut raw"),
+    };
+    let classes =
+        match (args.classes, known("num_classes")) {
+            (Some(n), _) => n as usize,
+            (None, Some(text)) => text.parse().ok().filter(|n| (1..=100_000).contains(n)).with_context(|| {
+                format!("{file}: num_classes \"{text}\" in its metadata; say how many with --classes")
+            })?,
+            (None, None) => 10,
+        };
+    let input = checkpoint::input_shape(known("input_size").unwrap_or("32"))
+        .with_context(|| format!("input_size in the metadata of {file}"))?;
     let architecture = Architecture::named(&args.arch, input, classes, shortcut)?;
     let cifar = Normalization::cifar10();
     let statistics = |option: &str, given: &Option<String>, key: &str, default: Vec<f64>| match given {
         Some(text) => triple(option, text),
-        None => known(key).map_or(Ok(default), |text| triple(key, text.trim_matches(['[', ']']))),
+        None => known(key).map_or(Ok(default), |text| {
+            triple(&format!("{key} in the metadata of {file}:"), text.trim().trim_matches(['[', ']']))
+        }),
     };
     let mean = statistics("--mean", &args.mean, "mean", cifar.mean)?;
     let std = statistics("--std", &args.std, "std", cifar.std)?;
     ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
-    let (weights, unexpected) = checkpoint::assemble(&architecture, read(args)?)
-        .with_context(|| format!("{} (a --rename file can map names)", args.input.display()))?;
     let normalization = Normalization { mean, std };
-    let mut kept: Metadata = metadata.clone();
+    let (weights, unexpected, taken) = fit(&mut source, &architecture, args)?;
     let parameters = architecture.parameters();
     let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
+    if let Some(key) = taken.as_ref().filter(|key| !key.is_empty()) {
+        text += &format!("taken from the file's \"{key}\"\n");
+    }
+    let mut kept: Metadata = metadata.clone();
+    // What was measured of a model holds for that model alone.
+    let changed = |key: &str, now: &str| known(key).is_some_and(|before| before != now);
+    let other = changed("arch", &args.arch)
+        || known("shortcut").unwrap_or("preact") != shortcut.name()
+        || changed("num_classes", &classes.to_string())
+        || [("mean", &normalization.mean), ("std", &normalization.std)].iter().any(|(key, now)| {
+            known(key).is_some_and(|text| triple(key, text.trim().trim_matches(['[', ']'])).ok().as_ref() != Some(now))
+        });
+    if other {
+        for key in ["test_error", "feature_mean"] {
+            if kept.remove(key).is_some() {
+                text += &format!("{key} of the file was another model's: it is not kept\n");
+            }
+        }
+    }
     if let Some(source) = &args.calibrate {
         let (mean, n) = calibrate(Source::parse(source)?, &architecture, &weights, &normalization)?;
         kept.insert("feature_mean".into(), serde_json::to_string(&mean)?);
@@ -48,7 +80,40 @@ pub fn run(args: &ConvertArgs) -> Result<Done> {
         text += &format!("not used: {}\n", unexpected.join(", "));
     }
     let missing: [&str; 0] = []; // a model with holes is an error, not a result
-    Ok(Done::Result(text, json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected })))
+    let value = json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected, "taken": taken });
+    Ok(Done::Result(text, value))
+}
+
+/// A file's tensors: one mapping of them, or several.
+struct Input {
+    metadata: Metadata,
+    mappings: Vec<(Option<String>, Named)>,
+}
+
+/// The first mapping that fits the architecture: its weights, the names that it does not know, and its key.
+fn fit(
+    input: &mut Input,
+    architecture: &Architecture,
+    args: &ConvertArgs,
+) -> Result<(Weights, Vec<String>, Option<String>)> {
+    let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
+    let mut first = None;
+    for (key, tensors) in std::mem::take(&mut input.mappings) {
+        match checkpoint::assemble(architecture, renamed(tensors, &rules)) {
+            Ok((weights, unexpected)) => return Ok((weights, unexpected, key)),
+            Err(error) => drop(first.get_or_insert((key, error))),
+        }
+    }
+    match first {
+        Some((key, error)) => {
+            let key = key.filter(|k| !k.is_empty()).map_or(String::new(), |k| format!(", its \"{k}\""));
+            Err(error.context(format!("{}{key} (a --rename file can map names)", args.input.display())))
+        }
+        None => bail!(
+            "{} holds no tensors (a state dict is read, alone or in dictionaries, not a whole pickled model)",
+            args.input.display()
+        ),
+    }
 }
 
 /// Training images that mean activations are taken from, spread evenly over the set.
@@ -82,37 +147,31 @@ fn is_safetensors(args: &ConvertArgs) -> bool {
     args.input.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
 }
 
-/// The file's tensors under their new names, without PyTorch's batch counters.
-fn read(args: &ConvertArgs) -> Result<Named> {
-    let context = || format!("reading {}", args.input.display());
-    let tensors: Vec<(String, Tensor)> = if is_safetensors(args) {
-        let map = candle_core::safetensors::load(&args.input, &Device::Cpu).with_context(context)?;
-        map.into_iter().collect()
-    } else {
-        // A state dict, or a dictionary that holds one under the usual key.
-        let plain = candle_core::pickle::read_all(&args.input).with_context(context)?;
-        if plain.is_empty() {
-            candle_core::pickle::read_all_with_key(&args.input, Some("state_dict")).with_context(context)?
-        } else {
-            plain
-        }
-    };
-    ensure!(
-        !tensors.is_empty(),
-        "{} holds no tensors (a state dict is read, not a whole pickled model)",
-        args.input.display()
-    );
-    let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
-    let mut found = Named::new();
-    for (name, tensor) in tensors {
-        let name = name.strip_prefix("module.").map(str::to_string).unwrap_or(name);
-        let name = rules.iter().fold(name, |name, (from, to)| name.replace(from, to));
-        if !name.ends_with("num_batches_tracked") {
-            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            found.insert(name, (tensor.dims().to_vec(), values));
-        }
+fn read(args: &ConvertArgs) -> Result<Input> {
+    if is_safetensors(args) {
+        let file = File::read(&args.input)?;
+        let tensors = file.named()?;
+        let mappings = if tensors.is_empty() { vec![] } else { vec![(None, tensors)] };
+        return Ok(Input { metadata: file.metadata, mappings });
     }
-    Ok(found)
+    let mut file = Pth::open(&args.input)?;
+    let mut mappings = Vec::new();
+    for at in 0..file.mappings.len() {
+        let key = file.mappings[at].key.clone();
+        let tensors = file.tensors(at).with_context(|| format!("reading {}", args.input.display()))?;
+        mappings.push((Some(key), tensors));
+    }
+    Ok(Input { metadata: Metadata::new(), mappings })
+}
+
+/// Tensors under their new names, without PyTorch's batch counters.
+fn renamed(tensors: Named, rules: &[(String, String)]) -> Named {
+    let new = |name: String| {
+        let name = name.strip_prefix("module.").map(str::to_string).unwrap_or(name);
+        rules.iter().fold(name, |name, (from, to)| name.replace(from, to))
+    };
+    let all = tensors.into_iter().map(|(name, tensor)| (new(name), tensor));
+    all.filter(|(name, _)| !name.ends_with("num_batches_tracked")).collect()
 }
 
 /// (pattern, replacement) in the file's order.
@@ -133,6 +192,6 @@ fn rules(path: &Path) -> Result<Vec<(String, String)>> {
 fn triple(option: &str, text: &str) -> Result<Vec<f64>> {
     let numbers: Option<Vec<f64>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
     numbers
-        .filter(|n| n.len() == 3)
-        .with_context(|| format!("{option} {text}: expected three numbers, as in 0.49,0.48,0.45"))
+        .filter(|n| n.len() == 3 && n.iter().all(|x| x.is_finite()))
+        .with_context(|| format!("{option} {text}: expected three finite numbers, as in 0.49,0.48,0.45"))
 }

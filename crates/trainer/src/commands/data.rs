@@ -57,7 +57,7 @@ fn convert(name: &str, dir: Option<&Path>) -> Result<Done> {
         let [_, h, w] = images.shape;
         for i in 0..images.len() {
             let class = dir.join(format!("{:03}", images.labels[i]));
-            std::fs::create_dir_all(&class)?;
+            std::fs::create_dir_all(&class).with_context(|| format!("creating {}", class.display()))?;
             let plane = images.image(i);
             let rgb = (0..3 * h * w).map(|p| plane[p % 3 * h * w + p / 3]).collect();
             let picture = image::RgbImage::from_raw(w as u32, h as u32, rgb).context("an image of impossible size")?;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{load, load_model};
 use crate::checkpoint::{Entry, Metadata, write_tensors};
 use crate::cli::{Done, ExplainArgs, Global};
-use crate::config::{parse_set, typed};
+use crate::config::{check_methods, parse_set, typed};
 use crate::data::loader::{Batch, Plan};
 use crate::error::{sentence, unknown};
 use crate::gallery::{self, Row};
@@ -133,6 +133,9 @@ pub fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let found = explain(&methods, &names, &network, &args.layer, &input, &class)?;
     let classes = Class::Given(found.classes.clone());
     let beside = other.map(|other| explain(&methods, &names, &other, &args.layer, &input, &classes)).transpose()?;
+    for note in &input.images.notes {
+        eprintln!("{note}");
+    }
     for line in input.bad.iter().chain(&found.skipped) {
         eprintln!("skipped {line}");
     }
@@ -228,6 +231,7 @@ fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static
     }
     if !table.is_empty() {
         methods = typed(table).context("--set")?;
+        check_methods(&methods).context("--set")?;
     }
     if args.method == "all" {
         return Ok((methods, Methods::NAMES.to_vec()));

@@ -13,10 +13,7 @@ pub fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
     let mut sets = args.set.clone();
     sets.extend(global.seed.map(|s| format!("train.seed={s}")));
     let config = Config::read(&args.configs, &sets)?;
-    let run = match &args.run {
-        Some(run) => run.clone(),
-        None => default_run(&args.configs, &args.set, config.train.seed)?,
-    };
+    let run = args.run.clone().unwrap_or_else(|| default_run(&args.configs, config.train.seed));
     let interrupted = interrupt::flag()?;
     if args.supervised {
         interrupt::watch_lifeline(&interrupted);

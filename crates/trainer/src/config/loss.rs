@@ -1,5 +1,6 @@
 //! `[loss]`: the terms, their weights over time, and how maps are compared.
 
+use cams::ranges::{Range, Ranges, from};
 use serde::{Deserialize, Serialize};
 
 /// How the student's and the teacher's maps are compared; the formulas are those of [`crate::loss`].
@@ -96,6 +97,16 @@ impl WeightSchedule {
     }
 }
 
+impl WeightSchedule {
+    /// Where it ends, if it does.
+    fn end(self) -> Option<f64> {
+        match self {
+            WeightSchedule::Constant => None,
+            WeightSchedule::Ramp(end) | WeightSchedule::CutOff(end) => Some(end),
+        }
+    }
+}
+
 /// `[loss.schedule]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -109,6 +120,12 @@ pub struct Schedules {
     /// Attention transfer.
     pub attention: WeightSchedule,
 }
+
+/// Of a term's weight.
+const WEIGHT: Range = from(0.0, f64::MAX);
+
+/// Of the end of a schedule, in epochs.
+const EPOCH: Range = from(0.0, 1e6);
 
 /// `[loss]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -153,5 +170,66 @@ impl Default for Loss {
             control: Control::None,
             label_smoothing: 0.0,
         }
+    }
+}
+
+impl Loss {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("weights.ce", WEIGHT),
+        ("weights.kd", WEIGHT),
+        ("weights.explanation", WEIGHT),
+        ("weights.attention", WEIGHT),
+        ("schedule.ce", EPOCH),
+        ("schedule.kd", EPOCH),
+        ("schedule.explanation", EPOCH),
+        ("schedule.attention", EPOCH),
+        ("temperature", from(0.05, 1e6)),
+        ("label_smoothing", from(0.0, 0.999_999_999)),
+    ];
+}
+
+impl Loss {
+    /// The terms' weights at a point in time, in epochs from 0.
+    pub fn weights_at(&self, epoch: f64) -> Weights {
+        let (w, s) = (&self.weights, &self.schedule);
+        Weights {
+            ce: w.ce * s.ce.factor(epoch),
+            kd: w.kd * s.kd.factor(epoch),
+            explanation: w.explanation * s.explanation.factor(epoch),
+            attention: w.attention * s.attention.factor(epoch),
+        }
+    }
+
+    /// The first of these steps, `steps` of them an epoch, at which no term has a weight.
+    pub fn first_idle_step(&self, steps: usize, total: usize) -> Option<usize> {
+        // Weights vanish at the start, while they ramp up, and where they are cut off.
+        let s = &self.schedule;
+        let ends = [s.ce, s.kd, s.explanation, s.attention].into_iter().filter_map(WeightSchedule::end);
+        let mut looked: Vec<usize> = ends.map(|end| (end * steps as f64).ceil() as usize).chain([0]).collect();
+        looked.sort_unstable();
+        looked.into_iter().find(|step| {
+            let w = self.weights_at(*step as f64 / steps as f64);
+            *step < total && [w.ce, w.kd, w.explanation, w.attention].iter().all(|w| *w == 0.0)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_runs_out_is_seen_from_the_start() {
+        let mut loss = Loss { weights: Weights { ce: 1.0, kd: 1.0, ..Weights::default() }, ..Loss::default() };
+        assert_eq!(loss.first_idle_step(10, 40), None);
+        loss.schedule.ce = WeightSchedule::CutOff(2.5);
+        assert_eq!(loss.first_idle_step(10, 40), None);
+        loss.schedule.kd = WeightSchedule::CutOff(1.0);
+        assert_eq!(loss.first_idle_step(10, 40), Some(25));
+        assert_eq!(loss.first_idle_step(10, 25), None);
+        loss.schedule =
+            Schedules { ce: WeightSchedule::CutOff(0.0), kd: WeightSchedule::Ramp(1.0), ..Schedules::default() };
+        assert_eq!(loss.first_idle_step(10, 40), Some(0));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cams::ranges::{Ranges, SEED, above, from};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,19 @@ impl Default for Data {
         let augment = Augment::default();
         Data { name: "cifar10-mini".into(), dir: None, augment, views: 0, validation: 0, limit: 0, seed: 0, size: None }
     }
+}
+
+impl Data {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("views", from(0.0, 1e6)),
+        ("validation", from(0.0, 1e9)),
+        ("limit", from(0.0, 1e9)),
+        ("seed", SEED),
+        ("size", from(16.0, 1024.0)),
+        ("augment.pad", from(0.0, 1024.0)),
+        ("augment.cutout", from(0.0, 1024.0)),
+    ];
 }
 
 impl Data {
@@ -78,6 +92,11 @@ pub struct Teacher {
     /// The most that this run's views may take in it, in MB.
     #[serde(default = "cache_limit_mb")]
     pub cache_limit_mb: u64,
+}
+
+impl Teacher {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[("cache_limit_mb", from(0.0, 1e12))];
 }
 
 fn cache_limit_mb() -> u64 {
@@ -213,6 +232,20 @@ impl Default for Train {
     }
 }
 
+impl Train {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("epochs", from(1.0, 1e6)),
+        ("batch", from(1.0, 1e6)),
+        ("seed", SEED),
+        ("max_minutes", from(0.0, 1e9)),
+        ("log_every", from(0.0, 1e12)),
+        ("save_every", from(0.0, 1e12)),
+        ("clip", from(0.0, 1e12)),
+        ("ema", from(0.0, 0.999_999_999)),
+    ];
+}
+
 /// How the learning rate changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -268,6 +301,18 @@ impl Default for Optim {
             reset_momentum_at_drops: false,
         }
     }
+}
+
+impl Optim {
+    /// What its numbers may be.
+    pub const RANGES: Ranges = &[
+        ("lr", above(0.0, f64::MAX)),
+        ("warmup", from(0.0, 1e6)),
+        ("drops", from(1.0, 1e6)),
+        ("drop_factor", above(0.0, 1.0)),
+        ("momentum", from(0.0, 0.999_999_999)),
+        ("weight_decay", from(0.0, 1e3)),
+    ];
 }
 
 /// How BatchNorm's gamma starts.

@@ -1,7 +1,5 @@
 //! From files and `--set` to one TOML table, and errors that teach.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -33,24 +31,6 @@ pub fn parse_set(text: &str) -> Result<Table> {
     match value {
         Value::Table(t) => Ok(t),
         _ => bail!("--set \"{text}\": expected a.b=value"),
-    }
-}
-
-/// Single settings by their full keys, the last one of each.
-#[derive(Default)]
-pub struct Settings(pub BTreeMap<String, Value>);
-
-impl Settings {
-    /// Adds a table's, each under its own key behind `above`.
-    pub fn add(&mut self, table: Table, above: &str) -> Result<()> {
-        for (key, value) in table {
-            let key = if above.is_empty() { key } else { format!("{above}.{key}") };
-            match value {
-                Value::Table(inner) => self.add(inner, &key)?,
-                value => drop(self.0.insert(key, value)),
-            }
-        }
-        Ok(())
     }
 }
 

@@ -40,28 +40,32 @@ fn load(dir: &Path, files: &[&str], label_bytes: usize, classes: usize, records:
     for file in files {
         let path = dir.join(file);
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        let record = label_bytes + PIXELS;
-        if bytes.len() != records * record {
-            bail!(
-                "{} has {} bytes, {} are expected ({records} images): it is truncated or not a CIFAR file; fetch it again",
-                path.display(),
-                bytes.len(),
-                records * record
-            );
-        }
-        for r in bytes.chunks_exact(record) {
-            labels.push(u32::from(r[label_bytes - 1]));
-            pixels.extend_from_slice(&r[label_bytes..]);
-        }
-        if let Some(i) = labels.iter().position(|l| *l as usize >= classes) {
-            bail!(
-                "{}: image {} has label {}, accepted are 0 to {}",
-                path.display(),
-                i % records,
-                labels[i],
-                classes - 1
-            );
-        }
+        let (images, of) =
+            records_of(&bytes, label_bytes, classes, records).with_context(|| path.display().to_string())?;
+        pixels.extend(images);
+        labels.extend(of);
     }
     Images::new(pixels, labels, [3, 32, 32], classes)
+}
+
+/// The pixels and labels of a file of `records` images, `label_bytes` bytes of label in front of each.
+pub fn records_of(bytes: &[u8], label_bytes: usize, classes: usize, records: usize) -> Result<(Vec<u8>, Vec<u32>)> {
+    let record = label_bytes + PIXELS;
+    if bytes.len() != records * record {
+        bail!(
+            "it has {} bytes, {} are expected ({records} images): it is truncated or not a CIFAR file; fetch it again",
+            bytes.len(),
+            records * record
+        );
+    }
+    let (mut pixels, mut labels) = (Vec::with_capacity(records * PIXELS), Vec::with_capacity(records));
+    for (i, r) in bytes.chunks_exact(record).enumerate() {
+        let label = u32::from(r[label_bytes - 1]);
+        if label as usize >= classes {
+            bail!("image {i} has label {label}, accepted are 0 to {}", classes - 1);
+        }
+        labels.push(label);
+        pixels.extend_from_slice(&r[label_bytes..]);
+    }
+    Ok((pixels, labels))
 }

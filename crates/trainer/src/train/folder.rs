@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{COMMIT, Options, Report};
 use crate::checkpoint::write_atomically;
-use crate::config::Config;
+use crate::config::{Config, LrSchedule};
 use crate::error::Diverged;
 use crate::state::{Inputs, State};
 
@@ -34,12 +34,29 @@ pub fn check_config(config: &Config, dir: &Path, resume: bool) -> Result<()> {
     }
     let text = std::fs::read_to_string(&saved).with_context(|| format!("reading {}", saved.display()))?;
     let old: Config = toml::from_str(&text).with_context(|| format!("{} is damaged", saved.display()))?;
-    let same = comparable(&old) == comparable(config);
+    let same = comparable(&old, config) == comparable(config, config);
     ensure!(
         resume,
-        "{} already holds {} run: go on with --resume, or choose another folder with --run",
+        "{} already holds {}, or choose another folder with --run",
         dir.display(),
-        if same { "this" } else { "a different" }
+        if same {
+            "this run: go on with --resume"
+        } else {
+            "a different run (settings given with --set do not change the folder's name): go on with its own settings and --resume"
+        }
+    );
+    let longer = !same
+        && old.train.epochs < config.train.epochs
+        && comparable(&with_epochs_of(&old, config), config) == comparable(config, config);
+    ensure!(
+        !longer,
+        "{} holds a run of {} epochs. With optim.schedule = \"{}\" more of them change the rate of those that are done; there are two \
+         ways on: a new run from its weights (--set student.checkpoint={} --run NEW), or a schedule that does not depend on the \
+         length (constant, multi_step), whose runs can be made longer",
+        dir.display(),
+        old.train.epochs,
+        toml::Value::try_from(config.optim.schedule)?.as_str().unwrap_or_default(),
+        dir.join("last.safetensors").display()
     );
     ensure!(
         same,
@@ -50,9 +67,15 @@ pub fn check_config(config: &Config, dir: &Path, resume: bool) -> Result<()> {
     Ok(())
 }
 
+fn with_epochs_of(old: &Config, new: &Config) -> Config {
+    let mut old = old.clone();
+    old.train.epochs = new.train.epochs;
+    old
+}
+
 /// What this run has come to already, if it has: its report, or the divergence that ended it. What it read then must be what it would
 /// read now.
-pub fn outcome(inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
+pub fn outcome(config: &Config, inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
     if let Some(old) = read::<Divergence>(&dir.join("diverged.json"))? {
         check_inputs(&old.inputs, inputs, dir)?;
         bail!(Diverged { step: old.step, what: old.what });
@@ -61,7 +84,8 @@ pub fn outcome(inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
     if let Some(report) = &report {
         check_inputs(&report.inputs, inputs, dir)?;
     }
-    Ok(report)
+    // A run that is to be made longer has a report, but not its own.
+    Ok(report.filter(|r| r.epochs == config.train.epochs))
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
@@ -120,12 +144,19 @@ pub fn diverged(error: &Diverged, inputs: &Inputs, dir: &Path) -> Result<()> {
     write_atomically(&dir.join("diverged.json"), &serde_json::to_vec_pretty(&kept)?)
 }
 
-/// A configuration without names of files: their contents are compared.
-fn comparable(config: &Config) -> Config {
+/// What of a configuration must be the same for `new` to go on with it: names of files are not (their contents are compared), nor what
+/// is written how often, nor a smaller number of epochs where the rate of those that are done does not depend on it.
+fn comparable(config: &Config, new: &Config) -> Config {
     let mut c = config.identity();
     c.student.checkpoint = c.student.checkpoint.map(|_| PathBuf::new());
     if let Some(t) = &mut c.teacher {
         t.checkpoint = PathBuf::new();
+    }
+    c.train.log_every = 0;
+    let (schedule, warmup) = (new.optim.schedule, config.optim.warmup <= config.train.epochs as f64);
+    let free = matches!(schedule, LrSchedule::Constant | LrSchedule::MultiStep) && warmup;
+    if free && c.train.epochs < new.train.epochs {
+        c.train.epochs = new.train.epochs;
     }
     c
 }
@@ -144,6 +175,6 @@ fn difference(old: &Config, new: &Config) -> Result<String> {
             _ => None,
         }
     }
-    let (a, b) = (serde_json::to_value(comparable(old))?, serde_json::to_value(comparable(new))?);
+    let (a, b) = (serde_json::to_value(comparable(old, new))?, serde_json::to_value(comparable(new, new))?);
     Ok(first(&a, &b, "").unwrap_or_default())
 }

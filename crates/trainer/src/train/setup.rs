@@ -77,6 +77,14 @@ pub fn trainer<'c>(
         "loss.gradient = \"double\" at loss.layer = \"{}\" is for the CPU: use \"stop_grad\"",
         l.layer
     );
+    let steps = plan.steps(images.len());
+    if let Some(step) = l.first_idle_step(steps, steps * config.train.epochs) {
+        bail!(
+            "no term of the loss has a weight from step {} on, in epoch {:.2}: see loss.weights and loss.schedule",
+            step + 1,
+            step as f64 / steps as f64
+        );
+    }
     let backend = Backend { precision, ..Backend::new(dtype, &options.device) };
     let architecture = architecture(config, images)?;
     let mut normalization = normalization(config, images);
@@ -102,7 +110,7 @@ pub fn trainer<'c>(
         None => None,
     };
     let optimiser = Sgd::new(student.variables(), &state.momentum)?;
-    Ok(Trainer { config, student, teacher, optimiser, state, steps: plan.steps(images.len()) })
+    Ok(Trainer { config, student, teacher, optimiser, state, steps })
 }
 
 /// Hashes of all that a run reads, beside its configuration.

@@ -49,24 +49,12 @@ impl Measurements {
 }
 
 impl Trainer<'_> {
-    /// The terms' weights at this point of the run.
-    fn weights(&self) -> Weights {
-        let (w, s) = (&self.config.loss.weights, &self.config.loss.schedule);
-        let epoch = self.state.step as f64 / self.steps as f64;
-        Weights {
-            ce: w.ce * s.ce.factor(epoch),
-            kd: w.kd * s.kd.factor(epoch),
-            explanation: w.explanation * s.explanation.factor(epoch),
-            attention: w.attention * s.attention.factor(epoch),
-        }
-    }
-
     /// Learns from one batch.
     pub(super) fn step(&mut self, batch: &Batch) -> Result<Measurements> {
         let clock = Instant::now();
         let (config, step) = (self.config, self.state.step);
         let (t, o) = (&config.train, &config.optim);
-        let weights = self.weights();
+        let weights = config.loss.weights_at(step as f64 / self.steps as f64);
         let asked = weights.kd > 0.0 || weights.explanation > 0.0 || weights.attention > 0.0;
         let teacher = self.teacher.as_mut().filter(|_| asked);
         let signal = teacher.map(|teacher| teacher.signal(config, batch)).transpose()?;
@@ -130,9 +118,11 @@ impl Trainer<'_> {
 
     fn update_ema(&mut self) -> Result<()> {
         let now = self.student.weights()?;
-        let decay = self.config.train.ema as f32;
+        // Without its start: after t steps the weights of the last t steps alone, as Adam's averages are debiased.
+        let (decay, t) = (self.config.train.ema, self.state.step as f64 + 1.0);
+        let rate = ((1.0 - decay) / (1.0 - decay.powf(t))) as f32;
         for (ema, now) in self.state.ema.iter_mut().zip([&now.parameters, &now.running]) {
-            ema.iter_mut().zip(now).for_each(|(e, n)| *e = decay * *e + (1.0 - decay) * n);
+            ema.iter_mut().zip(now).for_each(|(e, n)| *e += rate * (n - *e));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::checkpoint::File;
-use crate::data::{Images, Source, Split, is_image, read_image};
+use crate::data::{Found, Images, Source, Split, kinds, read_image};
 use crate::error::sentence;
 use crate::nn::Network;
 
@@ -29,11 +29,18 @@ pub fn read(given: &[String], network: &Network) -> Result<Input> {
     let [first] = given else { return files(given.iter().map(PathBuf::from).collect(), shape, classes) };
     let path = Path::new(first);
     if path.is_dir() {
-        let mut paths: Vec<PathBuf> = std::fs::read_dir(path)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
-        paths.retain(|p| p.is_file() && is_image(p));
-        paths.sort();
-        ensure!(!paths.is_empty(), "the folder {} holds no PNG or JPEG file", path.display());
-        return files(paths, shape, classes);
+        let found = Found::walk(path)?;
+        ensure!(
+            !found.images.is_empty(),
+            "the folder {} holds no image ({}); read are {}",
+            path.display(),
+            found.note().unwrap_or_else(|| "nothing".into()),
+            kinds()
+        );
+        let note = found.note().map(|note| format!("{}: {note}", path.display()));
+        let mut input = files(found.images, shape, classes)?;
+        input.images.notes.extend(note);
+        return Ok(input);
     }
     if path.extension().is_some_and(|e| e == "safetensors") {
         return tensors(path, shape, classes);
