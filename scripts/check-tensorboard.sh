@@ -1,6 +1,6 @@
 #!/bin/sh
-# Trains for a moment and reads the run's events back with the real TensorBoard, installed from PyPI into
-# target/tensorboard.
+# Trains for a moment, is killed on the way, goes on, and reads the run's events back with the real TensorBoard, installed from PyPI
+# into target/tensorboard: every number once, as metrics.jsonl has it.
 #
 #   scripts/check-tensorboard.sh
 #
@@ -21,6 +21,19 @@ if [ ! -x "$venv/bin/tensorboard" ]; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-target/release/trainer train configs/quickstart.toml --run "$work/run" --quiet \
-    --set data.limit=128 --set train.batch=64 --set train.epochs=2 --set train.log_every=1
+# $1: what runs it.
+train() {
+    $1 target/release/trainer train configs/quickstart.toml --run "$work/run" --quiet --resume \
+        --set data.limit=128 --set train.batch=16 --set train.epochs=2 --set train.log_every=1 --set train.save_every=4
+}
+lines() { if [ -f "$work/run/metrics.jsonl" ]; then wc -l <"$work/run/metrics.jsonl"; else echo 0; fi; }
+# Killed three steps behind a saved state, whose events are written already.
+train exec >"$work/log" 2>&1 &
+while [ "$(lines)" -lt 7 ]; do
+    kill -0 $! 2>/dev/null || { cat "$work/log"; exit 1; }
+    sleep 0.05
+done
+kill -9 $!
+wait $! || true
+train env
 "$venv/bin/python" scripts/check_tensorboard.py "$work/run"

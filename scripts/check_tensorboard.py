@@ -24,7 +24,8 @@ for line in (run / "metrics.jsonl").read_text().splitlines():
             continue
         tag = f"{record['kind']}/{name}"
         found = [e.value for e in events.Scalars(tag) if e.step == record["step"]]
-        assert found and math.isclose(found[-1], value, rel_tol=1e-6, abs_tol=1e-12), (tag, record["step"], value, found)
+        assert len(found) == 1, f"{tag} at step {record['step']} stands {len(found)} times"
+        assert math.isclose(found[0], value, rel_tol=1e-6, abs_tol=1e-12), (tag, record["step"], value, found)
         compared += 1
 assert compared >= 20, f"only {compared} numbers found"
 images = events.Tags()["images"]
