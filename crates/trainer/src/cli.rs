@@ -56,6 +56,11 @@ enum Command {
         after_help = "Example:\n  trainer ablate configs/table4.toml --dry-run\n  trainer ablate configs/table4.toml --seeds 0..3 --jobs 2"
     )]
     Ablate(AblateArgs),
+    /// The table of a grid from its run folders: means, intervals, what the differences are worth.
+    #[command(
+        after_help = "Example:\n  trainer table results/table4\n  trainer table results/table4 --format md --plot table.svg"
+    )]
+    Table(TableArgs),
     /// Measures the error of a model.
     #[command(
         after_help = "Example:\n  trainer eval --checkpoint checkpoints/wrn-40-2-cifar10.safetensors --data cifar10-mini"
@@ -180,6 +185,7 @@ fn run(cli: Cli) -> Result<Done> {
     match cli.command {
         Command::Train(args) => commands::train::run(&args, global),
         Command::Ablate(args) => commands::ablate::run(&args, global),
+        Command::Table(args) => commands::table::run(&args),
         Command::Eval(args) => commands::eval::run(&args, global),
         Command::Explain(args) => commands::explain::run(&args, global),
         Command::Evaluate(EvaluateCommand::Seeds(args)) => commands::evaluate::seeds(&args, global),

@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod explain;
 mod interrupt;
 pub mod list;
+pub mod table;
 pub mod train;
 
 use std::path::Path;

@@ -24,6 +24,7 @@ pub mod cost;
 pub mod ledger;
 mod progress;
 pub mod runner;
+pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

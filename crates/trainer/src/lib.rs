@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! args -> Config -> Images -> Batch { pixels, labels, ids }
-//!                      |-> Teacher::signal ------------> Signal { logits, map }
+//!                      |-> Teacher::signal ------------> Signal { logits, class_maps, map, attention }
 //!                      '-> Network::pass --------------> Pass { layers, logits }
 //!                            '-> Interpreter::signed --> map
 //!        objective::losses -> Losses { ce, kd, explanation, attention }
@@ -29,8 +29,10 @@ pub mod optim;
 pub mod pth;
 pub mod random;
 pub mod record;
+pub mod report;
 pub mod schedule;
 pub mod seeds;
 pub mod state;
+pub mod stats;
 pub mod teacher;
 pub mod train;

@@ -65,6 +65,31 @@ pub struct AblateArgs {
     pub max_minutes: Option<f64>,
 }
 
+/// `trainer table`.
+#[derive(Args)]
+pub struct TableArgs {
+    /// A grid's folder, or any folder with run folders in it.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Markdown, CSV or JSON instead of text for a terminal.
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Write a picture of it, an SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+/// Forms of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Markdown.
+    Md,
+    /// Comma-separated values, numbers in full.
+    Csv,
+    /// An array of objects.
+    Json,
+}
+
 /// Which model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {

@@ -1,24 +1,24 @@
 //! Works through a grid: each run is a process of its own, so that one cannot harm another, and several launchers, on one machine or on
 //! several that share a folder, may work on one grid: a run folder is claimed by whoever runs in it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::Grid;
 use super::ledger::{self, Event};
 use super::progress::View;
-use super::{Cell, Grid};
 use crate::checkpoint::write_atomically;
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::error::{Diverged, sentence};
 use crate::teacher::prepare::{Prepared, prepare};
-use crate::train::{self, Inputs, Report};
+use crate::train::{self, Inputs};
 
 /// Exit code of a supervised run whose folder another process works in.
 pub const ELSEWHERE: u8 = 75;
@@ -391,13 +391,4 @@ impl Work<'_> {
         self.view.finish();
         Summary { statuses: self.statuses, stopped }
     }
-}
-
-/// The reports of all finished runs under a grid's folder, by (block, cell, seed).
-pub fn reports(out: &Path, cells: &[Cell]) -> BTreeMap<String, Report> {
-    let read = |cell: &Cell| {
-        let bytes = fs::read(out.join(cell.id()).join("report.json")).ok()?;
-        Some((cell.id(), serde_json::from_slice(&bytes).ok()?))
-    };
-    cells.iter().filter_map(read).collect()
 }

@@ -1,0 +1,4 @@
+//! What is shown of results.
+
+pub mod plot;
+pub mod table;

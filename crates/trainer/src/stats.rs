@@ -1,0 +1,128 @@
+//! What differences between runs are worth. The distributions are statrs's; the formulas are those of scipy and statsmodels, with which
+//! they are compared (`scripts/make_statistics.py`).
+
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
+
+/// The mean; NaN of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The sample's standard deviation, n - 1 in the denominator; None of fewer than two.
+pub fn sd(values: &[f64]) -> Option<f64> {
+    let m = mean(values);
+    let squares: f64 = values.iter().map(|v| (v - m).powi(2)).sum();
+    (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt())
+}
+
+/// A standard deviation that several groups share, and its degrees of freedom.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pooled {
+    /// Root of the mean variance within groups.
+    pub sd: f64,
+    /// The groups' sizes, less one each.
+    pub df: f64,
+}
+
+/// Of groups of at least two; None if there is none.
+pub fn pooled<'a>(groups: impl IntoIterator<Item = &'a [f64]>) -> Option<Pooled> {
+    let (mut squares, mut df) = (0.0, 0.0);
+    for group in groups {
+        if let Some(sd) = sd(group) {
+            let own = (group.len() - 1) as f64;
+            (squares, df) = (squares + own * sd * sd, df + own);
+        }
+    }
+    (df > 0.0).then(|| Pooled { sd: (squares / df).sqrt(), df })
+}
+
+/// Student's t with `df` degrees of freedom: the probability of a value above `t`.
+fn above(t: f64, df: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, df).map_or(f64::NAN, |d| d.sf(t))
+}
+
+/// The value that Student's t is below with this probability.
+fn quantile(probability: f64, df: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, df).map_or(f64::NAN, |d| d.inverse_cdf(probability))
+}
+
+/// Half of the 95 % interval of a mean of `n` values.
+pub fn half_width(pooled: Pooled, n: usize) -> f64 {
+    quantile(0.975, pooled.df) * pooled.sd / (n as f64).sqrt()
+}
+
+/// A difference of two means.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Difference {
+    /// The first mean less the second.
+    pub mean: f64,
+    /// Its standard error.
+    pub se: f64,
+    /// Degrees of freedom.
+    pub df: f64,
+    /// Two-sided, of no difference.
+    pub p: f64,
+}
+
+impl Difference {
+    fn new(mean: f64, se: f64, df: f64) -> Difference {
+        Difference { mean, se, df, p: 2.0 * above((mean / se).abs(), df) }
+    }
+
+    /// Half of its 95 % interval.
+    pub fn half_width(&self) -> f64 {
+        quantile(0.975, self.df) * self.se
+    }
+
+    /// Two one-sided tests: the larger probability of a difference as far out as `margin` on either side. Below 0.05 the two are
+    /// equivalent to within the margin.
+    pub fn equivalence(&self, margin: f64) -> f64 {
+        let (low, high) =
+            (above((self.mean + margin) / self.se, self.df), above((margin - self.mean) / self.se, self.df));
+        low.max(high)
+    }
+}
+
+/// Unpaired, with a standard deviation that more groups than these two may have given.
+pub fn unpaired(a: &[f64], b: &[f64], pooled: Pooled) -> Option<Difference> {
+    let (n, m) = (a.len() as f64, b.len() as f64);
+    let se = pooled.sd * (1.0 / n + 1.0 / m).sqrt();
+    (n > 0.0 && m > 0.0 && se > 0.0).then(|| Difference::new(mean(a) - mean(b), se, pooled.df))
+}
+
+/// Of pairs: the values at the same places belong together.
+pub fn paired(a: &[f64], b: &[f64]) -> Option<Difference> {
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    let sd = sd(&differences)?;
+    let n = differences.len() as f64;
+    (sd > 0.0).then(|| Difference::new(mean(&differences), sd / n.sqrt(), n - 1.0))
+}
+
+/// Holm's step-down correction of a family of p-values, in their order.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&i, &j| p[i].total_cmp(&p[j]));
+    let mut corrected = vec![0.0; p.len()];
+    let mut least: f64 = 0.0;
+    for (rank, &i) in order.iter().enumerate() {
+        least = least.max(((p.len() - rank) as f64 * p[i]).min(1.0));
+        corrected[i] = least;
+    }
+    corrected
+}
+
+/// McNemar's exact test on the images on which exactly one of two is wrong: `b` of the first, `c` of the second.
+pub fn mcnemar(b: u64, c: u64) -> f64 {
+    let n = b + c;
+    match Binomial::new(0.5, n) {
+        Ok(d) if n > 0 => (2.0 * d.cdf(b.min(c))).min(1.0),
+        _ => 1.0,
+    }
+}
+
+/// Runs a side that show a difference of this size at 5 % (two-sided) in 80 % of cases, unpaired, by the normal approximation.
+pub fn runs_needed(difference: f64, sd: f64) -> Option<usize> {
+    const BOTH: f64 = 1.959_964 + 0.841_621;
+    let n = 2.0 * (BOTH * sd / difference).powi(2);
+    (n.is_finite() && n < 1e6).then(|| (n.ceil() as usize).max(2))
+}

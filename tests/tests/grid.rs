@@ -1,0 +1,300 @@
+//! Grids: what is missing is done, once, however the launchers end; and the table says what came of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+use testkit::program::{Call, call, command};
+
+const GRID: &str = "
+    profile = 'smoke'
+    [config.data]
+    name = 'cifar10-mini'
+    views = 1
+    limit = 64
+    [config.student]
+    arch = 'resnet8'
+    [config.teacher]
+    checkpoint = 'TEACHER'
+    cache = 'CACHE'
+    [config.train]
+    log_every = 2
+    save_every = 1
+    [[block]]
+    name = 'a'
+    seeds = '0..2'
+    [block.axes.row]
+    ce = { loss = { weights = { ce = 1.0 } } }
+    kd = { loss = { weights = { ce = 0.1, kd = 0.9 } } }
+    [block.axes.column]
+    none = {}
+    shap = { loss = { weights = { explanation = 0.01 }, interpreter = 'shap_cam' } }
+    [[block]]
+    name = 'b'
+    [[block.cell]]
+    name = 'plus_plus'
+    config = { loss = { weights = { explanation = 0.01 }, interpreter = 'grad_cam_pp' } }
+    [[block.cell]]
+    name = 'diverges'
+    config = { optim = { lr = 1e30 } }
+    [[block.cell]]
+    name = 'wrong'
+    config = { loss = { temprature = 1.0 } }
+";
+
+struct Lab(TempDir);
+
+impl Lab {
+    /// A folder with a teacher and the grid.
+    fn new() -> Result<Lab> {
+        let lab = Lab(tempfile::tempdir()?);
+        let teacher = lab.path("teacher");
+        std::fs::write(
+            lab.path("teacher.toml"),
+            "data.limit = 64\nstudent.arch = 'resnet8'\ntrain = { epochs = 1, batch = 32 }",
+        )?;
+        let trained = call(&["train", &lab.path("teacher.toml"), "--run", &teacher, "--quiet"]);
+        assert_eq!(trained.code, 0, "{}", trained.stderr);
+        let grid = GRID.replace("TEACHER", &lab.path("teacher/last.safetensors")).replace("CACHE", &lab.path("cache"));
+        std::fs::write(lab.path("grid.toml"), grid)?;
+        Ok(lab)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    fn arguments(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let all = ["ablate", &self.path("grid.toml"), "--out", &self.path(out), "--json"].map(String::from);
+        all.into_iter().chain(more.iter().map(|s| s.to_string())).collect()
+    }
+
+    fn ablate(&self, out: &str, more: &[&str]) -> Call {
+        call(&self.arguments(out, more).iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn start(&self, out: &str, more: &[&str]) -> Result<Child> {
+        Ok(command(&self.arguments(out, more).iter().map(String::as_str).collect::<Vec<_>>()).spawn()?)
+    }
+
+    /// The weights of every finished run.
+    fn weights(&self, out: &str) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+        let root = self.0.path().join(out);
+        let mut found = BTreeMap::new();
+        let mut folders = vec![root.clone()];
+        while let Some(dir) = folders.pop() {
+            for entry in std::fs::read_dir(dir)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.ends_with("last.safetensors") && path.with_file_name("report.json").exists() {
+                    found.insert(path.strip_prefix(&root)?.to_path_buf(), std::fs::read(&path)?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn table(&self, out: &str) -> Vec<Value> {
+        let rows = call(&["table", &self.path(out), "--json"]).json()["rows"].clone();
+        rows.as_array().cloned().unwrap_or_default()
+    }
+
+    /// How often each cell was started, by the ledger.
+    fn started(&self, out: &str) -> Result<BTreeMap<String, usize>> {
+        let text = std::fs::read_to_string(Path::new(&self.path(out)).join("ledger.jsonl"))?;
+        let mut counts = BTreeMap::new();
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line)?;
+            if line["event"] == "started" {
+                *counts.entry(line["cell"].as_str().context("cell")?.to_string()).or_default() += 1;
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// The whole life of a grid: done once, a wrong cell alone, a divergence told apart, nothing done again, the launcher killed over and
+/// over, a damaged cache made anew: always the same weights.
+#[test]
+fn what_is_missing_is_done_and_nothing_twice() -> Result<()> {
+    let lab = Lab::new()?;
+    let first = lab.ablate("whole", &["--jobs", "2"]);
+    let value = first.json();
+    let counts =
+        |v: &Value| ["cells_done", "cells_diverged", "cells_failed", "cells_total"].map(|k| v[k].as_u64().unwrap());
+    assert_eq!(counts(&value), [9, 1, 1, 11], "{}", first.stderr);
+    for part in ["b/wrong/s0: configuration, loss.temprature: unknown field", "b/diverges/s0: the loss is"] {
+        assert!(first.stdout.contains(part), "{}", first.stdout);
+    }
+    assert!(first.stderr.contains("teacher's cache: view 1 of 1"), "{}", first.stderr);
+    let whole = lab.weights("whole")?;
+    assert_eq!(whole.len(), 9);
+    // Again: at once, without starting anything.
+    let before = lab.started("whole")?;
+    assert!(before.values().all(|n| *n == 1), "{before:?}");
+    assert_eq!(counts(&lab.ablate("whole", &["--jobs", "2"]).json()), [9, 1, 1, 11]);
+    assert_eq!(lab.started("whole")?, before);
+    // A run from the cache is the run that asks its teacher itself.
+    let cell = std::fs::read_to_string(lab.path("whole/cells/a/kd-shap-s1.toml"))?;
+    let live: String = cell.lines().filter(|line| !line.starts_with("cache = ")).map(|l| format!("{l}\n")).collect();
+    std::fs::write(lab.path("live.toml"), live)?;
+    assert_eq!(call(&["train", &lab.path("live.toml"), "--run", &lab.path("live"), "--quiet"]).code, 0);
+    assert!(std::fs::read(lab.path("live/last.safetensors"))? == whole[Path::new("a/kd-shap/s1/last.safetensors")]);
+
+    // Killed at moments that wander over the grid's length, with a bit of the cache flipped once.
+    let (mut kills, mut patience) = (0, Duration::from_millis(150));
+    loop {
+        let mut child = lab.start("killed", &["--quiet", "--jobs", "2"])?;
+        let start = Instant::now();
+        while child.try_wait()?.is_none() && start.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if child.try_wait()?.is_some_and(|status| status.success()) {
+            break;
+        }
+        child.kill()?;
+        child.wait()?;
+        kills += 1;
+        patience += Duration::from_millis(if kills < 20 { 130 } else { 2000 });
+        if kills == 3 {
+            let folder = std::fs::read_dir(lab.path("cache"))?.next().context("a cache")??.path();
+            let file = folder.join("view-0.class_maps");
+            let mut bytes = std::fs::read(&file)?;
+            bytes[1000] ^= 4;
+            std::fs::write(&file, bytes)?;
+        }
+        assert!(kills < 60, "it never ends");
+    }
+    println!("killed {kills} times");
+    assert!(kills >= 3);
+    assert!(lab.weights("killed")? == whole, "after kills other weights");
+    assert_eq!(lab.table("killed"), lab.table("whole"));
+    Ok(())
+}
+
+/// Two launchers in one folder share the work.
+#[test]
+fn launchers_share() -> Result<()> {
+    let lab = Lab::new()?;
+    let children = [lab.start("shared", &["--block", "a"])?, lab.start("shared", &["--block", "a"])?];
+    for child in children {
+        let output = child.wait_with_output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stderr}");
+        let last: Value =
+            serde_json::from_slice(output.stdout.split(|b| *b == b'\n').rfind(|l| !l.is_empty()).context("JSON")?)?;
+        assert_eq!(last["cells_done"], 8, "{stderr}");
+    }
+    assert_eq!(lab.weights("shared")?.len(), 8);
+    let done = std::fs::read_to_string(lab.path("shared/ledger.jsonl"))?.matches("\"done\"").count();
+    assert_eq!(done, 8, "each cell was done once");
+    Ok(())
+}
+
+/// Ctrl-C stops the runs with their states saved; the same command goes on.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_grid_goes_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let child = lab.start("stopped", &["--block", "a", "--set", "train.epochs=40"])?;
+    let state = Path::new(&lab.path("stopped")).join("a/ce-none/s0/state.safetensors");
+    let start = Instant::now();
+    while !state.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "the first run does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status()?.success());
+    let output = child.wait_with_output()?;
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("The same command goes on"));
+    let late = lab.ablate("stopped", &["--block", "a", "--set", "train.epochs=40", "--max-minutes", "0"]);
+    late.assert_fails(130, &["0 of 8 runs are done"]);
+    assert!(state.exists());
+    Ok(())
+}
+
+#[test]
+fn a_dry_run_tells_the_cost() -> Result<()> {
+    let lab = Lab::new()?;
+    let told = lab.ablate("nothing", &["--dry-run"]);
+    let value = told.json();
+    assert_eq!((value["cells_total"].as_u64(), value["cells_done"].as_u64()), (Some(11), Some(0)));
+    let rows = value["rows"].as_array().context("rows")?;
+    assert_eq!(rows.len(), 7);
+    assert!(rows.iter().filter(|r| r["error"].is_null()).all(|r| r["hours"].as_f64() > Some(0.0)), "{rows:?}");
+    assert!(told.stdout.contains("cannot run: configuration, loss.temprature"), "{}", told.stdout);
+    // Logits, ten maps of 8 x 8, one map of 8 x 8 for 64 images, rounded up to MB each.
+    assert_eq!(value["cache_mb"], 3);
+    assert!(!Path::new(&lab.path("nothing")).exists());
+    Ok(())
+}
+
+/// A table of reports by hand: what is the mean, what is compared, what is mixed.
+#[test]
+fn tables_from_folders_alone() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let write = |cell: &str, seed: u64, error: f64, wrong: &str, profile: &str| -> Result<()> {
+        let run = dir.path().join(format!("published/{cell}/s{seed}"));
+        std::fs::create_dir_all(&run)?;
+        let report = serde_json::json!({
+            "run": "", "test_error": error, "test_loss": 0.3, "train_error": 1.0, "train_loss": 0.1, "epochs": 60,
+            "steps": 1, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "flops_per_image": 1.0,
+            "profile": profile, "seed": seed, "commit": "abc", "machine": "m", "threads": 1, "device": "cpu",
+            "test_wrong": wrong, "inputs": { "teacher": "t" },
+        });
+        std::fs::write(run.join("report.json"), report.to_string())?;
+        std::fs::write(run.join("config.toml"), format!("[train]\nseed = {seed}\n[loss]\ninterpreter = \"{cell}\""))?;
+        Ok(())
+    };
+    for (seed, a, b) in [(0, 6.8, 6.5), (1, 6.9, 6.6), (2, 6.7, 6.4)] {
+        write("kd-none", seed, a, "f0", "fast")?;
+        write("kd-maps", seed, b, "80", "fast")?;
+    }
+    std::fs::write(dir.path().join("table.toml"), "published = { \"published/kd-none\" = 5.68 }")?;
+    let path = dir.path().display().to_string();
+    let value = call(&["table", &path, "--json"]).json();
+    let rows = value["rows"].as_array().context("rows")?;
+    let (none, maps) = (&rows[0], &rows[1]);
+    assert_eq!((&none["cell"], &none["published"]), (&"published/kd-none".into(), &5.68.into()));
+    assert!((none["error"].as_f64().unwrap() - 6.8).abs() < 1e-12);
+    // sd 0.1 in both cells, 4 degrees of freedom: t = 2.776, half width 2.776 * 0.1 / sqrt 3.
+    assert!((none["half_width"].as_f64().unwrap() - 0.160_290_4).abs() < 1e-6, "{none}");
+    assert!((maps["difference"].as_f64().unwrap() + 0.3).abs() < 1e-12);
+    // t = 0.3 / (0.1 sqrt(2/3)) = 3.674 at 4: p = 0.0213.
+    assert!((maps["p"].as_f64().unwrap() - 0.021_312).abs() < 1e-5, "{maps}");
+    // Three times: four images wrong without maps, one of them with.
+    assert_eq!((&maps["only_this_wrong"], &maps["only_other_wrong"]), (&0.into(), &9.into()));
+    let sentence = value["sentences"][0].as_str().context("a sentence")?;
+    assert!(
+        sentence.starts_with("published/kd-maps: better (-0.30 ± 0.23 points against kd-none, p = 0.021"),
+        "{sentence}"
+    );
+    let plot = dir.path().join("table.svg");
+    let markdown = call(&["table", &path, "--format", "md", "--plot", &plot.display().to_string()]);
+    assert!(
+        markdown.stdout.contains("| published/kd-none | 3 | 6.80 ± 0.16 | 0.10 | 5.68 | 0.300 |"),
+        "{}",
+        markdown.stdout
+    );
+    assert!(std::fs::read_to_string(plot)?.contains("<svg"));
+    let csv = call(&["table", &path, "--format", "csv"]).stdout;
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+    // Profiles and settings are not mixed.
+    write("kd-other", 0, 6.0, "00", "paper")?;
+    call(&["table", &path]).assert_fails(1, &["profile fast", "profile paper", "one profile"]);
+    std::fs::remove_dir_all(dir.path().join("published/kd-other"))?;
+    std::fs::write(
+        dir.path().join("published/kd-maps/s1/config.toml"),
+        "[train]\nseed = 1\n[loss]\ninterpreter = \"x\"",
+    )?;
+    call(&["table", &path]).assert_fails(1, &["kd-maps", "different settings"]);
+    std::fs::write(dir.path().join("published/kd-maps/s1/report.json"), "{")?;
+    call(&["table", &path]).assert_fails(1, &["report.json is damaged"]);
+    call(&["table", &dir.path().join("table.toml").display().to_string()]).assert_fails(1, &["table.toml"]);
+    Ok(())
+}
