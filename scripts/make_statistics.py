@@ -56,7 +56,7 @@ def main():
         "power_at_needed": [
             {"gap": gap, "sd": 0.15, "n": n,
              "power": float(TTestIndPower().power(gap / 0.15, n, 0.05))}
-            for gap, n in [(0.2, 9), (0.1, 36)]
+            for gap, n in [(0.2, 10), (0.1, 37)]
         ],
     }
     pathlib.Path(sys.argv[1]).write_text(json.dumps(out, indent=1) + "\n")

@@ -141,6 +141,7 @@ impl File {
     pub fn check_seal(&self) -> Result<()> {
         let (tensors, mut metadata) = (self.tensors()?, self.metadata.clone());
         let expected = metadata.remove(SEAL);
+        ensure!(expected.is_some(), "{} was written by an older version, whose files are not read", self.name);
         let all: BTreeMap<String, _> = tensors.iter().map(|(name, t)| (name.to_string(), t)).collect();
         let parts = all.iter().map(|(name, t)| (name.as_str(), format!("{:?}", t.dtype()), t.shape(), t.data()));
         let found = seal(parts, &metadata);

@@ -33,7 +33,7 @@ impl Claim {
         const TRIES: usize = 4;
         let claim = (0..TRIES).find_map(|i| {
             std::thread::sleep(Duration::from_millis(if i > 0 { 15 } else { 0 }));
-            Claim::attempt(dir, false).transpose()
+            Claim::attempt(dir).transpose()
         });
         match claim {
             Some(claim) => claim,
@@ -46,17 +46,12 @@ impl Claim {
         }
     }
 
-    /// The same, but waits until whoever has it is done.
-    pub fn wait(dir: &Path) -> Result<Claim> {
-        Claim::attempt(dir, true)?.context("a lock that was waited for was not given")
-    }
-
     /// Whether some process works in `dir`.
     pub fn is_held(dir: &Path) -> bool {
         File::open(dir.join(FILE)).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
-    fn attempt(dir: &Path, wait: bool) -> Result<Option<Claim>> {
+    fn attempt(dir: &Path) -> Result<Option<Claim>> {
         let path = dir.join(FILE);
         let context = || format!("claiming {}", dir.display());
         let mut made = false;
@@ -70,8 +65,7 @@ impl Claim {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 file => file.with_context(context)?,
             };
-            let locked = if wait { file.lock().map_err(TryLockError::Error) } else { file.try_lock() };
-            match locked {
+            match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {

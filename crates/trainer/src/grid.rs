@@ -202,6 +202,8 @@ impl Grid {
                 return Err(unknown("block", wanted, &names));
             }
         }
+        let distinct: BTreeSet<_> = names.iter().collect();
+        ensure!(distinct.len() == names.len(), "two blocks have the same name: {}", names.join(", "));
         let everything = || file.block.iter().map(|b| Stage { block: b.name.clone(), seeds: None }).collect();
         let stages = if file.stages.is_empty() { everything() } else { file.stages.clone() };
         let (mut cells, mut seen) = (Vec::new(), BTreeSet::new());
@@ -379,6 +381,10 @@ mod tests {
             ("[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'\n[[block.cell]]\nname = 'x'", "the same name"),
             ("[[block]]\nname = 'a'\naxes = { x = 1 }", "expected a list of values"),
             ("[[block]]\nname = 'a'\naxes = { x = { y = 1 } }", "expected a table of configuration keys"),
+            (
+                "[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "two blocks have the same name",
+            ),
             ("stages = [{ block = 'c' }]\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "unknown block \"c\""),
         ] {
             let error = format!("{:#}", grid(text, &Choice::default()).unwrap_err());

@@ -24,6 +24,17 @@ pub struct Mapping {
     tensors: BTreeMap<String, Info>,
 }
 
+impl Mapping {
+    /// How many tensors it names.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+    /// Whether it names none.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+}
+
 /// What a pickle says of a tensor.
 #[derive(Clone, Debug)]
 struct Info {
@@ -105,6 +116,10 @@ pub struct Pth {
     /// In the order in which a reader of the file would meet them.
     pub mappings: Vec<Mapping>,
 }
+
+/// Of names of tensors, in bytes, and of a tensor's axes: a file that refers to a long one again and again must not multiply it.
+const LONGEST_NAME: usize = 1024;
+const MOST_AXES: usize = 16;
 
 /// Dictionaries in dictionaries that are looked through.
 const DEPTH: usize = 4;
@@ -224,7 +239,11 @@ fn read(archive: &mut ZipArchive<Cursor<Vec<u8>>>, name: &str) -> Result<Vec<u8>
     let file = archive.by_name(name).with_context(|| format!("the archive holds no whole {name}"))?;
     let limit = file.compressed_size();
     let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).with_context(|| format!("{name} in the archive is damaged"))?;
+    // To its end, where its checksum is compared; files of torch.save are stored as they are.
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("{name} in the archive is damaged"))?;
+    ensure!(bytes.len() as u64 <= limit, "{name} in the archive is compressed; files of torch.save are not");
     Ok(bytes)
 }
 
@@ -242,9 +261,10 @@ struct Search<'p> {
 }
 
 impl Search<'_> {
+    /// A text that can be a name.
     fn text(&self, object: Object) -> Option<&str> {
         match self.pickle.get(object) {
-            Value::Text(text) => Some(text),
+            Value::Text(text) if text.len() <= LONGEST_NAME => Some(text),
             _ => None,
         }
     }
@@ -280,9 +300,9 @@ impl Search<'_> {
     }
 
     fn called(&self, function: Object, arguments: Object, depth: usize) -> Option<Info> {
-        let Value::Class(module, name) = self.pickle.get(function) else { return None };
+        let Value::Class(module, name) = *self.pickle.get(function) else { return None };
         let Value::Tuple(arguments) = self.pickle.get(arguments) else { return None };
-        match (module.as_str(), name.as_str()) {
+        match (self.text(module)?, self.text(name)?) {
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
                 self.tensor(*arguments.first()?, depth)
             }
@@ -293,18 +313,18 @@ impl Search<'_> {
                 let [storage, offset, shape, strides, ..] = arguments[..] else { return None };
                 let Value::Persistent(id) = self.pickle.get(storage) else { return None };
                 let Value::Tuple(id) = self.pickle.get(*id) else { return None };
-                let Value::Class(_, class) = self.pickle.get(*id.get(1)?) else { return None };
+                let Value::Class(_, class) = *self.pickle.get(*id.get(1)?) else { return None };
                 let number = |object: &Object| match self.pickle.get(*object) {
                     Value::Int(n) => usize::try_from(*n).ok(),
                     _ => None,
                 };
                 let numbers = |object: Object| match self.pickle.get(object) {
-                    Value::Tuple(all) => all.iter().map(number).collect::<Option<Vec<_>>>(),
+                    Value::Tuple(all) if all.len() <= MOST_AXES => all.iter().map(number).collect::<Option<Vec<_>>>(),
                     _ => None,
                 };
                 Some(Info {
                     storage: self.text(*id.get(2)?)?.to_string(),
-                    dtype: Dtype::of_class(class)?,
+                    dtype: Dtype::of_class(self.text(class)?)?,
                     offset: number(&offset)?,
                     shape: numbers(shape)?,
                     strides: numbers(strides)?,
@@ -446,9 +466,22 @@ mod tests {
             let error = format!("{:#}", Pth::parse(bytes).map(drop).unwrap_err());
             assert!(error.contains(part), "{error}");
         }
-        // Ten million tuples in one another, and a dictionary that holds itself.
+        // A bit of a weight, which the archive's checksum tells.
+        let mut file = Writer::default()
+            .raw(b"}(")
+            .text("w")
+            .tensor("0", "FloatStorage", 0, &[6], &[1])
+            .raw(b"u")
+            .file(&[("0", &f32s(&[1.0; 6]))]);
+        let at = file.windows(8).position(|w| w == f32s(&[1.0, 1.0])).unwrap();
+        file[at] ^= 1;
+        let error = format!("{:#}", Pth::parse(file).unwrap().tensors(0).unwrap_err());
+        assert!(error.contains("damaged"), "{error}");
+        // Classes made of one long text, over and over; ten million tuples in one another, and a dictionary that holds itself.
         let deep = Writer::default().raw(b")").raw(&vec![0x85; 10_000_000]);
         assert!(check_pickle(&[&deep.0[..], b"."].concat()).is_ok_and(|n| n == 0));
+        let long = Writer::default().text(&"x".repeat(1 << 20)).raw(b"q\x00").raw(&b"h\x00h\x00\x930".repeat(100_000));
+        assert!(check_pickle(&[&long.0[..], b"."].concat()).is_ok_and(|n| n == 0));
         let circle = Writer::default().raw(b"}q\x00").text("a").raw(b"h\x00s.");
         assert_eq!(check_pickle(&circle.0).unwrap(), 0);
     }

@@ -120,9 +120,13 @@ pub fn mcnemar(b: u64, c: u64) -> f64 {
     }
 }
 
-/// Runs a side that show a difference of this size at 5 % (two-sided) in 80 % of cases, unpaired, by the normal approximation.
+/// The difference that `n` runs a side show at 5 % (two-sided) in 80 % of cases, unpaired, as a multiple of the standard deviation.
+pub fn visible(n: usize) -> f64 {
+    let df = 2.0 * (n as f64 - 1.0);
+    (quantile(0.975, df) + quantile(0.8, df)) * (2.0 / n as f64).sqrt()
+}
+
+/// The least number of runs a side that show a difference of this size; None if it is a thousand or more.
 pub fn runs_needed(difference: f64, sd: f64) -> Option<usize> {
-    const BOTH: f64 = 1.959_964 + 0.841_621;
-    let n = 2.0 * (BOTH * sd / difference).powi(2);
-    (n.is_finite() && n < 1e6).then(|| (n.ceil() as usize).max(2))
+    (2..1000).find(|n| visible(*n) * sd <= difference.abs())
 }

@@ -1,6 +1,7 @@
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::interrupt;
@@ -27,10 +28,16 @@ pub fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
     if args.dry_run {
         return dry_run(&grid, &cost::estimate(&grid, &device)?, &out.display().to_string());
     }
+    let minutes = |m: f64| {
+        Duration::try_from_secs_f64(m * 60.0)
+            .with_context(|| format!("--max-minutes {m}: expected a number of at least 0"))
+    };
+    let limit = args.max_minutes.map(minutes).transpose()?;
     let interrupted = interrupt::flag()?;
     if args.prepare {
         let configs: Vec<_> = grid.cells.iter().filter_map(|cell| cell.config().ok()).collect();
-        let done = prepare(&configs.iter().collect::<Vec<_>>(), &device, &interrupted, &mut |line| {
+        let stop = || interrupted.load(Ordering::Relaxed);
+        let done = prepare(&configs.iter().collect::<Vec<_>>(), &device, &stop, &mut |line| {
             if !global.quiet {
                 eprintln!("{line}");
             }
@@ -48,7 +55,7 @@ pub fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         threads: (rayon::current_num_threads() / jobs).max(1),
         device: global.device.clone(),
         compute: device,
-        limit: args.max_minutes.map(|m| Duration::from_secs_f64(m.max(0.0) * 60.0)),
+        limit,
         quiet: global.quiet,
         interrupted: &interrupted,
     };

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device};
 use serde_json::json;
 
@@ -17,8 +17,7 @@ pub fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
     // A name that nobody knows is told before a large file is read.
     Architecture::named(&args.arch, checkpoint::input_shape("32")?, 10, Shortcut::Preact)?;
-    let mut source = read(args)?;
-    let metadata = std::mem::take(&mut source.metadata);
+    let (metadata, tensors) = read(args)?;
     let known = |key: &str| metadata.get(key).map(String::as_str);
     let file = args.input.display();
     let shortcut = match args.shortcut.as_deref().or(known("shortcut")).unwrap_or("preact") {
@@ -48,7 +47,7 @@ pub fn run(args: &ConvertArgs) -> Result<Done> {
     let std = statistics("--std", &args.std, "std", cifar.std)?;
     ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
     let normalization = Normalization { mean, std };
-    let (weights, unexpected, taken) = fit(&mut source, &architecture, args)?;
+    let (weights, unexpected, taken) = fit(tensors, &architecture, args)?;
     let parameters = architecture.parameters();
     let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
     if let Some(key) = taken.as_ref().filter(|key| !key.is_empty()) {
@@ -84,36 +83,55 @@ pub fn run(args: &ConvertArgs) -> Result<Done> {
     Ok(Done::Result(text, value))
 }
 
-/// A file's tensors: one mapping of them, or several.
-struct Input {
-    metadata: Metadata,
-    mappings: Vec<(Option<String>, Named)>,
+/// What is read from: one mapping of tensors, or a file with several, which are read one at a time.
+enum Tensors {
+    One(Named),
+    Several(Pth),
 }
 
 /// The first mapping that fits the architecture: its weights, the names that it does not know, and its key.
 fn fit(
-    input: &mut Input,
+    tensors: Tensors,
     architecture: &Architecture,
     args: &ConvertArgs,
 ) -> Result<(Weights, Vec<String>, Option<String>)> {
     let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
-    let mut first = None;
-    for (key, tensors) in std::mem::take(&mut input.mappings) {
-        match checkpoint::assemble(architecture, renamed(tensors, &rules)) {
-            Ok((weights, unexpected)) => return Ok((weights, unexpected, key)),
-            Err(error) => drop(first.get_or_insert((key, error))),
+    let file = args.input.display();
+    let hint = "a --rename file can map names";
+    let mut pth = match tensors {
+        Tensors::One(tensors) => {
+            let fitted = checkpoint::assemble(architecture, renamed(tensors, &rules));
+            let (weights, unexpected) = fitted.with_context(|| format!("{file} ({hint})"))?;
+            return Ok((weights, unexpected, None));
+        }
+        Tensors::Several(pth) => pth,
+    };
+    let least = architecture.entries().count();
+    // The mapping that comes nearest says why none fits.
+    let mut nearest: Option<(usize, anyhow::Error)> = None;
+    for at in 0..pth.mappings.len() {
+        let (key, len) = (pth.mappings[at].key.clone(), pth.mappings[at].len());
+        if len < least && nearest.as_ref().is_some_and(|(of, _)| *of >= len) {
+            continue;
+        }
+        let fitted = pth.tensors(at).and_then(|t| checkpoint::assemble(architecture, renamed(t, &rules)));
+        match fitted {
+            Ok((weights, unexpected)) => return Ok((weights, unexpected, Some(key))),
+            Err(error) if nearest.as_ref().is_none_or(|(of, _)| *of < len) => {
+                let key = if key.is_empty() { String::new() } else { format!(", its \"{key}\"") };
+                nearest = Some((len, error.context(format!("{file}{key} ({hint})"))));
+            }
+            Err(_) => {}
         }
     }
-    match first {
-        Some((key, error)) => {
-            let key = key.filter(|k| !k.is_empty()).map_or(String::new(), |k| format!(", its \"{k}\""));
-            Err(error.context(format!("{}{key} (a --rename file can map names)", args.input.display())))
-        }
-        None => bail!(
-            "{} holds no tensors (a state dict is read, alone or in dictionaries, not a whole pickled model)",
-            args.input.display()
-        ),
-    }
+    Err(nearest.map_or_else(
+        || {
+            anyhow!(
+                "{file} holds no tensors (a state dict is read, alone or in dictionaries, not a whole pickled model)"
+            )
+        },
+        |(_, error)| error,
+    ))
 }
 
 /// Training images that mean activations are taken from, spread evenly over the set.
@@ -147,21 +165,14 @@ fn is_safetensors(args: &ConvertArgs) -> bool {
     args.input.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
 }
 
-fn read(args: &ConvertArgs) -> Result<Input> {
+fn read(args: &ConvertArgs) -> Result<(Metadata, Tensors)> {
     if is_safetensors(args) {
         let file = File::read(&args.input)?;
         let tensors = file.named()?;
-        let mappings = if tensors.is_empty() { vec![] } else { vec![(None, tensors)] };
-        return Ok(Input { metadata: file.metadata, mappings });
+        ensure!(!tensors.is_empty(), "{} holds no tensors", args.input.display());
+        return Ok((file.metadata, Tensors::One(tensors)));
     }
-    let mut file = Pth::open(&args.input)?;
-    let mut mappings = Vec::new();
-    for at in 0..file.mappings.len() {
-        let key = file.mappings[at].key.clone();
-        let tensors = file.tensors(at).with_context(|| format!("reading {}", args.input.display()))?;
-        mappings.push((Some(key), tensors));
-    }
-    Ok(Input { metadata: Metadata::new(), mappings })
+    Ok((Metadata::new(), Tensors::Several(Pth::open(&args.input)?)))
 }
 
 /// Tensors under their new names, without PyTorch's batch counters.

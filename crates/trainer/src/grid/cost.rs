@@ -79,10 +79,9 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
                 images.insert(data.clone(), Arc::new(Portions::load(&config.data)?.train));
             }
             let images = &images[&data];
-            let key = format!(
-                "{data} {:?} {:?} {} {:?}",
-                config.student, config.loss, config.train.batch, config.train.dtype
-            );
+            let (train, teacher) = (&config.train, &config.teacher);
+            let what = (&config.student, &config.loss, train.batch, train.dtype, teacher, &config.interpreter);
+            let key = format!("{data} {what:?}");
             if !measured.contains_key(&key) {
                 measured.insert(key.clone(), measure(&config, images, device)?);
             }
@@ -138,15 +137,17 @@ fn measure(config: &Config, images: &Images, device: &Device) -> Result<Step> {
     let plan = train::plan(config, images)?;
     let batch = plan.batch(images, &plan.order(images.len(), 0)[..plan.batch], 0);
     let (mut signal, mut teacher_ms, mut teacher_flops) = (None, 0.0, 0.0);
-    if config.distils() {
+    if config.teacher.is_some() {
         let teacher = Teacher::network(config, backend)?.1;
         let ask = || {
             let pass = teacher.signal_pass(&teacher.images(&batch)?)?;
             objective::signal(config, &teacher, &pass, &batch)
         };
-        teacher_ms = median_ms(REPEATS, || ask().map(drop))?;
-        teacher_flops = 2.0 * teacher.architecture.macs() as f64;
-        signal = Some(ask()?);
+        if config.distils() {
+            teacher_ms = median_ms(REPEATS, || ask().map(drop))?;
+            teacher_flops = 2.0 * teacher.architecture.macs() as f64;
+            signal = Some(ask()?);
+        }
     }
     let student_ms = median_ms(REPEATS, training(config, &mut student, &batch, || Ok(signal.clone()))?)?;
     let steps = Plan::steps(&plan, images.len());

@@ -54,9 +54,3 @@ pub fn append(dir: &Path, cell: &str, event: Event, what: &str) -> Result<()> {
     file.write_all((serde_json::to_string(&line)? + "\n").as_bytes())
         .with_context(|| format!("writing {}", path.display()))
 }
-
-/// The lines that are whole.
-pub fn read(dir: &Path) -> Vec<Line> {
-    let text = std::fs::read_to_string(dir.join("ledger.jsonl")).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}

@@ -70,6 +70,7 @@ impl View {
                 Status::Running | Status::Elsewhere => latest(dirs[*at]).unwrap_or_else(|| "  ...".into()),
                 Status::Diverged(_) => " diverg".into(),
                 Status::Failed(_) => " failed".into(),
+                Status::Stopped => " paused".into(),
                 Status::Waiting => "     .".into(),
             };
             line.set_message(format!("{name:width$} {}", cells.iter().map(of).collect::<Vec<_>>().join(" ")));

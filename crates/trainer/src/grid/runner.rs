@@ -14,7 +14,7 @@ use super::Grid;
 use super::ledger::{self, Event};
 use super::progress::View;
 use crate::checkpoint::write_atomically;
-use crate::claim::Claim;
+use crate::claim::{Claim, host};
 use crate::config::Config;
 use crate::error::{Diverged, sentence};
 use crate::teacher::prepare::{Prepared, prepare};
@@ -61,6 +61,8 @@ pub enum Status {
         /// It took.
         seconds: f64,
     },
+    /// It ended early, by its own `train.max_minutes` or a signal, with its state saved.
+    Stopped,
     /// A result: it diverged.
     Diverged(String),
     /// It could not run, and why.
@@ -138,12 +140,18 @@ pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
         }
         work.view.show(&work.statuses, &work.runs.iter().map(|r| r.dir.as_path()).collect::<Vec<_>>(), work.eta());
         if work.processes.is_empty() && !work.statuses.contains(&Status::Elsewhere) {
-            let waiting = work.statuses.contains(&Status::Waiting);
-            return Ok(work.end(waiting));
+            let left = work.statuses.iter().any(|s| !s.is_over());
+            return Ok(work.end(left));
         }
         work.wait(Duration::from_millis(200));
         work.look_elsewhere()?;
     }
+}
+
+/// This very program, though it may have been built anew since it was started: all runs of a grid are one program's.
+fn this_program() -> Result<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Ok(running) } else { std::env::current_exe().context("finding the program itself") }
 }
 
 struct Work<'g> {
@@ -231,7 +239,8 @@ impl Work<'_> {
             .filter_map(|(r, _)| r.config.as_ref())
             .collect();
         let view = &self.view;
-        let done = prepare(&waiting, &self.options.compute, self.options.interrupted, &mut |line| view.say(line));
+        let over = || self.options.interrupted.load(Ordering::Relaxed) || self.left() == Some(Duration::ZERO);
+        let done = prepare(&waiting, &self.options.compute, &over, &mut |line| view.say(line));
         match done {
             Ok(done) => Ok(done == Prepared::Done),
             Err(error) => {
@@ -285,27 +294,46 @@ impl Work<'_> {
             self.statuses[at] = Status::Elsewhere;
             return Ok(());
         }
+        let id = self.grid.cells[at].id();
+        match self.spawn(at) {
+            Ok(process) => {
+                ledger::append(&self.options.out, &id, Event::Started, "")?;
+                self.view.say(&format!("{id} started"));
+                self.statuses[at] = Status::Running;
+                self.processes.push(process);
+            }
+            Err(error) => self.statuses[at] = self.fail(at, &sentence(&error))?,
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, at: usize) -> Result<Process> {
         let (cell, run, o) = (&self.grid.cells[at], &self.runs[at], self.options);
         let config = o.out.join("cells").join(&cell.block).join(format!("{}-s{}.toml", cell.name, cell.seed));
-        let log = o.out.join("logs").join(&cell.block).join(format!("{}-s{}.log", cell.name, cell.seed));
+        let log = self.log(at);
         for file in [&config, &log] {
             let dir = file.parent().context("a file without a folder")?;
             fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         }
         write_atomically(&config, toml::to_string(&cell.table)?.as_bytes())?;
         let errors = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut command = Command::new(std::env::current_exe().context("finding the program itself")?);
+        let mut command = Command::new(this_program()?);
         command.arg("train").arg(&config).arg("--run").arg(&run.dir).args(["--resume", "--supervised", "--device"]);
         command.arg(&o.device).arg("--threads").arg(o.threads.to_string());
-        command.env_remove("RAYON_NUM_THREADS").env_remove("CANDLE_NUM_THREADS");
+        // What --threads would otherwise have the program start itself again for.
+        let threads = o.threads.to_string();
+        command.env("RAYON_NUM_THREADS", &threads).env("CANDLE_NUM_THREADS", &threads);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(errors);
         let mut child = command.spawn().context("starting a run")?;
         let lifeline = child.stdin.take();
-        ledger::append(&o.out, &cell.id(), Event::Started, "")?;
-        self.view.say(&format!("{} started", cell.id()));
-        self.statuses[at] = Status::Running;
-        self.processes.push(Process { cell: at, child, lifeline, began: Instant::now() });
-        Ok(())
+        Ok(Process { cell: at, child, lifeline, began: Instant::now() })
+    }
+
+    /// What a run says; another launcher's has a file of its own.
+    fn log(&self, at: usize) -> PathBuf {
+        let cell = &self.grid.cells[at];
+        let name = format!("{}-s{}-{}-{}.log", cell.name, cell.seed, host(), std::process::id());
+        self.options.out.join("logs").join(&cell.block).join(name)
     }
 
     /// Takes in the runs that have ended.
@@ -331,8 +359,7 @@ impl Work<'_> {
             Some(130) => {
                 ledger::append(out, &id, Event::Interrupted, "")?;
                 self.view.say(&format!("{id} stopped, its state is saved"));
-                // By its own train.max_minutes, or from outside; not again in this session.
-                Status::Failed("stopped early; its state is saved".into())
+                Status::Stopped
             }
             _ => {
                 let why = self.last_words(at, code);
@@ -356,10 +383,9 @@ impl Work<'_> {
 
     /// The last line that a failed run has said.
     fn last_words(&self, at: usize, code: Option<i32>) -> String {
-        let cell = &self.grid.cells[at];
-        let log = self.options.out.join("logs").join(&cell.block).join(format!("{}-s{}.log", cell.name, cell.seed));
-        let text = fs::read_to_string(log).unwrap_or_default();
-        let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        let text = fs::read_to_string(self.log(at)).unwrap_or_default();
+        let told = text.lines().rev().find(|l| l.starts_with("Error: "));
+        let last = told.or_else(|| text.lines().rev().find(|l| !l.trim().is_empty())).unwrap_or_default();
         match (last.strip_prefix("Error: "), code) {
             (Some(error), _) => error.to_string(),
             (None, Some(code)) => format!("ended with code {code}: {last}"),
@@ -373,9 +399,6 @@ impl Work<'_> {
         for mut process in std::mem::take(&mut self.processes) {
             let status = process.child.wait().context("waiting for a run")?;
             self.ended(process.cell, status.code())?;
-            if !matches!(self.statuses[process.cell], Status::Done { .. } | Status::Diverged(_)) {
-                self.statuses[process.cell] = Status::Waiting;
-            }
         }
         Ok(())
     }

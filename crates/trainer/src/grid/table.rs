@@ -76,12 +76,13 @@ pub struct Comparison {
     pub difference: Difference,
     /// Its probability, corrected by Holm over the block.
     pub holm: f64,
-    /// The probability that they are further apart than the margin.
+    /// p of the two one-sided tests of a difference of at least the margin; not corrected.
     pub equivalence: f64,
     /// The same difference by pairs of one seed, and how the pairs correlate.
     pub paired: Option<(Difference, Option<f64>)>,
-    /// Images on which only this cell's run is wrong, only the other's, summed over the seeds that both have.
-    pub discordant: Option<(u64, u64)>,
+    /// Images on which only this cell's run is wrong, only the other's, for each seed that both have. The images are the same each time:
+    /// the counts of several seeds are no larger sample of images.
+    pub discordant: Vec<(u64, u64)>,
     /// Runs a side that would show a difference of this size.
     pub needed: Option<usize>,
 }
@@ -138,9 +139,17 @@ pub struct Summary {
 pub fn read(dir: &Path) -> Result<Summary> {
     let about = dir.join("table.toml");
     let about: About = match fs::read_to_string(&about) {
-        Ok(text) => toml::from_str(&text).with_context(|| format!("reading {}", about.display()))?,
-        Err(_) => About::default(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => About::default(),
+        text => {
+            let context = || format!("reading {}", about.display());
+            toml::from_str(&text.with_context(context)?).with_context(context)?
+        }
     };
+    ensure!(
+        about.margin > 0.0 && about.margin.is_finite(),
+        "table.toml: margin is {}; it must be a positive number of points",
+        about.margin
+    );
     let mut cells: Vec<Cell> = vec![];
     walk(dir, dir, &mut cells)?;
     ensure!(!cells.is_empty(), "there are no finished runs (folders with a report.json) below {}", dir.display());
@@ -151,7 +160,7 @@ pub fn read(dir: &Path) -> Result<Summary> {
         rows: vec![],
         margin: about.margin,
         pooled: BTreeMap::new(),
-        profile: cells[0].runs.first().map_or(String::new(), |r| r.report.profile.clone()),
+        profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
         commits: BTreeSet::new(),
         machines: BTreeSet::new(),
     };
@@ -194,10 +203,11 @@ fn walk(root: &Path, dir: &Path, cells: &mut Vec<Cell>) -> Result<()> {
             .strip_prefix(root)
             .map(|p| p.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect())
             .unwrap_or_default();
-        // block/cell/sN in a grid; elsewhere runs whose names differ in their seeds alone.
+        // block/cell/sN in a grid; elsewhere runs whose names differ in their seeds alone: name-sN.
         let last = parts.last().cloned().unwrap_or_default();
-        let (stem, seed) = last.rsplit_once('s').map_or((last.as_str(), None), |(s, n)| (s, n.parse::<u64>().ok()));
-        let stem = if seed.is_some() { stem.trim_end_matches('-') } else { last.as_str() };
+        let (stem, of_seed) = last.rsplit_once('-').map_or(("", last.as_str()), |(stem, seed)| (stem, seed));
+        let seed = of_seed.strip_prefix('s').and_then(|n| n.parse::<u64>().ok());
+        let stem = if seed.is_some() { stem } else { last.as_str() };
         let mut names: Vec<String> = parts[..parts.len().saturating_sub(1)].to_vec();
         names.extend((!stem.is_empty()).then(|| stem.to_string()));
         let name = names.pop().unwrap_or_else(|| "run".into());
@@ -206,21 +216,28 @@ fn walk(root: &Path, dir: &Path, cells: &mut Vec<Cell>) -> Result<()> {
             cells.push(Cell { block, name, runs: vec![], diverged: vec![] });
             cells.len() - 1
         });
-        if report.is_file() {
-            let bytes = fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
-            let found: Report =
-                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", report.display()))?;
-            let config = dir.join("config.toml");
-            let text = fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))?;
-            let config = text.parse::<toml::Table>().with_context(|| format!("{} is damaged", config.display()))?;
-            cells[at].runs.push(Run { seed: found.seed, report: found, config: Value::Table(config) });
-        } else {
-            cells[at].diverged.push(seed.unwrap_or(0));
+        let found = report.is_file().then(|| finished(dir)).transpose()?.flatten();
+        match found {
+            Some(run) => cells[at].runs.push(run),
+            None if diverged.is_file() => cells[at].diverged.push(seed.unwrap_or(0)),
+            None => {}
         }
         return Ok(());
     }
     let hidden = |p: &Path| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
     paths.iter().filter(|p| p.is_dir() && !hidden(p)).try_for_each(|p| walk(root, p, cells))
+}
+
+/// The run of a folder with a report; None if that is the report of a shorter run that is being made longer.
+fn finished(dir: &Path) -> Result<Option<Run>> {
+    let (report, config) = (dir.join("report.json"), dir.join("config.toml"));
+    let bytes = fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
+    let found: Report = serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", report.display()))?;
+    let text = fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))?;
+    let config = Value::Table(text.parse().with_context(|| format!("{} is damaged", config.display()))?);
+    let epochs = config.get("train").and_then(|t| t.get("epochs")).and_then(Value::as_integer);
+    let own = epochs.is_none_or(|n| n == found.epochs as i64);
+    Ok(own.then(|| Run { seed: found.seed, report: found, config }))
 }
 
 /// Refuses to put together what does not belong together.
@@ -240,15 +257,28 @@ fn check(cells: &[Cell]) -> Result<()> {
         ensure!(seeds.len() == cell.runs.len(), "{} holds two runs of one seed", cell.id());
         let Some(first) = cell.runs.first() else { continue };
         for run in &cell.runs {
-            for (what, hash) in &first.report.inputs {
+            let seed_of_data = |r: &Run| r.config.get("data").and_then(|d| d.get("seed")).cloned();
+            let names: BTreeSet<&String> = first.report.inputs.keys().chain(run.report.inputs.keys()).collect();
+            for what in names {
+                // With a seed of its own a run may hold out other images, or draw them.
+                let moves = what.ends_with("images") && seed_of_data(run) != seed_of_data(first);
                 ensure!(
-                    run.report.inputs.get(what) == Some(hash),
+                    moves || run.report.inputs.get(what) == first.report.inputs.get(what),
                     "{}: seeds {} and {} were made with different {what}: a cell has one",
                     cell.id(),
                     first.seed,
                     run.seed
                 );
             }
+            ensure!(
+                precision(run) == precision(first) && run.report.device == first.report.device,
+                "{}: seeds {} and {} were computed in different precisions or on different devices ({}, {}): a cell has one",
+                cell.id(),
+                first.seed,
+                run.seed,
+                first.report.machine,
+                run.report.machine
+            );
             ensure!(
                 without_seed(&run.config) == without_seed(&first.config),
                 "{}: seeds {} and {} have different settings (see their config.toml): a cell has one configuration",
@@ -259,6 +289,12 @@ fn check(cells: &[Cell]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a run was computed in: bf16 is f32 on a processor without it.
+fn precision(run: &Run) -> (String, bool) {
+    let dtype = run.config.get("train").and_then(|t| t.get("dtype")).and_then(Value::as_str).unwrap_or("f32");
+    (dtype.to_string(), dtype == "bf16" && run.report.machine.ends_with("Bf16"))
 }
 
 /// A configuration without its seeds and paths.
@@ -330,9 +366,11 @@ fn row(cell: &Cell, pooled: Option<Pooled>, about: &About) -> Row {
 }
 
 fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result<Option<Comparison>> {
-    let teacher = |c: &Cell| c.runs.first().and_then(|r| r.report.inputs.get("teacher").cloned());
-    if let (Some(a), Some(b)) = (teacher(cell), teacher(reference)) {
-        ensure!(a == b, "{} and {} have different teachers: they cannot be compared", cell.id(), reference.id());
+    let input = |c: &Cell, what: &str| c.runs.first().and_then(|r| r.report.inputs.get(what).cloned());
+    for what in ["teacher", "test images"] {
+        if let (Some(a), Some(b)) = (input(cell, what), input(reference, what)) {
+            ensure!(a == b, "{} and {} have different {what}: they cannot be compared", cell.id(), reference.id());
+        }
     }
     let Some(difference) = stats::unpaired(&cell.errors(), &reference.errors(), pooled) else { return Ok(None) };
     let pairs: Vec<(&Run, &Run)> =
@@ -350,12 +388,20 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result
         equivalence: difference.equivalence(margin),
         // Two pairs always lie on a line.
         paired: stats::paired(&a, &b).map(|d| (d, cams::metrics::pearson(&a, &b).filter(|_| a.len() > 2))),
-        discordant: discordant
-            .filter(|d| !d.is_empty())
-            .map(|d| d.iter().fold((0, 0), |(x, y), (b, c)| (x + b, y + c))),
+        discordant: discordant.unwrap_or_default(),
         needed: stats::runs_needed(difference.mean, pooled.sd),
         difference,
     }))
+}
+
+impl Comparison {
+    /// McNemar's test of each pair of runs: the median of their p.
+    pub fn mcnemar(&self) -> Option<f64> {
+        let mut p: Vec<f64> = self.discordant.iter().map(|(b, c)| stats::mcnemar(*b, *c)).collect();
+        p.sort_by(f64::total_cmp);
+        let middle = |at: usize| p.get(at).copied();
+        Some((middle(p.len().checked_sub(1)? / 2)? + middle(p.len() / 2)?) / 2.0)
+    }
 }
 
 impl Summary {
@@ -392,7 +438,7 @@ impl Summary {
             column("holm", "p (Holm)", 3),
             column("equivalence", format!("p (±{})", self.margin), 3),
             column("correlation", "pairs' r", 2),
-            column("mcnemar", "McNemar p", 3),
+            column("mcnemar", "McNemar", 3),
         ]);
         for r in &self.rows {
             let Some(c) = &r.comparison else { continue };
@@ -403,7 +449,7 @@ impl Summary {
                 c.holm.into(),
                 c.equivalence.into(),
                 c.paired.and_then(|(_, r)| r).into(),
-                c.discordant.map(|(b, c)| stats::mcnemar(b, c)).into(),
+                c.mcnemar().into(),
             ]);
         }
         table
@@ -489,9 +535,9 @@ impl Summary {
                 of(&|c| Some(c.paired?.0.mean)),
                 of(&|c| Some(c.paired?.0.p)),
                 of(&|c| c.paired?.1),
-                count(c.and_then(|c| Some(c.discordant?.0))),
-                count(c.and_then(|c| Some(c.discordant?.1))),
-                of(&|c| c.discordant.map(|(b, c)| stats::mcnemar(b, c))),
+                count(c.map(|c| c.discordant.iter().map(|d| d.0).sum())),
+                count(c.map(|c| c.discordant.iter().map(|d| d.1).sum())),
+                of(&Comparison::mcnemar),
                 count(c.and_then(|c| Some(c.needed? as u64))),
                 r.nll.into(),
                 r.same_class.into(),
@@ -516,7 +562,7 @@ impl Summary {
             } else if c.equivalence < 0.05 {
                 format!("equivalent to within {} points ({found}, p = {:.3})", self.margin, c.equivalence)
             } else {
-                let needed = c.needed.map_or("more than a million".into(), |n| n.to_string());
+                let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
                 format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
             };
             Some(format!("{}: {verdict}", r.cell))
@@ -532,14 +578,18 @@ impl Summary {
         let mut notes = vec![format!("Profile {}, test error after the last epoch.", self.profile)];
         if !shared.is_empty() {
             notes.push(format!(
-                "Intervals and tests use the standard deviation over seeds that a block's cells share: {}. By the normal \
-                 approximation 3 seeds a cell show differences of {:.2} points, 5 of {:.2}, 12 of {:.2} (80 % of cases, 5 %).",
+                "Intervals and tests use the standard deviation over seeds that a block's cells share: {}. Three seeds a cell show differences of {:.2} points, 5 of {:.2}, 12 of {:.2} (80 % of cases, 5 %).",
                 shared.join(", "),
                 self.seen_by(3),
                 self.seen_by(5),
                 self.seen_by(12)
             ));
         }
+        notes.push(
+            "Differences: Holm over the comparisons of a block; the tests of equivalence are not corrected; McNemar: the median of the \
+             pairs of runs of one seed."
+                .into(),
+        );
         let diverged: usize = self.rows.iter().map(|r| r.diverged).sum();
         if diverged > 0 {
             notes.push(format!("{diverged} runs diverged; their cells' means are of the others."));
@@ -554,8 +604,7 @@ impl Summary {
 
     /// The difference that `n` runs a cell show, with the largest of the blocks' standard deviations.
     fn seen_by(&self, n: usize) -> f64 {
-        let sd = self.pooled.values().map(|p| p.sd).fold(0.0, f64::max);
-        2.801_585 * sd * (2.0 / n as f64).sqrt()
+        stats::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
     }
 }
 

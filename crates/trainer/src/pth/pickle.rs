@@ -17,7 +17,7 @@ pub enum Value {
     /// Text, or bytes that are text.
     Text(String),
     /// A module's name and a name in it.
-    Class(String, String),
+    Class(Object, Object),
     /// Also lists that were complete when they were made.
     Tuple(Vec<Object>),
     /// Keys and values, in the order in which they were added.
@@ -139,12 +139,21 @@ impl<'b> Machine<'b> {
         Ok(())
     }
 
+    /// A module's name and a name in it, from the stack.
+    fn class(&mut self) -> Result<()> {
+        let (name, module) = (self.pop()?, self.pop()?);
+        self.push(Value::Class(module, name));
+        Ok(())
+    }
+
     fn call(&mut self) -> Result<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let made = match &self.values[function] {
-            Value::Class(module, name)
-                if module == "collections" && ["OrderedDict", "defaultdict"].contains(&&**name) =>
-            {
+        let is = |object: Object, words: &[&str]| match &self.values[object] {
+            Value::Text(text) => words.contains(&text.as_str()),
+            _ => false,
+        };
+        let made = match self.values[function] {
+            Value::Class(module, name) if is(module, &["collections"]) && is(name, &["OrderedDict", "defaultdict"]) => {
                 Value::Dict(vec![])
             }
             _ => Value::Call(function, arguments),
@@ -210,16 +219,13 @@ impl<'b> Machine<'b> {
                 }
                 // Classes and calls.
                 b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.push(Value::Class(module.into(), name.into()));
+                    for _ in 0..2 {
+                        let text = self.line()?.to_string();
+                        self.push(Value::Text(text));
+                    }
+                    self.class()?;
                 }
-                0x93 => {
-                    let (name, module) = (self.pop()?, self.pop()?);
-                    let (Value::Text(module), Value::Text(name)) = (&self.values[module], &self.values[name]) else {
-                        bail!("a class without a name");
-                    };
-                    self.push(Value::Class(module.clone(), name.clone()));
-                }
+                0x93 => self.class()?,
                 b'R' | 0x81 => self.call()?,
                 0x92 => {
                     self.pop()?; // Arguments by name.

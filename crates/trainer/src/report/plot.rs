@@ -29,6 +29,9 @@ fn draw(path: &Path, title: &str, axis: &str, places: &[Place]) -> Result<(), Bo
         p.points.iter().copied().chain(ends.into_iter().flatten()).chain(p.published)
     });
     let (low, high) = all.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+    if low > high {
+        return Err("there is nothing to draw: no run is finished".into());
+    }
     let room = (high - low).max(0.1) * 0.08;
     let width = 120 + 78 * places.len() as u32;
     let root = SVGBackend::new(path, (width, 420)).into_drawing_area();

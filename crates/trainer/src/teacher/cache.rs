@@ -34,7 +34,7 @@ pub(crate) struct Key {
 }
 
 /// The format of [`Key::format`].
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// Signals on disk: a file for each view and part, holding that part of every training image, exact.
 ///
@@ -91,6 +91,15 @@ impl Cache {
 
     fn path(&self, view: u64, part: &str) -> PathBuf {
         self.dir.join(format!("view-{view}.{part}"))
+    }
+
+    /// Removes what killed processes were writing; for whoever has claimed the folder.
+    pub(crate) fn tidy(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().ends_with(".partial") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// The parts of `view` that are not on disk.

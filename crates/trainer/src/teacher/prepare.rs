@@ -1,7 +1,8 @@
 //! A teacher asked once for everything that several runs will want to know.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -9,9 +10,10 @@ use candle_core::Device;
 use super::cache::Cache;
 use super::{Teacher, cache_of, views};
 use crate::claim::Claim;
-use crate::config::Config;
+use crate::config::{Config, Teacher as Section};
 use crate::data::loader::Plan;
 use crate::data::{Images, Portions};
+use crate::error::Claimed;
 use crate::nn::Backend;
 use crate::objective;
 
@@ -36,86 +38,120 @@ struct Group<'c> {
     views: u64,
 }
 
-/// Fills the caches of all of these runs, each teacher asked once for a view. Several processes may ask at once: one works, the others
-/// wait for it.
+/// Fills the caches of all of these runs, each teacher asked once for a view, until `stop` says so. Several processes may ask at once:
+/// one works, the others wait for it. What goes wrong with one teacher does not keep the others from being asked.
 pub fn prepare(
     configs: &[&Config],
     device: &Device,
-    interrupted: &AtomicBool,
+    stop: &dyn Fn() -> bool,
     say: &mut dyn FnMut(&str),
 ) -> Result<Prepared> {
+    let mut failed = None;
     for group in groups(configs)? {
-        let first = group.configs[0];
+        match group.prepare(device, stop, say) {
+            Ok(Prepared::Done) => {}
+            Ok(Prepared::Interrupted) => return Ok(Prepared::Interrupted),
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
+    }
+    failed.map_or(Ok(Prepared::Done), Err)
+}
+
+impl Group<'_> {
+    fn prepare(&self, device: &Device, stop: &dyn Fn() -> bool, say: &mut dyn FnMut(&str)) -> Result<Prepared> {
+        let first = self.configs[0];
         let images = Portions::load(&first.data)?.train;
         let (dtype, precision) = first.train.dtype.parts();
         let backend = Backend { precision, ..Backend::new(dtype, device) };
         let section = first.teacher.as_ref().context("a run without a teacher has no cache")?;
         let dir = section.cache.as_ref().context("a run without a cache was grouped")?;
         let key = super::key(first, &images, &backend)?;
-        let names: Vec<String> = group.parts.iter().map(|(name, ..)| name.clone()).collect();
+        let names: Vec<String> = self.parts.iter().map(|(name, ..)| name.clone()).collect();
         let mut cache = Cache::new(dir, &key, names, &images)?;
-        let missing = |cache: &Cache| (0..group.views).filter(|v| !cache.missing(*v).is_empty()).collect::<Vec<_>>();
+        let missing = |cache: &Cache| (0..self.views).filter(|v| !cache.missing(*v).is_empty()).collect::<Vec<_>>();
         if missing(&cache).is_empty() {
-            continue;
+            return Ok(Prepared::Done);
         }
-        let mut claim = match Claim::take(cache.dir()) {
-            Ok(claim) => claim,
-            Err(error) => {
-                say(&format!("{error}; waiting"));
-                Claim::wait(cache.dir())?
-            }
-        };
-        claim.keep();
+        let Some(_claim) = claim(cache.dir(), stop, say)? else { return Ok(Prepared::Interrupted) };
+        cache.tidy();
         let wanted = missing(&cache);
         if wanted.is_empty() {
-            continue;
+            return Ok(Prepared::Done);
         }
-        let teacher = Teacher::load(section, first, &images, backend)?;
+        // Its note speaks of the first run's parts alone.
+        let teacher = Teacher::load(&Section { cache: None, ..section.clone() }, first, &images, backend)?;
         say(&teacher.note);
-        let shapes: Vec<Vec<usize>> = group
-            .parts
-            .iter()
-            .map(|(_, config, at)| objective::parts(group.configs[*config])[*at].shape(first, &teacher.network))
-            .collect::<Result<_>>()?;
-        say(&super::sized(&cache, group.views, &shapes, section.cache_limit_mb, images.len())?);
+        let shape = |(_, config, at): &(String, usize, usize)| {
+            objective::parts(self.configs[*config])[*at].shape(self.configs[*config], &teacher.network)
+        };
+        let shapes: Vec<Vec<usize>> = self.parts.iter().map(shape).collect::<Result<_>>()?;
+        say(&super::sized(&cache, self.views, &shapes, section.cache_limit_mb, images.len())?);
         for (done, view) in wanted.iter().enumerate() {
-            if fill(&mut cache, &group, &teacher, &images, *view, interrupted)? == Prepared::Interrupted {
+            if self.fill(&mut cache, &teacher, &images, *view, stop)? == Prepared::Interrupted {
                 return Ok(Prepared::Interrupted);
             }
             say(&format!("teacher's cache: view {} of {}", done + 1, wanted.len()));
         }
+        Ok(Prepared::Done)
     }
-    Ok(Prepared::Done)
+
+    /// Asks the teacher about every image of a view.
+    fn fill(
+        &self,
+        cache: &mut Cache,
+        teacher: &Teacher,
+        images: &Images,
+        view: u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Prepared> {
+        let data = &self.configs[0].data;
+        let plan = Plan { batch: BATCH, seed: 0, data_seed: data.seed, views: 0, augment: data.augment };
+        let network = &teacher.network;
+        let positions: Vec<usize> = (0..images.len()).collect();
+        for positions in positions.chunks(BATCH) {
+            if stop() {
+                return Ok(Prepared::Interrupted);
+            }
+            let batch = plan.batch(images, positions, view);
+            let pass = network.signal_pass(&network.images(&batch)?)?;
+            let told = self
+                .configs
+                .iter()
+                .map(|config| Ok(objective::signal(config, network, &pass, &batch)?.tensors()))
+                .collect::<Result<Vec<_>>>()?;
+            let tensors: Vec<_> = self.parts.iter().map(|(_, config, at)| told[*config][*at].clone()).collect();
+            cache.remember(&batch, &tensors)?;
+        }
+        Ok(Prepared::Done)
+    }
 }
 
-/// Asks the teacher about every image of a view.
-fn fill(
-    cache: &mut Cache,
-    group: &Group,
-    teacher: &Teacher,
-    images: &Images,
-    view: u64,
-    interrupted: &AtomicBool,
-) -> Result<Prepared> {
-    let data = &group.configs[0].data;
-    let plan = Plan { batch: BATCH, seed: 0, data_seed: data.seed, views: 0, augment: data.augment };
-    let network = &teacher.network;
-    let positions: Vec<usize> = (0..images.len()).collect();
-    for positions in positions.chunks(BATCH) {
-        if interrupted.load(Ordering::Relaxed) {
-            return Ok(Prepared::Interrupted);
+/// Claims a cache's folder, waiting for whoever has it; None if told to stop meanwhile.
+fn claim(dir: &Path, stop: &dyn Fn() -> bool, say: &mut dyn FnMut(&str)) -> Result<Option<Claim>> {
+    let mut told = false;
+    loop {
+        match Claim::take(dir) {
+            Ok(mut claim) => {
+                claim.keep();
+                return Ok(Some(claim));
+            }
+            Err(error) => {
+                let Some(claimed) = error.downcast_ref::<Claimed>() else { return Err(error) };
+                if !told {
+                    say(&format!(
+                        "the teacher's cache {} is being filled by {}: waiting",
+                        dir.display(),
+                        claimed.holder
+                    ));
+                }
+                told = true;
+            }
         }
-        let batch = plan.batch(images, positions, view);
-        let pass = network.signal_pass(&network.images(&batch)?)?;
-        let told = group
-            .configs
-            .iter()
-            .map(|config| Ok(objective::signal(config, network, &pass, &batch)?.tensors()))
-            .collect::<Result<Vec<_>>>()?;
-        let tensors: Vec<_> = group.parts.iter().map(|(_, config, at)| told[*config][*at].clone()).collect();
-        cache.remember(&batch, &tensors)?;
+        if stop() {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(200));
     }
-    Ok(Prepared::Done)
 }
 
 /// The runs with a cache, by teacher, views and layers; a run whose parts others make too is left out.

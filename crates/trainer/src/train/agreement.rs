@@ -10,7 +10,6 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::ops::log_softmax;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
 use crate::data::Images;
 use crate::data::loader::Plan;
 use crate::nn::Network;
@@ -74,11 +73,11 @@ impl Sums {
 
 /// Measures a student and its teacher, in full precision. The methods are always the same four, so that runs can be compared whatever
 /// they were trained to match.
-pub fn measure(config: &Config, student: &Network, teacher: &Teacher, images: &Images) -> Result<Agreement> {
+pub fn measure(student: &Network, teacher: &Teacher, images: &Images) -> Result<Agreement> {
     let methods: [(&str, &dyn Interpreter); 4] = [
         ("grad_cam", &GradCam::default()),
         ("grad_cam_pp", &GradCamPp::default()),
-        ("score_cam", &ScoreCam { space: Space::Features, ..config.interpreter.score_cam }),
+        ("score_cam", &ScoreCam { space: Space::Features, ..ScoreCam::default() }),
         ("shap_cam", &ShapCam { fill: Fill::ChannelMean, ..ShapCam::default() }),
     ];
     let networks = [student, &teacher.network];

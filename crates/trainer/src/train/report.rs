@@ -84,7 +84,7 @@ impl Trainer<'_> {
             None
         };
         let epoch = self.state.epochs.last().context("a run without an epoch has nothing to report")?;
-        let agreement = self.teacher.as_ref().map(|t| agreement::measure(self.config, &self.student, t, test));
+        let agreement = self.teacher.as_ref().map(|t| agreement::measure(&self.student, t, test));
         let teacher_macs = self.teacher.as_ref().map_or(0, |t| t.network.architecture.macs());
         let device = match self.student.device().location() {
             DeviceLocation::Cpu => "cpu",
