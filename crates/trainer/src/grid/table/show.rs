@@ -1,0 +1,224 @@
+//! A summary as tables and sentences.
+
+use super::{Comparison, Row, Summary};
+use crate::report::table::{Entry, Table, column};
+use crate::stats::{self, Pooled};
+
+impl Comparison {
+    /// McNemar's test of each pair of runs: the median of their p.
+    pub fn mcnemar(&self) -> Option<f64> {
+        let mut p: Vec<f64> = self.discordant.iter().map(|(b, c)| stats::mcnemar(*b, *c)).collect();
+        p.sort_by(f64::total_cmp);
+        let middle = |at: usize| p.get(at).copied();
+        Some((middle(p.len().checked_sub(1)? / 2)? + middle(p.len() / 2)?) / 2.0)
+    }
+}
+
+impl Summary {
+    /// Errors, seed by seed summarised, beside what was published.
+    pub fn errors(&self) -> Table {
+        let mut table = Table::new(vec![
+            column("cell", "cell", 0),
+            column("n", "n", 0),
+            column("error", "error % (95 %)", 2),
+            column("sd", "sd", 2),
+            column("published", "published", 2),
+            column("nll", "NLL", 3),
+        ]);
+        for r in &self.rows {
+            let error = r.half_width.map_or_else(|| r.error.into(), |half| Entry::Spread(r.error, half));
+            table.rows.push(vec![
+                r.cell.clone().into(),
+                r.n.into(),
+                error,
+                r.sd.into(),
+                r.published.into(),
+                r.nll.into(),
+            ]);
+        }
+        table
+    }
+
+    /// What the differences are worth.
+    pub fn differences(&self) -> Table {
+        let mut table = Table::new(vec![
+            column("cell", "cell", 0),
+            column("against", "against", 0),
+            column("difference", "points (95 %)", 2),
+            column("holm", "p (Holm)", 3),
+            column("equivalence", format!("p (±{})", self.margin), 3),
+            column("correlation", "pairs' r", 2),
+            column("mcnemar", "McNemar", 3),
+        ]);
+        for r in &self.rows {
+            let Some(c) = &r.comparison else { continue };
+            table.rows.push(vec![
+                r.cell.clone().into(),
+                c.against.clone().into(),
+                Entry::Spread(c.difference.mean, c.difference.half_width()),
+                c.holm.into(),
+                c.equivalence.into(),
+                c.paired.and_then(|(_, r)| r).into(),
+                c.mcnemar().into(),
+            ]);
+        }
+        table
+    }
+
+    /// What the term does beside the error.
+    pub fn effects(&self) -> Table {
+        let mut table = Table::new(vec![
+            column("cell", "cell", 0),
+            column("same_class", "same class %", 2),
+            column("kl", "KL", 3),
+            column("pearson", "maps' r", 3),
+            column("cosine", "cosine", 3),
+            column("top20", "top 20 %", 3),
+            column("share", "gradient %", 2),
+        ]);
+        for r in self.rows.iter().filter(|r| r.same_class.is_some()) {
+            let [pearson, cosine, top20] = r.maps;
+            table.rows.push(vec![
+                r.cell.clone().into(),
+                r.same_class.into(),
+                r.kl.into(),
+                pearson.into(),
+                cosine.into(),
+                top20.into(),
+                r.share.into(),
+            ]);
+        }
+        table
+    }
+
+    /// Everything, a row a cell: for CSV and JSON.
+    pub fn whole(&self) -> Table {
+        let names = [
+            "cell",
+            "n",
+            "diverged",
+            "error",
+            "half_width",
+            "sd",
+            "published",
+            "against",
+            "difference",
+            "difference_half_width",
+            "p",
+            "holm",
+            "equivalence",
+            "paired_difference",
+            "paired_p",
+            "correlation",
+            "only_this_wrong",
+            "only_other_wrong",
+            "mcnemar",
+            "runs_needed",
+            "nll",
+            "same_class",
+            "kl",
+            "pearson",
+            "cosine",
+            "top20",
+            "share",
+        ];
+        let mut table = Table::new(names.map(|name| column(name, name, 4)).into());
+        for r in &self.rows {
+            let c = r.comparison.as_ref();
+            let of = |figure: &dyn Fn(&Comparison) -> Option<f64>| Entry::from(c.and_then(figure));
+            let [pearson, cosine, top20] = r.maps;
+            let count = |n: Option<u64>| n.map_or(Entry::Nothing, Entry::Count);
+            table.rows.push(vec![
+                r.cell.clone().into(),
+                r.n.into(),
+                r.diverged.into(),
+                r.error.into(),
+                r.half_width.into(),
+                r.sd.into(),
+                r.published.into(),
+                c.map_or(Entry::Nothing, |c| c.against.clone().into()),
+                of(&|c| Some(c.difference.mean)),
+                of(&|c| Some(c.difference.half_width())),
+                of(&|c| Some(c.difference.p)),
+                of(&|c| Some(c.holm)),
+                of(&|c| Some(c.equivalence)),
+                of(&|c| Some(c.paired?.0.mean)),
+                of(&|c| Some(c.paired?.0.p)),
+                of(&|c| c.paired?.1),
+                count(c.map(|c| c.discordant.iter().map(|d| d.0).sum())),
+                count(c.map(|c| c.discordant.iter().map(|d| d.1).sum())),
+                of(&Comparison::mcnemar),
+                count(c.and_then(|c| Some(c.needed? as u64))),
+                r.nll.into(),
+                r.same_class.into(),
+                r.kl.into(),
+                pearson.into(),
+                cosine.into(),
+                top20.into(),
+                r.share.into(),
+            ]);
+        }
+        table
+    }
+
+    /// A sentence a comparison.
+    pub fn sentences(&self) -> Vec<String> {
+        let of = |r: &Row| {
+            let c = r.comparison.as_ref()?;
+            let (mean, half) = (c.difference.mean, c.difference.half_width());
+            let found = format!("{mean:+.2} ± {half:.2} points against {}", c.against);
+            let verdict = if c.holm < 0.05 {
+                format!("{} ({found}, p = {:.3} after Holm)", if mean < 0.0 { "better" } else { "worse" }, c.holm)
+            } else if c.equivalence < 0.05 {
+                format!("equivalent to within {} points ({found}, p = {:.3})", self.margin, c.equivalence)
+            } else {
+                let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
+                format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
+            };
+            Some(format!("{}: {verdict}", r.cell))
+        };
+        self.rows.iter().filter_map(of).collect()
+    }
+
+    /// What holds for the whole table.
+    pub fn notes(&self) -> Vec<String> {
+        let sd =
+            |(block, p): (&String, &Pooled)| format!("{:.3}{} ({} degrees of freedom)", p.sd, in_block(block), p.df);
+        let shared: Vec<String> = self.pooled.iter().map(sd).collect();
+        let mut notes = vec![format!("Profile {}, test error after the last epoch.", self.profile)];
+        if !shared.is_empty() {
+            notes.push(format!(
+                "Intervals and tests use the standard deviation over seeds that a block's cells share: {}. Three seeds a \
+                 cell show differences of {:.2} points, 5 of {:.2}, 12 of {:.2} (80 % of cases, 5 %).",
+                shared.join(", "),
+                self.seen_by(3),
+                self.seen_by(5),
+                self.seen_by(12)
+            ));
+        }
+        notes.push(
+            "Differences: Holm over the comparisons of a block; the tests of equivalence are not corrected; McNemar: the median of the \
+             pairs of runs of one seed."
+                .into(),
+        );
+        let diverged: usize = self.rows.iter().map(|r| r.diverged).sum();
+        if diverged > 0 {
+            notes.push(format!("{diverged} runs diverged; their cells' means are of the others."));
+        }
+        notes.push(format!(
+            "Commit {}; {}.",
+            self.commits.iter().cloned().collect::<Vec<_>>().join(", "),
+            self.machines.iter().cloned().collect::<Vec<_>>().join(", ")
+        ));
+        notes
+    }
+
+    /// The difference that `n` runs a cell show, with the largest of the blocks' standard deviations.
+    fn seen_by(&self, n: usize) -> f64 {
+        stats::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
+    }
+}
+
+fn in_block(block: &str) -> String {
+    if block.is_empty() { String::new() } else { format!(" in {block}") }
+}
