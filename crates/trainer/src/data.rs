@@ -164,7 +164,7 @@ pub const LIST: &[DataSet] = &[
     },
     DataSet {
         name: "folder",
-        about: "train/ and test/, in each a folder a class; PNG, JPEG, BMP, WebP, TIFF, GIF",
+        about: "train/ and test/, in each a folder a class; PNG, JPEG, BMP, WebP, GIF",
         load: folder::load,
     },
 ];
