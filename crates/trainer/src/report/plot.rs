@@ -42,11 +42,6 @@ fn draw(path: &Path, title: &str, axis: &str, places: &[Place]) -> Result<(), Bo
         .x_label_area_size(70)
         .y_label_area_size(56)
         .build_cartesian_2d(-0.5..places.len() as f64 - 0.5, low - room..high + room)?;
-    let name = |x: &f64| {
-        let at = x.round();
-        let is_place = (x - at).abs() < 1e-6 && at >= 0.0;
-        if is_place { places.get(at as usize).map_or(String::new(), |p| p.name.clone()) } else { String::new() }
-    };
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -72,10 +67,10 @@ fn draw(path: &Path, title: &str, axis: &str, places: &[Place]) -> Result<(), Bo
             Circle::new((x + ((i as f64 + 0.5) / n - 0.5) * 0.4, *v), 3, blue.mix(0.6).filled())
         };
         chart.draw_series(place.points.iter().enumerate().map(spot))?;
-        // Names slanted, so that long ones do not meet.
+        // A name's parts below each other, so that long names do not meet.
         let (px, py) = chart.backend_coord(&(x, low - room));
         let style = TextStyle::from(("sans-serif", 12).into_font()).color(&BLACK);
-        for (line, part) in name(&x).split('/').flat_map(|s| s.split('-')).enumerate() {
+        for (line, part) in place.name.split(['/', '-']).enumerate() {
             root.draw_text(
                 part,
                 &style.pos(plotters::style::text_anchor::Pos::new(

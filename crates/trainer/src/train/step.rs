@@ -118,9 +118,7 @@ impl Trainer<'_> {
 
     fn update_ema(&mut self) -> Result<()> {
         let now = self.student.weights()?;
-        // Without its start: after t steps the weights of the last t steps alone, as Adam's averages are debiased.
-        let (decay, t) = (self.config.train.ema, self.state.step as f64 + 1.0);
-        let rate = ((1.0 - decay) / (1.0 - decay.powf(t))) as f32;
+        let rate = share_of_step(self.config.train.ema, self.state.step + 1) as f32;
         for (ema, now) in self.state.ema.iter_mut().zip([&now.parameters, &now.running]) {
             ema.iter_mut().zip(now).for_each(|(e, n)| *e += rate * (n - *e));
         }
@@ -143,6 +141,12 @@ impl Trainer<'_> {
     }
 }
 
+/// What step `t` (from 1) adds to a moving average that holds nothing of what was before the first: after t steps step i weighs
+/// `decay^(t - i) (1 - decay) / (1 - decay^t)`, as Adam's averages are debiased.
+fn share_of_step(decay: f64, t: usize) -> f64 {
+    (1.0 - decay) / (1.0 - decay.powf(t as f64))
+}
+
 /// Stops a run whose numbers are none any more.
 fn check(what: &str, value: f64, measured: &Measurements) -> Result<()> {
     if value.is_finite() {
@@ -157,4 +161,21 @@ fn check(what: &str, value: f64, measured: &Measurements) -> Result<()> {
         measured.lr
     );
     bail!(Diverged { step: measured.step, what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moving_average_is_of_its_steps_alone() {
+        let (decay, values) = (0.9f64, [3.0, -1.0, 4.0, 1.5]);
+        let mut average = 1e9; // What was before the first step.
+        for (i, value) in values.iter().enumerate() {
+            average += share_of_step(decay, i + 1) * (value - average);
+            let weight = |j: usize| decay.powi((i - j) as i32) * (1.0 - decay) / (1.0 - decay.powi(i as i32 + 1));
+            let expected: f64 = (0..=i).map(|j| weight(j) * values[j]).sum();
+            assert!((average - expected).abs() < 1e-6, "after step {}: {average}, not {expected}", i + 1);
+        }
+    }
 }
