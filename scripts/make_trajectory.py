@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/trajectory.safetensors: ten training steps of a tiny network, by PyTorch in float64.
+"""Writes tests/fixtures/trajectory.safetensors: training steps of a tiny network, by PyTorch in float64.
 
     make_trajectory.py tests/fixtures/trajectory.safetensors
 
@@ -8,6 +8,17 @@ Needs: torch, numpy, safetensors (from PyPI). The test `trajectory` must follow 
 momentum and weight decay on everything, BatchNorm in train mode in the student and in eval mode in the
 teacher. Behind it lie step 0's explanation terms and gradients for other methods and distances, by autograd
 from the definitions, not from closed forms.
+
+Keys with the prefix `long.` hold a second run of 12 steps from the same weights, with the same data and terms. Four steps
+are an epoch; s = 0..11 counts steps, u = s/4 is the epoch time before a step, the weights are
+    ce 0.3;  kd 0.7 min(u/1.5, 1);  explanation 0.05 while u < 2, then 0;  attention 2.
+A term of weight 0 is stored as NaN (kd in step 0, explanation from step 8 on).
+    gradient g of the total over all parameters, norm = |g|;  g *= clip/norm if norm > clip (no 1e-6 as in PyTorch)
+    g += 5e-4 p;  m = 0.9 m + g;  p -= lr m          (SGD without Nesterov; weight decay after the clipping)
+    lr = 0.05 in epoch 1, 0.01 in epoch 2, 0.002 in epoch 3, and m = 0 at the start of each
+    average += (1 - d)/(1 - d^t) (value - average), t = s + 1, d = 0.9, of parameters and BatchNorm's running statistics
+`long.{ce,kd,explanation,attention,total,norm,lr}` are (12,): the terms unweighted, total weighted, norm before the
+clipping; `long.clip` (1,); `long.final.*` and `long.ema.*` are named as `final.*`.
 """
 import sys
 
@@ -20,6 +31,7 @@ from torch import nn
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(20)
 CLASSES, SIDE, IMAGES, BATCH, STEPS = 5, 12, 16, 8, 10
+LONG_STEPS, EPOCH, CLIP, EMA = 12, 4, 0.272, 0.9
 MEAN, STD = [0.5, 0.45, 0.4], [0.25, 0.2, 0.3]
 
 
@@ -117,6 +129,53 @@ def all_class_pooled(net, features):
     return F.adaptive_avg_pool2d(maps, 2)
 
 
+def terms(student, teacher, x, y):
+    with torch.no_grad():
+        cuts_t, _, zt = teacher(x)
+    _, ft, _ = teacher(x)
+    cuts_s, fs, zs = student(x)
+    ce = F.cross_entropy(zs, y)
+    kd = F.kl_div(F.log_softmax(zs / 3, 1), F.softmax(zt / 3, 1), reduction="batchmean") * 9
+    ex = distance("raw_l2", F.relu(grad_cam(student, fs, y)), F.relu(grad_cam(teacher, ft, y)))
+    return ce, kd, ex, attention(cuts_s, cuts_t)
+
+
+def sgd(net, lr, nesterov):
+    return torch.optim.SGD(net.parameters(), lr, momentum=0.9, nesterov=nesterov, weight_decay=5e-4)
+
+
+def long_run(student, teacher, images, labels):
+    """The second run; trains `student`."""
+    out = {k: [] for k in ("ce", "kd", "explanation", "attention", "total", "norm", "lr")}
+    average = {k: torch.zeros_like(v) for k, v in student.named().items()}
+    for step in range(LONG_STEPS):
+        epoch, u = 1 + step // EPOCH, step / EPOCH
+        if step % EPOCH == 0:  # the learning rate drops at the start of epochs 2 and 3, and the momentum is lost
+            lr = 0.05 * 0.2 ** (epoch - 1)
+            opt = sgd(student, lr, nesterov=False)
+        weights = [0.3, 0.7 * min(u / 1.5, 1.0), 0.05 if u < 2 else 0.0, 2.0]
+        batch = slice(step % 2 * BATCH, (step % 2 + 1) * BATCH)
+        found = terms(student, teacher, images[batch], labels[batch])
+        total = sum(w * term for w, term in zip(weights, found) if w > 0)
+        opt.zero_grad()
+        total.backward()
+        norm = torch.cat([p.grad.flatten() for p in student.parameters()]).norm()
+        if norm > CLIP:
+            for p in student.parameters():
+                p.grad *= CLIP / norm
+        opt.step()
+        t = step + 1
+        for key, value in student.named().items():
+            average[key] += (1 - EMA) / (1 - EMA**t) * (value - average[key])
+        values = [term.item() if w > 0 else np.nan for w, term in zip(weights, found)]
+        for key, value in zip(out, (*values, total.item(), norm.item(), lr)):
+            out[key].append(value)
+    out = {k: np.array(v) for k, v in out.items()} | {"clip": np.array([CLIP])}
+    out.update({"final." + k: v.clone().numpy() for k, v in student.named().items()})
+    out.update({"ema." + k: v.numpy() for k, v in average.items()})
+    return {"long." + k: v for k, v in out.items()}
+
+
 def main():
     student, teacher = Net(8, 12), Net(6, 10).eval()
     with torch.no_grad():
@@ -163,19 +222,11 @@ def main():
     out["terms.all_class_pooled.grad.fc.weight"] = student.fc.weight.grad.numpy().copy()
     student.load_state_dict(start)
 
-    opt = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    opt = sgd(student, 0.05, nesterov=True)
     losses = {k: [] for k in ("ce", "kd", "explanation", "attention", "total")}
     for step in range(STEPS):
         batch = slice(step % 2 * BATCH, (step % 2 + 1) * BATCH)
-        x, y = images[batch], labels[batch]
-        with torch.no_grad():
-            cuts_t, _, zt = teacher(x)
-        _, ft, _ = teacher(x)
-        cuts_s, fs, zs = student(x)
-        ce = F.cross_entropy(zs, y)
-        kd = F.kl_div(F.log_softmax(zs / 3, 1), F.softmax(zt / 3, 1), reduction="batchmean") * 9
-        ex = distance("raw_l2", F.relu(grad_cam(student, fs, y)), F.relu(grad_cam(teacher, ft, y)))
-        at = attention(cuts_s, cuts_t)
+        ce, kd, ex, at = terms(student, teacher, images[batch], labels[batch])
         total = 0.3 * ce + 0.7 * kd + 0.05 * ex + 2 * at
         opt.zero_grad()
         total.backward()
@@ -187,9 +238,12 @@ def main():
             losses[key].append(value.item())
     out.update({k: np.array(v) for k, v in losses.items()})
     keep("final.", student)
+    student.load_state_dict(start)
+    out.update(long_run(student, teacher, images, labels))
     meta = {"mean": str(MEAN), "std": str(STD), "made_by": f"scripts/make_trajectory.py, torch {torch.__version__.split('+')[0]}"}
     save_file({k: np.ascontiguousarray(v) for k, v in out.items()}, sys.argv[1], metadata=meta)
-    print({k: [f"{x:.5f}" for x in v] for k, v in losses.items()})
+    series = {k: v for k, v in out.items() if k in losses or k.removeprefix("long.") in (*losses, "norm", "lr")}
+    print({k: [f"{x:.5f}" for x in v] for k, v in series.items()})
 
 
 if __name__ == "__main__":

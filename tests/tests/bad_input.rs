@@ -90,7 +90,7 @@ fn wrong_settings() -> Result<()> {
         (&["train.batch=65"], &["train.batch is 65", "only 64 training images", "smaller batch"]),
         (&["optim.lr=-1.0"], &["optim.lr is -1", "positive"]),
         (&["optim.lr=nan"], &["optim.lr", "positive"]),
-        (&["train.profile=fats"], &["unknown variant `fats`", "did you mean `fast`", "`paper`"]),
+        (&["train.profile=fats"], &["unknown profile \"fats\"", "did you mean \"fast\"", "paper"]),
         (&["data.name=cifar11"], &["unknown data set \"cifar11\"", "did you mean \"cifar10\"", "planted"]),
         (&["data.limit=-3"], &["data.limit"]),
         (&["data.validation=5000"], &["data.validation is 5000", "only 5000"]),
@@ -229,7 +229,7 @@ fn wrong_cifar_files() -> Result<()> {
     call(&["data", "fetch", "cifar10", "--dir", &target, "--from", &archive])
         .assert_fails(1, &["damaged or truncated"]);
     call(&["data", "fetch", "cifar11"]).assert_fails(1, &["did you mean \"cifar10\""]);
-    call(&["data", "fetch", "planted"]).assert_fails(1, &["made by the program itself"]);
+    call(&["data", "fetch", "planted"]).assert_fails(1, &["there is nothing to fetch"]);
     Ok(())
 }
 

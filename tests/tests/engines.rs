@@ -4,12 +4,12 @@
 use anyhow::Result;
 use candle_core::{DType, Device};
 use kernels::graph::Shape;
-use kernels::sgd::SgdStep;
-use kernels::stage::{Mode, Precision};
+use kernels::stage::Precision;
 use testkit::{assert_close, flat, tensor, values};
+use trainer::config::Optim;
+use trainer::distill::optimizers;
 use trainer::models::{Architecture, Shortcut};
-use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
-use trainer::optim::Sgd;
+use trainer::nn::{Backend, Engine, Mode, Model, Network, Normalization, StateDict, gradient};
 
 const MODELS: [(&str, Shortcut); 4] = [
     ("wrn-10-1", Shortcut::Preact),
@@ -20,12 +20,12 @@ const MODELS: [(&str, Shortcut); 4] = [
 
 fn network(name: &str, shortcut: Shortcut, engine: Engine, dtype: DType, device: &Device) -> Result<Network> {
     let architecture = Architecture::named(name, Shape { channels: 3, h: 32, w: 32 }, 10, shortcut)?;
-    let mut weights = Weights::init(&architecture, 3, true);
+    let mut weights = StateDict::init(&architecture, 3, true);
     let shift = testkit::numbers(weights.running.len(), 5);
     weights.running.iter_mut().zip(shift).for_each(|(r, s)| *r += 0.2 * s as f32);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
     let backend = Backend { engine, dtype, precision: Precision::F32, device: device.clone() };
-    Network::new(architecture, weights, normalization, &["layer1", "layer2"], true, backend)
+    Network::new(architecture, weights, normalization, &["layer1", "layer2"].map(String::from), true, backend)
 }
 
 fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
@@ -34,10 +34,10 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
         let stock = network(name, shortcut, Engine::Ops, dtype, &Device::Cpu)?;
         let images = tensor(&[3, 3, 32, 32], 1, dtype, &Device::Cpu)?;
         for mode in [Mode::Eval, Mode::Train] {
-            let (a, b) = (ours.pass(&images.to_device(device)?, mode)?, stock.pass(&images, mode)?);
+            let (a, b) = (ours.forward(&images.to_device(device)?, mode)?, stock.forward(&images, mode)?);
             let what = |part: &str| format!("{name} {mode:?} {part}");
             assert_close(&what("logits"), &values(&a.logits)?, &values(&b.logits)?, tolerance);
-            for (x, y) in a.layers.iter().zip(&b.layers) {
+            for ((_, x), (_, y)) in a.features.iter().zip(&b.features) {
                 assert_close(&what("layer"), &values(x)?, &values(y)?, tolerance);
             }
             for (x, y) in a.statistics.iter().zip(&b.statistics) {
@@ -47,10 +47,10 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
             }
             if mode == Mode::Train {
                 assert!(!a.statistics.is_empty() && a.statistics.len() == b.statistics.len());
-                let gradient = |network: &Network, logits: &candle_core::Tensor| -> Result<Vec<f64>> {
-                    Ok(flat(&network.gradient(&logits.sqr()?.sum_all()?)?)?)
+                let of = |network: &Network, logits: &candle_core::Tensor| -> Result<Vec<f64>> {
+                    Ok(flat(&gradient(&logits.sqr()?.sum_all()?, network.variables())?)?)
                 };
-                let (x, y) = (gradient(&ours, &a.logits)?, gradient(&stock, &b.logits)?);
+                let (x, y) = (of(&ours, &a.logits)?, of(&stock, &b.logits)?);
                 assert_close(&what("gradient"), &x, &y, tolerance * 10.0);
             }
         }
@@ -63,17 +63,16 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
 fn gradients_that_miss_the_classifier_are_zeros() -> Result<()> {
     for engine in [Engine::Kernels, Engine::Ops] {
         let network = network("wrn-10-1", Shortcut::Preact, engine, DType::F32, &Device::Cpu)?;
-        let pass = network.pass(&tensor(&[2, 3, 32, 32], 1, DType::F32, &Device::Cpu)?, Mode::Train)?;
-        let gradient = network.gradient(&pass.layers[1].sqr()?.sum_all()?)?;
+        let pass = network.forward(&tensor(&[2, 3, 32, 32], 1, DType::F32, &Device::Cpu)?, Mode::Train)?;
+        let gradients = gradient(&pass.at("layer2")?.sqr()?.sum_all()?, network.variables())?;
         let [trunk, classifier] = network.variables() else { panic!("a trunk and a classifier") };
         let before = [values(trunk)?, values(classifier)?];
-        assert_eq!(values(&gradient[1])?, vec![0.0; classifier.elem_count()], "{engine:?}");
-        let update = SgdStep { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.0 };
-        let mut sgd = Sgd::at_rest(network.variables())?;
-        assert!(sgd.step(&gradient[..1], update).is_err(), "a gradient is missing");
-        sgd.step(&gradient, update)?;
+        assert_eq!(values(&gradients[1])?, vec![0.0; classifier.elem_count()], "{engine:?}");
+        let mut sgd = optimizers::build(&Optim { weight_decay: 0.0, ..Optim::default() }, network.variables())?;
+        assert!(sgd.step(&gradients[..1], 0.1).is_err(), "a gradient is missing");
+        sgd.step(&gradients, 0.1)?;
         assert!(values(trunk)? != before[0] && values(classifier)? == before[1], "{engine:?}");
-        let error = network.gradient(&pass.images.sum_all()?).unwrap_err().to_string();
+        let error = gradient(&pass.images.sum_all()?, network.variables()).unwrap_err().to_string();
         assert!(error.contains("no gradient reached"), "{error}");
     }
     Ok(())

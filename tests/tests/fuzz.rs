@@ -8,11 +8,12 @@ use std::path::Path;
 use anyhow::Result;
 use peak_alloc::PeakAlloc;
 use trainer::checkpoint::File;
+use trainer::checkpoint::pth::{self, Pth};
 use trainer::config::Config;
 use trainer::data::{cifar, decode};
-use trainer::pth::Pth;
-use trainer::state::{EpochFigures, Inputs, State, Sums};
-use trainer::teacher;
+use trainer::distill::cache;
+use trainer::nn::StateDict;
+use trainer::run::state::{EpochFigures, Inputs, State, Sums};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -92,9 +93,8 @@ fn feed(what: &str, seeds: &[Vec<u8>], usual: usize, [constant, factor]: [usize;
 fn state() -> State {
     State {
         step: 7,
-        parameters: vec![1.0, -2.5, 0.25],
-        running: vec![0.5],
-        momentum: vec![0.1, 0.2, 0.3],
+        student: StateDict { parameters: vec![1.0, -2.5, 0.25], running: vec![0.5] },
+        optimizer: [("momentum".to_string(), vec![0.1, 0.2, 0.3])].into(),
         sums: Sums { images: 3.0, wrong: 1.0, total: 0.7, terms: [("ce".to_string(), 0.1)].into() },
         epochs: vec![EpochFigures { train_error: 1.0, train_loss: 2.0, curve_error: 3.0 }],
         commits: vec!["abc".into()],
@@ -131,7 +131,7 @@ fn foreign_bytes() -> Result<()> {
             if let Ok(architecture) = file.architecture(None) {
                 // A graph's description may be larger than a small file; it is bounded by what names can say.
                 if architecture.parameters() < 1 << 20 {
-                    let _ = file.weights(&architecture);
+                    let _ = file.state_dict(&architecture);
                 }
             }
         }
@@ -148,7 +148,7 @@ fn foreign_bytes() -> Result<()> {
         }
     });
     feed("pickle", &[pickle_of(&file("fixtures/wrn-10-1.pth")?)], 400, [1 << 20, 64], |bytes| {
-        let _ = trainer::pth::check_pickle(bytes);
+        let _ = pth::check_pickle(bytes);
     });
 
     let records: Vec<u8> = (0..3 * 3073).map(|i| (i % 9) as u8).collect();
@@ -169,9 +169,9 @@ fn foreign_bytes() -> Result<()> {
     }
 
     let values: Vec<f32> = (0..5 * 6).map(|v| v as f32 / 3.0).collect();
-    let view = teacher::view_bytes(&[2, 3], &values)?;
+    let view = cache::encode(&[2, 3], &values)?;
     feed("view of a cache", std::slice::from_ref(&view), 400, [1 << 20, 64], |bytes| {
-        assert!(!teacher::is_view(bytes, 5) || bytes == view, "a damaged view was taken for a whole one");
+        assert!(cache::decode(bytes, 5).is_none() || bytes == view, "a damaged view was taken for a whole one");
     });
 
     let (dir, state) = (tempfile::tempdir()?, state());

@@ -4,7 +4,8 @@ use cams::{Forward, Interpreter, LinearHead, maps, methods};
 use candle_core::{D, DType, Device, Result, Tensor};
 use testkit::{gradcheck, tensor, values};
 use trainer::config::Distance;
-use trainer::loss;
+use trainer::distill::distance::{self, attention_map};
+use trainer::distill::terms;
 
 const N: usize = 3;
 const K: usize = 5;
@@ -25,28 +26,34 @@ fn labels() -> Tensor {
 }
 
 #[test]
-fn cross_entropy_and_distillation() {
+fn terms_of_logits() {
     let (x, teacher) = (t(&[N, CLASSES], 1), (t(&[N, CLASSES], 2) * 3.0).unwrap());
-    check("ce", &x, |x| loss::cross_entropy(x, &labels(), 0.0));
-    check("ce, smoothed", &x, |x| loss::cross_entropy(x, &labels(), 0.1));
-    check("kd", &x, |x| loss::distillation(x, &teacher, 4.0));
+    check("ce", &x, |x| terms::cross_entropy(x, &labels(), 0.0));
+    check("ce, smoothed", &x, |x| terms::cross_entropy(x, &labels(), 0.1));
+    check("kd", &x, |x| terms::distillation(x, &teacher, 4.0));
+    check("standardised logits", &x, |x| terms::distillation(&terms::standardised(x)?, &teacher, 2.0));
+    let (decoupled, relations) = (terms::Decoupled::default(), terms::Relations::default());
+    check("dkd", &x, |x| terms::decoupled(x, &teacher, &labels(), &decoupled));
+    check("dist", &x, |x| terms::relations(x, &teacher, &relations));
 }
 
 #[test]
 fn map_distances() {
     let teacher = t(&[N, 4, 4], 3).abs().unwrap();
     for distance in [Distance::RawL2, Distance::AtL2, Distance::Cosine] {
-        check(&format!("{distance:?}"), &t(&[N, 4, 4], 4), |m| loss::map_distance(distance, m, &teacher));
+        check(&format!("{distance:?}"), &t(&[N, 4, 4], 4), |m| distance::map_distance(distance, m, &teacher));
         check(&format!("{distance:?}, larger student"), &t(&[N, 7, 6], 4), |m| {
-            loss::map_distance(distance, m, &teacher)
+            distance::map_distance(distance, m, &teacher)
         });
         check(&format!("{distance:?} behind a ReLU"), &t(&[N, 4, 4], 4), |m| {
-            loss::map_distance(distance, &maps::relu(m)?, &teacher)
+            distance::map_distance(distance, &maps::relu(m)?, &teacher)
         });
     }
-    check("all_class_pooled", &t(&[N, CLASSES, 5, 4], 5), |m| loss::all_class_pooled(m, &t(&[N, CLASSES, 4, 4], 6)));
+    check("all_class_pooled", &t(&[N, CLASSES, 5, 4], 5), |m| {
+        distance::all_class_pooled(m, &t(&[N, CLASSES, 4, 4], 6))
+    });
     check("attention", &t(&[N, K, 4, 4], 7), |a| {
-        loss::attention_transfer(&[loss::attention_map(a)?], &[loss::attention_map(&t(&[N, K, 4, 4], 8))?])
+        terms::attention_transfer(&[attention_map(a)?], &[attention_map(&t(&[N, K, 4, 4], 8))?])
     });
 }
 
@@ -57,8 +64,8 @@ fn zero_maps_have_finite_gradients() -> Result<()> {
     for distance in [Distance::RawL2, Distance::AtL2, Distance::Cosine] {
         for (student, teacher) in [(teacher.neg()?, teacher.clone()), (teacher.clone(), teacher.zeros_like()?)] {
             let var = candle_core::Var::from_tensor(&student)?;
-            let term = loss::map_distance(distance, &maps::relu(var.as_tensor())?, &teacher)?;
-            assert!(loss::value(&term)?.is_finite());
+            let term = distance::map_distance(distance, &maps::relu(var.as_tensor())?, &teacher)?;
+            assert!(distance::value(&term)?.is_finite());
             let grads = term.backward()?;
             let gradient = values(grads.get(var.as_tensor()).unwrap())?;
             assert!(gradient.iter().all(|g| g.is_finite()), "{distance:?}: {gradient:?}");
@@ -110,7 +117,7 @@ fn closed_forms() {
     let term = |method: &dyn Interpreter, features: &Tensor, weight: &Tensor| {
         let model = Gap { weight: weight.clone() };
         let map = method.signed(&Forward::new(&model, features)?, &labels())?.map;
-        loss::map_distance(Distance::RawL2, &map, &target)
+        distance::map_distance(Distance::RawL2, &map, &target)
     };
     for (name, method) in &closed {
         check(&format!("{name}, activations"), &features(), |a| term(method.as_ref(), a, &t(&[CLASSES, K], 11)));

@@ -4,29 +4,27 @@ use anyhow::Result;
 use cams::{Interpreter, Score, methods};
 use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
-use kernels::stage::{Mode, Precision};
+use kernels::stage::Precision;
 use testkit::{flat, tensor};
 use trainer::models::{Architecture, Shortcut};
-use trainer::nn::{Backend, Engine, Network, Normalization, Weights};
+use trainer::nn::{Backend, Engine, Mode, Model, Network, Normalization, StateDict, gradient};
 
 fn network(name: &str, layer: &str, engine: Engine) -> Result<Network> {
     let architecture = Architecture::named(name, Shape { channels: 3, h: 12, w: 12 }, 4, Shortcut::Preact)?;
-    let weights = Weights::init(&architecture, 5, true);
+    let weights = StateDict::init(&architecture, 5, true);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
     let backend = Backend { engine, dtype: DType::F64, precision: Precision::F32, device: Device::Cpu };
-    Network::new(architecture, weights, normalization, &[layer], true, backend)
+    Network::new(architecture, weights, normalization, &[layer.to_string()], true, backend)
 }
 
 /// A loss of the map alone.
 fn loss(network: &Network, layer: &str, method: &dyn Interpreter, images: &Tensor, second: bool) -> Result<Tensor> {
-    let pass = network.pass(images, Mode::Eval)?;
-    let mut view = network.view(layer)?;
-    if second {
-        view = view.with_second_order();
-    }
-    let ids = (0..2).map(|sample| cams::SampleId { sample, view: 0 }).collect();
-    let classes = Tensor::new(&[1u32, 3], &Device::Cpu)?;
-    let map = method.signed(&view.forward(&pass, ids), &classes)?.map;
+    let pass = network.forward(images, Mode::Eval)?;
+    let cut = network.cut(layer)?;
+    let ids: Vec<_> = (0..2).map(|sample| cams::SampleId { sample, view: 0 }).collect();
+    let mut forward = pass.seen(&*cut, layer, &ids)?;
+    forward.second_order = second;
+    let map = method.signed(&forward, &Tensor::new(&[1u32, 3], &Device::Cpu)?)?.map;
     // Scaled up: Grad-CAM's weights are means over many positions.
     let map = (map * 100.0)?;
     Ok((&map * (tensor(map.dims(), 3, DType::F64, &Device::Cpu)? + &map)?)?.sum_all()?)
@@ -44,7 +42,7 @@ fn methods(score: Score) -> Vec<(&'static str, Box<dyn Interpreter>)> {
 
 /// Largest difference between the gradient and central differences, over the largest element; of some parameters.
 fn worst(network: &Network, f: impl Fn() -> Result<Tensor>) -> Result<f64> {
-    let gradient = flat(&network.gradient(&f()?)?)?;
+    let gradient = flat(&gradient(&f()?, network.variables())?)?;
     let variables = network.variables();
     let tensors: Vec<_> = variables.iter().map(|v| v.as_tensor().clone()).collect();
     let base = flat(&tensors)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
-use trainer::stats;
+use trainer::report::statistics;
 
 fn close(what: &str, found: f64, expected: &Value) {
     let expected = expected.as_f64().unwrap_or_else(|| panic!("{what}: no number"));
@@ -17,11 +17,11 @@ fn as_scipy_and_statsmodels() -> Result<()> {
     let fixture: Value = serde_json::from_slice(&std::fs::read(path)?)?;
     let cell = |name: &str| -> Vec<f64> { serde_json::from_value(fixture["cells"][name].clone()).unwrap() };
     let (a, b, c) = (cell("a"), cell("b"), cell("c"));
-    let pooled = stats::pooled([&a[..], &b, &c, &[1.0]]).unwrap();
+    let pooled = statistics::pooled([&a[..], &b, &c, &[1.0]]).unwrap();
     close("pooled sd", pooled.sd, &fixture["pooled"]["sd"]);
     close("pooled df", pooled.df, &fixture["pooled"]["df"]);
-    close("half width", stats::half_width(pooled, a.len()), &fixture["half_width_a"]);
-    let two = stats::unpaired(&a, &b, stats::pooled([&a[..], &b]).unwrap()).unwrap();
+    close("half width", statistics::half_width(pooled, a.len()), &fixture["half_width_a"]);
+    let two = statistics::unpaired(&a, &b, statistics::pooled([&a[..], &b]).unwrap()).unwrap();
     for (key, found) in [
         ("mean", two.mean),
         ("p", two.p),
@@ -31,27 +31,29 @@ fn as_scipy_and_statsmodels() -> Result<()> {
     ] {
         close(key, found, &fixture["ab"][key]);
     }
-    close("pooled over all", stats::unpaired(&a, &b, pooled).unwrap().p, &fixture["ab_pooled_over_all_p"]);
-    let paired = stats::paired(&a, &b).unwrap();
+    close("pooled over all", statistics::unpaired(&a, &b, pooled).unwrap().p, &fixture["ab_pooled_over_all_p"]);
+    let paired = statistics::paired(&a, &b).unwrap();
     close("paired mean", paired.mean, &fixture["ab_paired"]["mean"]);
     close("paired p", paired.p, &fixture["ab_paired"]["p"]);
     close("r", cams::metrics::pearson(&a, &b).unwrap(), &fixture["ab_paired"]["r"]);
     let p: Vec<f64> = serde_json::from_value(fixture["holm"]["p"].clone())?;
-    for (found, expected) in stats::holm(&p).iter().zip(fixture["holm"]["corrected"].as_array().unwrap()) {
+    for (found, expected) in statistics::holm(&p).iter().zip(fixture["holm"]["corrected"].as_array().unwrap()) {
         close("Holm", *found, expected);
     }
     for case in fixture["mcnemar"].as_array().unwrap() {
-        close("McNemar", stats::mcnemar(case["b"].as_u64().unwrap(), case["c"].as_u64().unwrap()), &case["p"]);
+        close("McNemar", statistics::mcnemar(case["b"].as_u64().unwrap(), case["c"].as_u64().unwrap()), &case["p"]);
     }
-    assert_eq!(stats::mcnemar(0, 0), 1.0);
+    assert_eq!(statistics::mcnemar(0, 0), 1.0);
     // The least numbers of runs whose power is 80 %, as statsmodels has it.
     for case in fixture["power_at_needed"].as_array().unwrap() {
-        let n = stats::runs_needed(case["gap"].as_f64().unwrap(), case["sd"].as_f64().unwrap()).unwrap();
+        let n = statistics::runs_needed(case["gap"].as_f64().unwrap(), case["sd"].as_f64().unwrap()).unwrap();
         assert_eq!(n as u64, case["n"].as_u64().unwrap());
         assert!((case["power"].as_f64().unwrap() - 0.8).abs() < 0.015, "{case}");
     }
     assert!(
-        stats::sd(&[1.0]).is_none() && stats::pooled([&[1.0][..]]).is_none() && stats::paired(&[1.0], &[2.0]).is_none()
+        statistics::sd(&[1.0]).is_none()
+            && statistics::pooled([&[1.0][..]]).is_none()
+            && statistics::paired(&[1.0], &[2.0]).is_none()
     );
     Ok(())
 }

@@ -26,7 +26,8 @@ impl ClassMaps {
 
     /// As a pass to explain; the logits (n, classes) are those of the pass that the maps were made of.
     pub fn forward(&self, logits: &Tensor, ids: Vec<SampleId>) -> Forward<'_> {
-        Forward { model: self, images: self.maps.clone(), features: self.maps.clone(), logits: logits.clone(), ids }
+        let (images, features) = (self.maps.clone(), self.maps.clone());
+        Forward { model: self, images, features, logits: logits.clone(), ids, second_order: false }
     }
 
     fn head(&self) -> Result<LinearHead> {

@@ -94,6 +94,36 @@ pub trait CamModel {
     }
 }
 
+impl<M: CamModel + ?Sized> CamModel for &M {
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        (**self).features(images)
+    }
+    fn head(&self, features: &Tensor) -> Result<Tensor> {
+        (**self).head(features)
+    }
+    fn linear_head(&self) -> Option<LinearHead> {
+        (**self).linear_head()
+    }
+    fn first_layer(&self) -> Option<FirstLayer> {
+        (**self).first_layer()
+    }
+    fn behind_first_layer(&self, hidden: &Tensor) -> Result<Tensor> {
+        (**self).behind_first_layer(hidden)
+    }
+    fn differentiable_gradient(
+        &self,
+        features: &Tensor,
+        gradient: &Tensor,
+        score: Score,
+        classes: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        (**self).differentiable_gradient(features, gradient, score, classes)
+    }
+    fn mean_features(&self) -> Option<Tensor> {
+        (**self).mean_features()
+    }
+}
+
 /// `hidden = sum_p weight_p A(p) + bias`.
 #[derive(Clone, Debug)]
 pub struct FirstLayer {
@@ -148,6 +178,9 @@ pub struct Forward<'m> {
     pub logits: Tensor,
     /// Where each image comes from.
     pub ids: Vec<SampleId>,
+    /// Whether gradients through the head are to be differentiable once more, where the model can
+    /// ([`CamModel::differentiable_gradient`]); else they are constants.
+    pub second_order: bool,
 }
 
 impl<'m> Forward<'m> {
@@ -161,7 +194,7 @@ impl<'m> Forward<'m> {
     pub fn with_ids(model: &'m dyn CamModel, images: &Tensor, ids: Vec<SampleId>) -> Result<Self> {
         let features = model.features(images)?;
         let logits = model.head(&features)?;
-        Ok(Forward { model, images: images.clone(), features, logits, ids })
+        Ok(Forward { model, images: images.clone(), features, logits, ids, second_order: false })
     }
 
     /// Gradient of the scores with respect to the activations: (n, k), the same at every position and differentiable once more,
@@ -170,6 +203,9 @@ impl<'m> Forward<'m> {
     pub fn gradient(&self, score: Score, classes: &Tensor) -> Result<Gradient> {
         let Some(head) = self.model.linear_head() else {
             let constant = self.gradient_at(&self.features, score, classes)?;
+            if !self.second_order {
+                return Ok(Gradient::AtPositions(constant));
+            }
             let again = self.model.differentiable_gradient(&self.features, &constant, score, classes)?;
             return Ok(Gradient::AtPositions(again.unwrap_or(constant)));
         };
@@ -333,6 +369,18 @@ impl Differentiable {
     }
 }
 
+/// Where in a model a loss matches maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In front of average pooling and a linear layer, where closed forms hold.
+    Last,
+    /// At any other layer.
+    Inner {
+        /// Whether the channel weights' gradient is wanted too.
+        second_order: bool,
+    },
+}
+
 /// A method. Its fields are its hyper-parameters.
 pub trait Interpreter: Send + Sync {
     /// The map before any final ReLU.
@@ -348,6 +396,24 @@ pub trait Interpreter: Send + Sync {
 
     /// What a loss can do with it.
     fn differentiable(&self) -> Differentiable;
+
+    /// Settles what is left to the method, for use inside a loss; `given` says which of its fields a user has set.
+    fn settle_in_loss(&mut self, _given: &dyn Fn(&str) -> bool) {}
+
+    /// Why a loss cannot match the map there, and what would do; None if it can.
+    fn refuses(&self, place: Place) -> Option<String> {
+        match (self.differentiable(), place) {
+            (Differentiable::Not(why), _) => Some(format!("cannot be matched: not differentiable: {why}")),
+            (_, Place::Last) => None,
+            (_, Place::Inner { .. }) if self.needs_linear_head() => Some(
+                "is not defined: it needs average pooling and a linear layer behind the layer; use \"last\", or grad_cam".into(),
+            ),
+            (_, Place::Inner { second_order: true }) if !self.is_of_gradients() => Some(
+                "is differentiable with constant channel weights only: say so with loss.gradient = \"stop_grad\"".into(),
+            ),
+            _ => None,
+        }
+    }
 
     /// Whether at inner layers the map is made of gradients alone, so that it can be differentiated in full where the gradients can.
     fn is_of_gradients(&self) -> bool {

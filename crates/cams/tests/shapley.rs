@@ -135,8 +135,14 @@ fn null_players_and_symmetry() -> Result<()> {
         }
         let features = Tensor::from_vec(a, (1, 5, 3, 3), &Device::Cpu)?;
         let logits = model.head(&features)?;
-        let forward =
-            Forward { model: &model, images: image(7)?, features, logits, ids: vec![cams::SampleId::default()] };
+        let forward = Forward {
+            model: &model,
+            images: image(7)?,
+            features,
+            logits,
+            ids: vec![cams::SampleId::default()],
+            second_order: false,
+        };
         for score in SCORES {
             for estimator in [Computation::Auto, Computation::Det2, Computation::Mc] {
                 let method = ShapCam { score, estimator, permutations: 4000, tolerance: 0.0, ..Default::default() };
@@ -265,6 +271,7 @@ fn closed_forms_are_differentiable() -> Result<()> {
             logits: model.head(features)?,
             features: features.clone(),
             ids: vec![cams::SampleId::default()],
+            second_order: false,
         })
     };
     for score in SCORES {

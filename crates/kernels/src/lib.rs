@@ -7,7 +7,7 @@
 //! | [`operand`] | BatchNorm and ReLU applied while an activation is read |
 //! | [`winograd`], [`direct`] | the two convolution algorithms |
 //! | [`conv`] | splits a convolution over images and threads |
-//! | [`batch_norm`], [`pool`], [`pointwise`], [`sgd`] | everything else a network does |
+//! | [`batch_norm`], [`pool`], [`pointwise`], [`sgd`], [`adamw`] | everything else a network does |
 //! | [`graph`] | a network as a list of nodes |
 //! | [`plan`], [`execute`] | which values are stored, and running a graph forward and backward |
 //! | [`stage`] | a graph as one candle op |
@@ -16,6 +16,7 @@
 //! Activations are NHWC inside, NCHW at the border to candle. Nothing here allocates or locks in a
 //! loop over pixels, and no sum depends on the number of threads.
 
+pub mod adamw;
 pub mod batch_norm;
 pub mod conv;
 pub mod direct;

@@ -1,20 +1,28 @@
-//! The command line: what a user types. Every command answers `--help` with an example.
+//! The command line: what a user types, one file a command. Every command answers `--help` with an example.
 // The comments below are the help that a user reads, not documentation pages.
 #![allow(rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links)]
 
-mod arguments;
+mod ablate;
+mod bench;
+mod convert;
+mod data;
+mod eval;
+mod evaluate;
+mod explain;
+mod interrupt;
+mod list;
+mod model;
+mod table;
+mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-pub use arguments::*;
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
-
-use crate::commands;
-use crate::error::sentence;
+use trainer::error::sentence;
 
 /// Trains image classifiers, distils them with explanation maps, and explains them.
 #[derive(Parser)]
@@ -50,44 +58,44 @@ pub struct Global {
 enum Command {
     /// Trains a teacher (no [teacher] table) or a student.
     #[command(after_help = "Example:\n  trainer train configs/quickstart.toml --set train.epochs=4 --run runs/try")]
-    Train(TrainArgs),
+    Train(train::TrainArgs),
     /// Runs a grid of runs (Table 4, a sweep): every cell and seed, whatever is missing of them.
     #[command(
         after_help = "Example:\n  trainer ablate configs/table4.toml --dry-run\n  trainer ablate configs/table4.toml --seeds 0..3 --jobs 2"
     )]
-    Ablate(AblateArgs),
+    Ablate(ablate::AblateArgs),
     /// The table of a grid from its run folders: means, intervals, what the differences are worth.
     #[command(
         after_help = "Example:\n  trainer table results/table4\n  trainer table results/table4 --format md --plot table.svg"
     )]
-    Table(TableArgs),
+    Table(table::TableArgs),
     /// Measures the error of a model.
     #[command(
         after_help = "Example:\n  trainer eval --checkpoint checkpoints/wrn-40-2-cifar10.safetensors --data cifar10-mini"
     )]
-    Eval(EvalArgs),
+    Eval(eval::EvalArgs),
     /// Makes explanation maps, and pictures of them.
     #[command(
         after_help = "Example:\n  trainer explain --checkpoint checkpoints/wrn-40-2-cifar10.safetensors \\\n      --images 'cifar10-mini:test[0..16]' --method grad_cam,shap_cam --gallery maps"
     )]
-    Explain(ExplainArgs),
+    Explain(explain::ExplainArgs),
     /// Judges explanations.
     #[command(subcommand)]
-    Evaluate(EvaluateCommand),
+    Evaluate(evaluate::EvaluateCommand),
     /// Times the work of training, of explaining, and the CPU kernels.
     #[command(subcommand)]
-    Bench(BenchCommand),
+    Bench(bench::BenchCommand),
     /// Brings a data set to this machine, checks it, converts it.
     #[command(subcommand)]
-    Data(DataCommand),
+    Data(data::DataCommand),
     /// Turns a PyTorch checkpoint (.pth, .safetensors) into ours.
     #[command(after_help = "Example:\n  trainer convert wrn.pth wrn.safetensors --arch wrn-16-2")]
-    Convert(ConvertArgs),
+    Convert(convert::ConvertArgs),
     /// Lists what there is, with every option and its default.
     #[command(after_help = "Example:\n  trainer list methods")]
     List {
         /// What to list; everything if not given.
-        what: Option<commands::list::What>,
+        what: Option<list::What>,
     },
 }
 
@@ -183,18 +191,16 @@ fn run(cli: Cli) -> Result<Done> {
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global().context("starting the threads")?;
     let global = &cli.global;
     match cli.command {
-        Command::Train(args) => commands::train::run(&args, global),
-        Command::Ablate(args) => commands::ablate::run(&args, global),
-        Command::Table(args) => commands::table::run(&args),
-        Command::Eval(args) => commands::eval::run(&args, global),
-        Command::Explain(args) => commands::explain::run(&args, global),
-        Command::Evaluate(EvaluateCommand::Seeds(args)) => commands::evaluate::seeds(&args, global),
-        Command::Bench(BenchCommand::Maps(args)) => commands::bench::maps(&args, global),
-        Command::Bench(BenchCommand::Step(args)) => commands::bench::step(&args, global),
-        Command::Bench(BenchCommand::Kernels(args)) => commands::bench::kernels(&args),
-        Command::Data(command) => commands::data::run(&command),
-        Command::Convert(args) => commands::convert::run(&args),
-        Command::List { what } => commands::list::run(what),
+        Command::Train(args) => train::run(&args, global),
+        Command::Ablate(args) => ablate::run(&args, global),
+        Command::Table(args) => table::run(&args),
+        Command::Eval(args) => eval::run(&args, global),
+        Command::Explain(args) => explain::run(&args, global),
+        Command::Evaluate(command) => evaluate::run(&command, global),
+        Command::Bench(command) => bench::run(&command, global),
+        Command::Data(command) => data::run(&command),
+        Command::Convert(args) => convert::run(&args),
+        Command::List { what } => list::run(what),
     }
 }
 

@@ -1,24 +1,28 @@
 //! A run's configuration: layered TOML files and `--set a.b=v`, later wins; a profile fills what is left.
 
 mod check;
-mod loss;
+pub mod profiles;
 mod sections;
 mod text;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use cams::Differentiable;
-use cams::methods::{Computation, Fill, Methods};
+use anyhow::{Context, Result, ensure};
+use cams::methods::Methods;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::error::unknown;
 pub use check::methods as check_methods;
-pub use loss::{Class, Control, Distance, Loss, MapGradient, Schedules, WeightSchedule, Weights};
-pub use sections::{BnGamma, Data, InitConfig, LrSchedule, Optim, Precision, Profile, Student, Teacher, Train};
-pub use text::{merge, parse_set, typed};
+pub use sections::{BnGamma, Dtype, InitConfig, Student, Teacher, Train};
+pub use text::{apply, merge, parse_set, typed};
+
+pub use crate::data::Data;
+use crate::distill::Objective;
+pub use crate::distill::optimizers::{self, Optim};
+pub use crate::distill::schedule::LrSchedule;
+pub use crate::distill::terms::{Class, Control, Distance, Loss, MapGradient, WeightSchedule, Weights};
 
 /// What a run does. Written out in full into the run's folder, it repeats the run alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,9 +62,7 @@ pub fn table(files: &[PathBuf], sets: &[String]) -> Result<Table> {
         let over = content.parse::<Table>().with_context(|| format!("{} is not TOML", file.display()))?;
         text::merge(&mut table, over);
     }
-    for set in sets {
-        text::merge(&mut table, parse_set(set)?);
-    }
+    sets.iter().try_for_each(|set| text::apply(&mut table, set))?;
     Ok(table)
 }
 
@@ -72,31 +74,23 @@ impl Config {
 
     /// Fills a profile's and the loss's defaults and checks everything that can be checked without data.
     pub fn from_table(given: Table) -> Result<Config> {
-        #[derive(Deserialize)]
-        struct Named {
-            #[serde(default)]
-            train: ProfileOnly,
-        }
-        #[derive(Default, Deserialize)]
-        struct ProfileOnly {
-            #[serde(default)]
-            profile: Profile,
-        }
-        let mut table = text::typed::<Named>(given.clone())?.train.profile.defaults().parse::<Table>()?;
+        let path = |table: &str, key: &str| given.get(table).and_then(|t| t.get(key)).cloned();
+        let profile = match path("train", "profile") {
+            None => profiles::DEFAULT.to_string(),
+            Some(name) => {
+                name.as_str().with_context(|| format!("train.profile is {name}: expected a name"))?.to_string()
+            }
+        };
+        let mut table = profiles::defaults(&profile)?;
         text::merge(&mut table, given.clone());
         let mut config: Config = text::typed(table)?;
-        // Inside a loss a map is wanted at every step: Score-CAM's masks then act on the features.
-        let space = given.get("interpreter").and_then(|i| i.get("score_cam")).and_then(|s| s.get("space"));
-        if space.is_none() {
-            config.interpreter.score_cam.space = cams::methods::Space::Features;
-        }
+        config
+            .interpreter
+            .settle_in_loss(&|method, field| path("interpreter", method).is_some_and(|m| m.get(field).is_some()));
         // A rate that rises by itself has no warm-up of its own.
         let optim = &mut config.optim;
         if optim.schedule == LrSchedule::OneCycle {
-            let asked = given
-                .get("optim")
-                .and_then(|o| o.get("warmup"))
-                .and_then(|w| w.as_float().or(w.as_integer().map(|i| i as f64)));
+            let asked = path("optim", "warmup").and_then(|w| w.as_float().or(w.as_integer().map(|i| i as f64)));
             ensure!(
                 asked.unwrap_or(0.0) == 0.0,
                 "optim.warmup is {}, but optim.schedule = \"one_cycle\" rises over the first 30 % of the run by itself: leave \
@@ -105,11 +99,6 @@ impl Config {
             );
             optim.warmup = 0.0;
         }
-        // And teacher and student must be explained by one rule: not by the one that suits each image best.
-        let shap = &mut config.interpreter.shap_cam;
-        if shap.estimator == Computation::Auto && shap.score != cams::Score::Logit {
-            shap.estimator = Computation::Det2;
-        }
         config.check()?;
         Ok(config)
     }
@@ -117,17 +106,14 @@ impl Config {
     fn check(&self) -> Result<()> {
         let (t, l) = (&self.train, &self.loss);
         check::numbers(self)?;
-        let Some(method) = self.interpreter.get(&l.interpreter) else {
+        if self.interpreter.get(&l.interpreter).is_none() {
             return Err(unknown("interpreter", &l.interpreter, Methods::NAMES));
-        };
-        let w = &l.weights;
-        let matched = w.explanation > 0.0 && l.distance != Distance::AllClassPooled;
-        if let (true, Differentiable::Not(_)) = (matched, method.differentiable()) {
-            bail!("loss.interpreter = \"{}\" cannot be matched: {}", l.interpreter, method.differentiable().sentence());
         }
+        optimizers::entry(&self.optim.name)?;
+        let objective = Objective::new(l, &self.interpreter)?;
         ensure!(
-            !self.distils() || self.teacher.is_some(),
-            "loss.weights.kd, explanation and attention need a [teacher] with a checkpoint"
+            !objective.needs_teacher() || self.teacher.is_some(),
+            "loss.weights: terms other than ce need a [teacher] with a checkpoint"
         );
         ensure!(
             self.teacher.is_none() || l.label_smoothing == 0.0,
@@ -138,54 +124,28 @@ impl Config {
             arch != layers || (!arch && self.student.checkpoint.is_some()),
             "[student] needs either arch (as in \"wrn-16-2\") or [[student.layers]]"
         );
-        let idle = l.first_idle_step(1, t.epochs);
+        let idle = objective.first_idle_step(1, t.epochs);
         ensure!(
             idle.is_none(),
             "no term of the loss has a weight at the start of epoch {}: see loss.weights and loss.schedule",
             idle.unwrap_or(0) + 1
         );
         ensure!(
-            !(l.control == Control::Random && l.distance == Distance::AllClassPooled),
-            "loss.control = \"random\" makes one map an image, loss.distance = \"all_class_pooled\" compares one a class: \
-             use another distance, or control = \"shuffled\""
-        );
-        ensure!(
             l.layer == "last" || l.distance != Distance::AllClassPooled,
             "loss.layer is \"{}\", but loss.distance = \"all_class_pooled\" compares CAMs, which exist at \"last\" only",
-            l.layer
-        );
-        ensure!(
-            !matched || l.layer == "last" || !method.needs_linear_head(),
-            "loss.interpreter = \"{}\" at loss.layer = \"{}\" is not defined: it needs average pooling and a linear layer behind \
-             the layer; use \"last\", or grad_cam",
-            l.interpreter,
-            l.layer
-        );
-        let shap = &self.interpreter.shap_cam;
-        ensure!(
-            !matched || l.interpreter != "shap_cam" || l.layer == "last",
-            "loss.interpreter = \"shap_cam\" at loss.layer = \"{}\" would have to be sampled, and a sampled map cannot be matched: use \
-             \"last\"",
-            l.layer
-        );
-        ensure!(
-            !matched || l.interpreter != "shap_cam" || shap.fill != Fill::DatasetMean,
-            "interpreter.shap_cam.fill = \"dataset_mean\" cannot be matched: a student in training has no mean activations; use channel_mean"
-        );
-        ensure!(
-            !matched || l.layer == "last" || l.gradient == MapGradient::StopGrad || method.is_of_gradients(),
-            "loss.interpreter = \"{}\" at loss.layer = \"{}\" is differentiable with constant channel weights only: say so with \
-             loss.gradient = \"stop_grad\"",
-            l.interpreter,
             l.layer
         );
         Ok(())
     }
 
+    /// The terms of its loss.
+    pub fn objective(&self) -> Result<Objective> {
+        Objective::new(&self.loss, &self.interpreter)
+    }
+
     /// Whether any term asks a teacher.
     pub fn distils(&self) -> bool {
-        let w = &self.loss.weights;
-        w.kd > 0.0 || w.explanation > 0.0 || w.attention > 0.0
+        self.objective().is_ok_and(|o| o.needs_teacher())
     }
 
     /// The run without what does not change its result: the paths, and where the data lies.

@@ -8,20 +8,23 @@ mod folder;
 pub mod loader;
 pub mod mini;
 mod planted;
+mod settings;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::seq::SliceRandom;
 
-use crate::config;
 use crate::error::unknown;
+use crate::files::sha256;
 use crate::random::{Purpose, stream};
 pub use decode::{is_image, kinds, read_image};
 pub use folder::Found;
+pub use settings::Data;
 
 /// Part of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// For training.
     Train,
@@ -81,22 +84,23 @@ impl Images {
     }
 
     /// The pixels of image `i`.
-    pub fn image(&self, i: usize) -> &[u8] {
-        &self.pixels[i * self.image_len()..][..self.image_len()]
+    pub fn image(&self, i: usize) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Borrowed(&self.pixels[i * self.image_len()..][..self.image_len()]))
     }
 
     /// A hash of pixels, labels and positions: what a run or a cache depends on.
-    pub fn fingerprint(&self) -> String {
+    pub fn fingerprint(&self) -> Result<String> {
         let mut bytes = self.pixels.clone();
         bytes.extend(self.labels.iter().flat_map(|l| l.to_le_bytes()));
         bytes.extend(self.index.iter().flat_map(|i| i.to_le_bytes()));
-        fetch::sha256(&bytes)
+        Ok(sha256(&bytes))
     }
 
     /// The images at these positions, which keep their index.
     pub fn select(&self, positions: &[usize]) -> Images {
+        let len = self.image_len();
         Images {
-            pixels: positions.iter().flat_map(|&i| self.image(i).iter().copied()).collect(),
+            pixels: positions.iter().flat_map(|&i| &self.pixels[i * len..][..len]).copied().collect(),
             labels: positions.iter().map(|&i| self.labels[i]).collect(),
             index: positions.iter().map(|&i| self.index[i]).collect(),
             boxes: self.boxes.as_ref().map(|b| positions.iter().map(|&i| b[i]).collect()),
@@ -107,14 +111,16 @@ impl Images {
     }
 
     /// Mean and standard deviation of each channel of the pixels / 255.
-    pub fn mean_std(&self) -> (Vec<f64>, Vec<f64>) {
+    pub fn mean_std(&self) -> Result<(Vec<f64>, Vec<f64>)> {
         let [channels, h, w] = self.shape;
         let mut mean = vec![0.0; channels];
         let mut std = vec![1.0; channels];
         let count = (self.len() * h * w).max(1) as f64;
         for c in 0..channels {
-            let values =
-                || (0..self.len()).flat_map(move |i| self.image(i)[c * h * w..][..h * w].iter().map(|p| f64::from(*p)));
+            let values = || {
+                let plane = move |i| &self.pixels[i * self.image_len() + c * h * w..][..h * w];
+                (0..self.len()).flat_map(move |i| plane(i).iter().map(|p| f64::from(*p)))
+            };
             let m = values().sum::<f64>() / count;
             let v = values().map(|p| (p - m) * (p - m)).sum::<f64>() / count;
             mean[c] = m / 255.0;
@@ -122,7 +128,7 @@ impl Images {
                 std[c] = v.sqrt() / 255.0;
             }
         }
-        (mean, std)
+        Ok((mean, std))
     }
 }
 
@@ -139,35 +145,32 @@ pub struct Source {
     pub seed: u64,
 }
 
-/// One entry of the list.
+/// What a data set says of itself.
 pub struct DataSet {
     /// Its name.
     pub name: &'static str,
     /// What it is, in a line.
     pub about: &'static str,
-    load: fn(&Source, Split) -> Result<Images>,
+    /// Reads a split.
+    pub load: fn(&Source, Split) -> Result<Images>,
+    /// The mean and standard deviation of its pixels / 255 that everybody uses; None where those of the images at hand are taken.
+    pub statistics: Option<[[f64; 3]; 2]>,
+    /// The set that this one is a part of.
+    pub part_of: Option<&'static str>,
+    /// How its files come to this machine, where there are files to fetch.
+    pub fetch: Option<Fetch>,
+}
+
+/// How a data set's files are brought and checked.
+pub struct Fetch {
+    /// Brings them into a folder, perhaps from somewhere on this machine; says where they are.
+    pub bring: fn(&Path, Option<&Path>) -> Result<PathBuf>,
+    /// Each file in a folder, and its hash; an error names the first that is missing or not what it should be.
+    pub verify: fn(&Path) -> Result<Vec<(String, String)>>,
 }
 
 /// The one list of data sets.
-pub const LIST: &[DataSet] = &[
-    DataSet {
-        name: "cifar10",
-        about: "60,000 images of 10 classes (binary files; `trainer data fetch cifar10`)",
-        load: cifar::cifar10,
-    },
-    DataSet { name: "cifar100", about: "60,000 images of 100 classes (binary files)", load: cifar::cifar100 },
-    DataSet { name: "cifar10-mini", about: "6,000 images of CIFAR-10, inside the program", load: mini::load },
-    DataSet {
-        name: "planted",
-        about: "procedural: small objects on textured backgrounds, with labels and boxes",
-        load: planted::load,
-    },
-    DataSet {
-        name: "folder",
-        about: "train/ and test/, in each a folder a class; PNG, JPEG, BMP, WebP, GIF",
-        load: folder::load,
-    },
-];
+pub const LIST: &[DataSet] = &[cifar::CIFAR10, cifar::CIFAR100, mini::MINI, planted::PLANTED, folder::FOLDER];
 
 impl Source {
     /// Parses `NAME[:DIR]`.
@@ -183,7 +186,8 @@ impl Source {
         Source { size: Some(size), ..self }
     }
 
-    fn entry(&self) -> Result<&'static DataSet> {
+    /// What the list says of it.
+    pub fn entry(&self) -> Result<&'static DataSet> {
         LIST.iter().find(|d| d.name == self.name).ok_or_else(|| {
             let names: Vec<_> = LIST.iter().map(|d| d.name).collect();
             unknown("data set", &self.name, &names)
@@ -195,6 +199,21 @@ impl Source {
         self.dir.clone().unwrap_or_else(|| Path::new("data").join(&self.name))
     }
 
+    /// `NAME[:DIR]:SPLIT[A..B]`: a slice of a split; None if it is not written so.
+    pub fn slice(text: &str) -> Option<(Result<Source>, Split, std::ops::Range<usize>)> {
+        let (head, range) = text.strip_suffix(']')?.split_once('[')?;
+        let (name, split) = head.rsplit_once(':')?;
+        let split = match split {
+            "test" => Split::Test,
+            "train" => Split::Train,
+            _ => return None,
+        };
+        let (start, end) = range.split_once("..")?;
+        let start = if start.is_empty() { 0 } else { start.parse().ok()? };
+        let end = if end.is_empty() { usize::MAX } else { end.parse().ok()? };
+        Some((Source::parse(name), split, start..end))
+    }
+
     /// Reads one split.
     pub fn load(&self, split: Split) -> Result<Images> {
         (self.entry()?.load)(self, split).with_context(|| format!("data set {}", self.name))
@@ -202,7 +221,7 @@ impl Source {
 }
 
 /// The images of a run.
-pub struct Portions {
+pub struct Splits {
     /// For training.
     pub train: Images,
     /// For the curve, after each epoch: the held-out images, or the test set where none are held out.
@@ -213,9 +232,9 @@ pub struct Portions {
     pub notes: Vec<String>,
 }
 
-impl Portions {
+impl Splits {
     /// Reads and splits what `[data]` names.
-    pub fn load(data: &config::Data) -> Result<Portions> {
+    pub fn load(data: &Data) -> Result<Splits> {
         let all = data.source().load(Split::Train)?;
         let mut positions: Vec<usize> = (0..all.len()).collect();
         let mut held_out = Vec::new();
@@ -239,8 +258,8 @@ impl Portions {
         let test = data.source().load(Split::Test)?;
         let notes = [&all.notes[..], &test.notes[..]].concat();
         if data.validation > 0 {
-            return Ok(Portions { train, curve: all.select(&held_out), test: Some(test), notes });
+            return Ok(Splits { train, curve: all.select(&held_out), test: Some(test), notes });
         }
-        Ok(Portions { train, curve: test, test: None, notes })
+        Ok(Splits { train, curve: test, test: None, notes })
     }
 }

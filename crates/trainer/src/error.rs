@@ -25,11 +25,13 @@ impl fmt::Display for Claimed {
 
 impl std::error::Error for Claimed {}
 
-/// Training has left the numbers: a result, not a mistake.
+/// The loss, its gradient or the weights are no longer finite: a result, not a mistake.
 #[derive(Debug)]
 pub struct Diverged {
-    /// The step at which it did.
+    /// The step at which it happened.
     pub step: usize,
+    /// The terms of the loss at that step, unweighted, as far as they were known.
+    pub terms: Vec<(String, f64)>,
     /// What happened, and what usually helps.
     pub what: String,
 }

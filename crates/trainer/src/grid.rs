@@ -33,7 +33,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::config::{Config, merge, parse_set, typed};
+use crate::config::{Config, apply, merge, parse_set, profiles, typed};
 use crate::error::unknown;
 
 /// The file.
@@ -191,10 +191,10 @@ impl Grid {
 
     fn from_table(table: Table, name: String, choice: &Choice) -> Result<Grid> {
         let file: File = typed(table)?;
-        let profile = choice.profile.clone().or(file.profile.clone()).unwrap_or_else(|| "fast".into());
+        let profile = choice.profile.clone().or(file.profile.clone()).unwrap_or_else(|| profiles::DEFAULT.into());
         let layer = file.profiles.get(&profile).cloned().unwrap_or_default();
         let mut base = file.config.clone();
-        merge(&mut base, parse_set(&format!("train.profile=\"{profile}\""))?);
+        apply(&mut base, &format!("train.profile=\"{profile}\""))?;
         merge(&mut base, layer.config.clone());
         let names: Vec<&str> = file.block.iter().map(|b| b.name.as_str()).collect();
         for wanted in choice.blocks.iter().chain(file.stages.iter().map(|s| &s.block)) {
@@ -221,10 +221,10 @@ impl Grid {
                         merge(&mut table, block.config.clone());
                         merge(&mut table, over);
                         for set in &choice.set {
-                            merge(&mut table, parse_set(set)?);
+                            apply(&mut table, set)?;
                         }
                         for key in &file.seed_keys {
-                            merge(&mut table, parse_set(&format!("{key}={seed}"))?);
+                            apply(&mut table, &format!("{key}={seed}"))?;
                         }
                         let cell = Cell { block: block.name.clone(), name: cell, seed, table };
                         if seen.insert(cell.id()) {
@@ -240,7 +240,7 @@ impl Grid {
 
     /// The default folder.
     pub fn folder(&self) -> PathBuf {
-        Path::new("runs").join(if self.profile == "fast" {
+        Path::new("runs").join(if self.profile == profiles::DEFAULT {
             self.name.clone()
         } else {
             format!("{}-{}", self.name, self.profile)

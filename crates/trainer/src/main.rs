@@ -1,4 +1,6 @@
-//! The command line.
+//! The program: the command line on top of the library.
+
+mod cli;
 
 use std::process::ExitCode;
 
@@ -7,5 +9,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    trainer::cli::main()
+    cli::main()
 }

@@ -119,6 +119,11 @@ impl Architecture {
         self.graph.shape(self.graph.last()).channels
     }
 
+    /// Layers whose attention is transferred: all at which it can be cut, but for `last`.
+    pub fn attention_layers(&self) -> Vec<String> {
+        self.graph.cuts.iter().map(|(name, _)| name.clone()).filter(|name| name != "last").collect()
+    }
+
     /// Names of the layers at which it can be cut.
     pub fn layer_names(&self) -> Vec<&str> {
         self.graph.cuts.iter().map(|(name, _)| name.as_str()).collect()

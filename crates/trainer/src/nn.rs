@@ -2,26 +2,27 @@
 //! and candle's own ops.
 
 pub mod by_ops;
+mod cut;
+mod model;
 mod normalization;
 mod parameters;
 mod second_order;
-mod view;
 
 use anyhow::{Result, anyhow, bail};
-use cams::LinearHead;
+use cams::{CamModel, LinearHead};
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::Value;
 use kernels::batch_norm::Statistics;
 use kernels::graph::{Graph, Init};
-use kernels::stage::{Memory, Mode, Precision, Stage};
+use kernels::stage::{Memory, Precision, Stage};
+pub use model::{Mode, Model, Pass, gradient, linear_head};
 pub use normalization::Normalization;
 use parameters::Parameters;
 use rand::RngExt;
 
-use crate::data::loader::Batch;
 use crate::models::Architecture;
 use crate::random::{Purpose, stream};
-pub use view::View;
+pub use cut::Cut;
 
 /// BatchNorm's momentum, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
@@ -80,35 +81,25 @@ pub struct Network {
     pub running: Vec<f32>,
     /// The channels' mean activations over the training set at the last layer, where they are known.
     pub feature_mean: Option<Vec<f32>>,
-    layers: Vec<String>,
     segments: Vec<Segment>,
+    /// The names of each segment's output.
+    layers: Vec<Vec<String>>,
     memory: Memory,
     backend: Backend,
 }
 
-/// Everything one forward pass through a network gives.
-pub struct Pass {
-    /// Normalised images.
-    pub images: Tensor,
-    /// The outputs at the network's layers, in their order; the last is `last`.
-    pub layers: Vec<Tensor>,
-    /// (n, classes).
-    pub logits: Tensor,
-    /// Batch statistics, in train mode.
-    pub statistics: Vec<Statistics>,
-}
-
-/// Weights as plain numbers, and where they live.
-pub struct Weights {
+/// All that a network has learned, as plain numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StateDict {
     /// Parameters, flat.
     pub parameters: Vec<f32>,
     /// Running statistics, flat.
     pub running: Vec<f32>,
 }
 
-impl Weights {
+impl StateDict {
     /// Seeded start: He-normal convolutions and classifier, beta 0, gamma as asked.
-    pub fn init(architecture: &Architecture, seed: u64, uniform_gamma: bool) -> Weights {
+    pub fn init(architecture: &Architecture, seed: u64, uniform_gamma: bool) -> StateDict {
         let graph = &architecture.graph;
         let mut parameters = vec![0.0; graph.parameter_len()];
         let mut running = vec![0.0; graph.statistics_len()];
@@ -128,7 +119,7 @@ impl Weights {
         for entry in &graph.statistics {
             running[entry.range()].fill(if entry.init == Init::Ones { 1.0 } else { 0.0 });
         }
-        Weights { parameters, running }
+        StateDict { parameters, running }
     }
 }
 
@@ -137,9 +128,9 @@ impl Network {
     /// parameters variables; otherwise nothing of it is ever differentiated.
     pub fn new(
         architecture: Architecture,
-        weights: Weights,
+        weights: StateDict,
         normalization: Normalization,
-        layers: &[&str],
+        layers: &[String],
         trained: bool,
         backend: Backend,
     ) -> Result<Network> {
@@ -157,68 +148,39 @@ impl Network {
             memory: Memory::new(kernels::Isa::best()),
             backend,
         };
-        network.cut(layers)?;
+        network.divide(layers)?;
         Ok(network)
     }
 
-    fn cut(&mut self, layers: &[&str]) -> Result<()> {
+    /// Makes a segment up to each of these layers, and to `last`.
+    fn divide(&mut self, layers: &[String]) -> Result<()> {
         let graph = &self.architecture.graph;
         if let Some(wrong) = layers.iter().find(|l| !graph.cuts.iter().any(|(name, _)| name == *l)) {
             return Err(crate::error::unknown("layer", wrong, &self.architecture.layer_names()));
         }
         let mut from = Value(0);
         for (name, value) in &graph.cuts {
-            let wanted = name == "last" || layers.contains(&name.as_str());
-            if !wanted {
+            let wanted = name == "last" || layers.contains(name);
+            if !wanted || *value <= from {
                 continue;
             }
-            if *value > from {
-                let part = graph.between(from, *value);
-                let part =
-                    part.ok_or_else(|| anyhow!("the model cannot be cut at {name}: a later layer reads past it"))?;
-                self.segments.push(match self.backend.engine {
-                    Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &self.memory))),
-                    Engine::Ops => Segment::Ops(Box::new(part)),
-                });
-                self.layers.push(name.clone());
-            } else if name == "last"
-                && let Some(same) = self.layers.last_mut()
-            {
-                *same = name.clone(); // In a ResNet the output of layer3 is what enters the pooling.
-            }
+            let part = graph.between(from, *value);
+            let part = part.ok_or_else(|| anyhow!("the model cannot be cut at {name}: a later layer reads past it"))?;
+            self.segments.push(match self.backend.engine {
+                Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &self.memory))),
+                Engine::Ops => Segment::Ops(Box::new(part)),
+            });
+            // Two layers may be one: in a ResNet the output of layer3 is what enters the pooling.
+            let names = graph.cuts.iter().filter(|(_, v)| v == value).map(|(name, _)| name.clone());
+            self.layers.push(names.collect());
             from = *value;
         }
         Ok(())
     }
 
-    /// The variables that hold the parameters in their order; none if the network is not trained.
-    pub fn variables(&self) -> &[Var] {
-        &self.variables
-    }
-
-    /// The gradient of a loss (a scalar) with respect to each of the [`variables`](Self::variables).
-    pub fn gradient(&self, of: &Tensor) -> Result<Vec<Tensor>> {
-        if self.variables.is_empty() {
-            bail!("the network is not trained: it has no gradient");
-        }
-        let grads = of.backward()?;
-        let found: Vec<_> = self.variables.iter().map(|v| grads.get(v.as_tensor())).collect();
-        if found.iter().all(Option::is_none) {
-            bail!("no gradient reached the network");
-        }
-        // A loss on maps of activations says nothing of the classifier.
-        let each = self.variables.iter().zip(found);
-        Ok(each.map(|(v, g)| g.cloned().map_or_else(|| v.zeros_like(), Ok)).collect::<candle_core::Result<_>>()?)
-    }
-
-    /// Parameters and statistics as plain numbers.
-    pub fn weights(&self) -> Result<Weights> {
-        Ok(Weights { parameters: self.parameters.values()?, running: self.running.clone() })
-    }
-
-    /// The network's own view of a batch's pixels.
-    pub fn images(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        self.normalization.apply(&batch.pixels, batch.shape, self.backend.dtype, &self.backend.device)
+    /// Everything it has learned, as plain numbers.
+    pub fn state_dict(&self) -> Result<StateDict> {
+        Ok(StateDict { parameters: self.parameters.values()?, running: self.running.clone() })
     }
 
     /// Pooling and classifier, as functions of the parameters.
@@ -249,60 +211,18 @@ impl Network {
         Ok(all)
     }
 
-    /// One forward pass, in train mode (in the backend's precision) or in eval mode (in full), recorded for backward if the network is
-    /// trained.
-    pub fn pass(&self, images: &Tensor, mode: Mode) -> Result<Pass> {
-        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::Full }, true)
-    }
-
-    /// A pass in eval mode and in full, of which nothing is recorded: for errors and maps that are shown.
-    pub fn observe(&self, images: &Tensor) -> Result<Pass> {
-        self.pass_in(images, Mode::Eval, Precision::Full, false)
-    }
-
-    /// The same in the backend's precision: for what a teacher says during training, and for curves.
-    pub fn signal_pass(&self, images: &Tensor) -> Result<Pass> {
-        self.pass_in(images, Mode::Eval, self.backend.precision, false)
-    }
-
     fn pass_in(&self, images: &Tensor, mode: Mode, precision: Precision, recorded: bool) -> Result<Pass> {
         let parameters = if recorded { self.parameters.clone() } else { self.parameters.detach() };
-        let mut layers = Vec::new();
+        let mut outputs = Vec::new();
         let all = 0..self.segments.len();
-        let statistics = self.run(images.clone(), &parameters.trunk, all, mode, precision, &mut layers)?;
-        let Some(last) = layers.last() else { bail!("the model has no layers") };
+        let statistics = self.run(images.clone(), &parameters.trunk, all, mode, precision, &mut outputs)?;
+        let Some(last) = outputs.last() else { bail!("the model has no layers") };
         let logits = parameters.head()?.logits(last)?;
-        Ok(Pass { images: images.clone(), layers, logits, statistics })
-    }
-
-    /// Folds batch statistics into the running ones, with PyTorch's momentum and unbiased variance.
-    pub fn update_running(&mut self, statistics: &[Statistics]) {
-        let mut at = 0;
-        for s in statistics {
-            let c = s.mean.len();
-            let unbiased = s.count as f64 / (s.count as f64 - 1.0).max(1.0);
-            for i in 0..c {
-                let mix = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
-                self.running[at + i] = mix(self.running[at + i], s.mean[i]);
-                self.running[at + c + i] = mix(self.running[at + c + i], s.var[i] * unbiased);
-            }
-            at += 2 * c;
-        }
-    }
-
-    /// Index of a layer among [`Pass::layers`].
-    pub fn layer(&self, name: &str) -> Result<usize> {
-        let names: Vec<_> = self.layers.iter().map(String::as_str).collect();
-        // Where two layers are one (layer3 and last of a ResNet) either name will do.
-        let cut = |n: &str| self.architecture.graph.cuts.iter().find(|(c, _)| c == n).map(|(_, v)| *v);
-        let found = self.layers.iter().position(|l| l == name || (cut(name).is_some() && cut(l) == cut(name)));
-        found.ok_or_else(|| crate::error::unknown("layer", name, &names))
-    }
-
-    /// The network cut at one of its layers, for explanations. Whatever a method computes beyond the given pass it
-    /// computes in eval mode: in train mode BatchNorm would mix the images of a batch.
-    pub fn view(&self, layer: &str) -> Result<View<'_>> {
-        Ok(View { network: self, layer: self.layer(layer)?, second_order: false })
+        let named = |(names, output): (&Vec<String>, Tensor)| -> Vec<_> {
+            names.iter().map(|name| (name.clone(), output.clone())).collect()
+        };
+        let features = self.layers.iter().zip(outputs).flat_map(named).collect();
+        Ok(Pass { images: images.clone(), features, logits, statistics })
     }
 
     /// What lies behind a layer.
@@ -322,5 +242,60 @@ impl Network {
     /// Device of the weights.
     pub fn device(&self) -> &Device {
         &self.backend.device
+    }
+}
+
+impl Model for Network {
+    fn images(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self.normalization.apply(pixels, self.backend.dtype, &self.backend.device)?)
+    }
+
+    /// In train mode in the backend's precision, in eval mode in full.
+    fn forward(&self, images: &Tensor, mode: Mode) -> Result<Pass> {
+        self.pass_in(images, mode, if mode == Mode::Train { self.backend.precision } else { Precision::Full }, true)
+    }
+
+    fn observe(&self, images: &Tensor) -> Result<Pass> {
+        self.pass_in(images, Mode::Eval, Precision::Full, false)
+    }
+
+    fn glance(&self, images: &Tensor) -> Result<Pass> {
+        self.pass_in(images, Mode::Eval, self.backend.precision, false)
+    }
+
+    fn cut<'m>(&'m self, layer: &str) -> Result<Box<dyn CamModel + 'm>> {
+        let Some(segment) = self.layers.iter().position(|names| names.iter().any(|name| name == layer)) else {
+            let names: Vec<_> = self.layers.iter().flatten().map(String::as_str).collect();
+            return Err(crate::error::unknown("layer", layer, &names));
+        };
+        Ok(Box::new(Cut { network: self, segment }))
+    }
+
+    fn variables(&self) -> &[Var] {
+        &self.variables
+    }
+
+    /// PyTorch's momentum and unbiased variance.
+    fn update_statistics(&mut self, pass: &Pass) -> Result<()> {
+        let mut at = 0;
+        for s in &pass.statistics {
+            let c = s.mean.len();
+            let unbiased = s.count as f64 / (s.count as f64 - 1.0).max(1.0);
+            for i in 0..c {
+                let mix = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
+                self.running[at + i] = mix(self.running[at + i], s.mean[i]);
+                self.running[at + c + i] = mix(self.running[at + c + i], s.var[i] * unbiased);
+            }
+            at += 2 * c;
+        }
+        Ok(())
+    }
+
+    fn statistics(&self) -> Result<Vec<Tensor>> {
+        Ok(vec![Tensor::new(self.running.as_slice(), self.device())?])
+    }
+
+    fn attention_layers(&self) -> Vec<String> {
+        self.architecture.attention_layers()
     }
 }

@@ -1,4 +1,5 @@
 //! What is shown of results.
 
 pub mod plot;
+pub mod statistics;
 pub mod table;

@@ -145,7 +145,8 @@ fn list() -> Result<()> {
     };
     assert_eq!(names("methods"), cams::methods::Methods::NAMES);
     assert_eq!(names("datasets"), ["cifar10", "cifar100", "cifar10-mini", "planted", "folder"]);
-    assert_eq!(names("losses"), ["ce", "kd", "explanation", "attention"]);
+    assert_eq!(names("losses"), ["ce", "kd", "explanation", "attention", "dkd", "dist"]);
+    assert_eq!(names("optimizers"), ["sgd", "adamw"]);
     assert!(names("models").contains(&"wrn-D-K"));
     let methods = call(&["list", "methods"]);
     assert!(methods.stdout.contains("fill = \"zero\""), "{}", methods.stdout);

@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use kernels::stage::{Mode, Precision};
+use kernels::stage::Precision;
 use testkit::{assert_close, deviation, values};
 use trainer::checkpoint::File;
 use trainer::data::Images;
-use trainer::data::loader::{Batch, Plan};
-use trainer::nn::{Backend, Engine, Network, Pass};
-use trainer::objective;
+use trainer::data::loader::{Batch, Loader};
+use trainer::nn::{Backend, Engine, Mode, Model, Network, Pass};
 
 /// The golden files whose name starts so, or why there are none.
 fn files(prefix: &str) -> Vec<PathBuf> {
@@ -38,12 +37,12 @@ fn files(prefix: &str) -> Vec<PathBuf> {
 fn network(path: &Path, layers: &[&str], trained: bool, dtype: DType, engine: Engine) -> Result<Network> {
     let file = File::read(path)?;
     let architecture = file.architecture(None)?;
-    let weights = file.weights(&architecture)?;
+    let weights = file.state_dict(&architecture)?;
     Network::new(
         architecture,
         weights,
         file.normalization()?,
-        layers,
+        &layers.iter().map(|l| l.to_string()).collect::<Vec<_>>(),
         trained,
         Backend { engine, dtype, precision: Precision::F32, device: Device::Cpu },
     )
@@ -54,8 +53,8 @@ fn images(file: &File) -> Result<Images> {
     Images::new(pixels, file.f64("labels")?.into_iter().map(|l| l as u32).collect(), [3, 32, 32], 10)
 }
 
-fn batch(images: &Images, positions: &[usize]) -> Batch {
-    Plan::plain(1).batch(images, positions, 0)
+fn batch(images: &Images, positions: &[usize]) -> Result<Batch> {
+    Loader::plain(1).batch(images, positions, 0)
 }
 
 /// Both engines, as the test's device axis: the CPU kernels and candle's own ops.
@@ -81,10 +80,10 @@ impl Maps {
 
     /// The network on the first `count` images.
     fn seen(&self, count: usize, layers: &[&str], dtype: DType, engine: Engine) -> Result<Seen> {
-        let batch = batch(&self.images, &(0..count).collect::<Vec<_>>());
+        let batch = batch(&self.images, &(0..count).collect::<Vec<_>>())?;
         let network = network(&self.weights, layers, false, dtype, engine)?;
-        let pass = network.pass(&network.images(&batch)?, Mode::Eval)?;
-        let labels = objective::labels(&network, &batch)?;
+        let pass = network.forward(&network.images(&batch.pixels)?, Mode::Eval)?;
+        let labels = batch.labels_on(network.device())?;
         Ok(Seen { batch, network, pass, labels })
     }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cams::{Forward, Interpreter, Score, methods};
 use candle_core::{DType, Tensor, Var};
 use testkit::{assert_close, values};
-use trainer::nn::Engine;
+use trainer::nn::{Engine, Model};
 
 use crate::{ENGINES, Maps, Seen};
 
@@ -16,8 +16,8 @@ fn golden_maps() -> Result<()> {
                 golden.seen(golden.images.len(), &["layer2"], DType::F32, engine)?;
             println!("{engine:?}");
             golden.assert_close("logits", &pass.logits, 1e-5);
-            golden.assert_close("features_last", &pass.layers[network.layer("last")?], 1e-5);
-            golden.assert_close("features_layer2", &pass.layers[network.layer("layer2")?], 1e-5);
+            golden.assert_close("features_last", pass.at("last")?, 1e-5);
+            golden.assert_close("features_layer2", pass.at("layer2")?, 1e-5);
             let shap = |fill| methods::ShapCam { fill, ..Default::default() };
             let uncentred = methods::EigenCam { centred: false };
             let at_last: [(&str, &dyn Interpreter, f64); 16] = [
@@ -38,8 +38,8 @@ fn golden_maps() -> Result<()> {
                 ("last.xgrad_cam.signed", &Signed(methods::XgradCam::default()), 1e-5),
                 ("last.ablation_cam.signed", &Signed(methods::AblationCam::default()), 1e-5),
             ];
-            let view = network.view("last")?;
-            let forward = view.forward(&pass, batch.ids.clone());
+            let cut = network.cut("last")?;
+            let forward = pass.seen(&*cut, "last", &batch.ids)?;
             for (what, method, tolerance) in at_last {
                 golden.assert_close(what, &method.explain(&forward, &labels)?.map, tolerance);
             }
@@ -49,10 +49,10 @@ fn golden_maps() -> Result<()> {
             if engine == Engine::Ops {
                 continue;
             }
-            let view = network.view("layer2")?;
-            let forward = view.forward(&pass, batch.ids.clone());
+            let cut = network.cut("layer2")?;
+            let forward = pass.seen(&*cut, "layer2", &batch.ids)?;
             // On a layer with negative values two definitions are ill-conditioned: see the folder's README.
-            let negative = values(&pass.layers[network.layer("layer2")?])?.iter().any(|v| *v < 0.0);
+            let negative = values(pass.at("layer2")?)?.iter().any(|v| *v < 0.0);
             let at_layer2: [(&str, &dyn Interpreter, f64); 5] = [
                 ("layer2.grad_cam", &methods::GradCam::default(), 2e-5),
                 ("layer2.hires_cam", &methods::HiresCam::default(), 2e-5),
@@ -74,8 +74,8 @@ fn golden_shapley_values_of_the_probability() -> Result<()> {
     for golden in Maps::all()? {
         let count = golden.images.len();
         let Seen { batch, network, pass, labels } = golden.seen(count, &[], DType::F32, Engine::Kernels)?;
-        let view = network.view("last")?;
-        let forward = view.forward(&pass, batch.ids.clone());
+        let cut = network.cut("last")?;
+        let forward = pass.seen(&*cut, "last", &batch.ids)?;
         for (what, fill) in
             [("shap_cam_prob_zero", methods::Fill::Zero), ("shap_cam_prob_mean", methods::Fill::ChannelMean)]
         {
@@ -141,8 +141,8 @@ fn golden_rise_and_mask() -> Result<()> {
     for golden in Maps::all()? {
         let count = golden.images.len();
         let Seen { batch, network, pass, labels } = golden.seen(count, &[], DType::F32, Engine::Kernels)?;
-        let view = network.view("last")?;
-        let forward = view.forward(&pass, batch.ids.clone());
+        let cut = network.cut("last")?;
+        let forward = pass.seen(&*cut, "last", &batch.ids)?;
         let rise = methods::Rise { masks: 200, cells: 4, ..Default::default() };
         let (masks, probs) =
             (golden.tensor("rise.masks", &[200, 32, 32])?, golden.tensor("rise.probs", &[count, 200])?);
@@ -153,8 +153,8 @@ fn golden_rise_and_mask() -> Result<()> {
         let mask = methods::Mask::default();
         let count = golden.file.f64("mask.terms")?.len() / 3;
         let Seen { batch, network, pass, labels } = golden.seen(count, &[], DType::F32, Engine::Kernels)?;
-        let view = network.view("last")?;
-        let forward = view.forward(&pass, batch.ids.clone());
+        let cut = network.cut("last")?;
+        let forward = pass.seen(&*cut, "last", &batch.ids)?;
         let m = Var::from_tensor(&golden.tensor("mask.m", &[count, 8, 8])?)?;
         let blurred = mask.blur(&forward.images)?;
         golden.assert_close("mask.blurred", &blurred, 1e-5);
@@ -175,8 +175,8 @@ fn golden_inner_maps_in_f64() -> Result<()> {
         for engine in ENGINES {
             let Seen { batch, network, pass, labels } =
                 golden.seen(golden.images.len(), &["layer2"], DType::F64, engine)?;
-            let view = network.view("layer2")?;
-            let forward = view.forward(&pass, batch.ids.clone());
+            let cut = network.cut("layer2")?;
+            let forward = pass.seen(&*cut, "layer2", &batch.ids)?;
             let at_layer2: [(&str, &dyn Interpreter, f64); 5] = [
                 ("layer2.grad_cam", &methods::GradCam::default(), 1e-9),
                 ("layer2.hires_cam", &methods::HiresCam::default(), 1e-9),

@@ -4,21 +4,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
-use kernels::sgd::SgdStep;
-use kernels::stage::Mode;
 use testkit::{assert_close, deviation, flat, values};
 use trainer::checkpoint::File;
 use trainer::config::{Config, Distance};
 use trainer::data::Images;
 use trainer::data::loader::Batch;
-use trainer::nn::{Engine, Network};
-use trainer::objective;
-use trainer::optim::Sgd;
+use trainer::distill::Learner;
+use trainer::distill::objective::Losses;
+use trainer::distill::teacher::{Frozen, Teacher};
+use trainer::distill::terms::Inputs;
+use trainer::nn::{Engine, Mode, Model, Network, Pass, gradient};
 
 use crate::{batch, files, images, network};
 
 fn config(distance: Distance) -> Result<Config> {
-    let text = "student.arch = 'wrn-16-2'\nteacher.checkpoint = 'golden'\n[loss]\ntemperature = 4.0\ninterpreter = 'grad_cam'\nweights = { ce = 0.1, kd = 0.9, explanation = 0.01 }";
+    let text = "student.arch = 'wrn-16-2'\nteacher.checkpoint = 'golden'\n[loss]\ntemperature = 4.0\ninterpreter = 'grad_cam'\nweights = { ce = 0.1, kd = 0.9, explanation = 0.01 }\n[optim]\nlr = 0.001\nschedule = 'constant'\nwarmup = 0\nmomentum = 0.9\nnesterov = true\nweight_decay = 5e-4";
     let mut config = Config::from_table(text.parse()?)?;
     config.loss.distance = distance;
     Ok(config)
@@ -33,32 +33,35 @@ fn named(network: &Network, flat: &[f64], name: &str) -> Vec<f64> {
 struct Golden {
     file: File,
     images: Images,
-    student: Network,
-    teacher: Network,
+    learner: Learner<Network, Frozen<Network>>,
 }
 
 impl Golden {
-    fn open(path: &Path, dtype: DType, engine: Engine) -> Result<Golden> {
+    fn open(path: &Path, dtype: DType, engine: Engine, config: &Config) -> Result<Golden> {
         let file = File::read(path)?;
         let images = images(&file)?;
         let weights =
             |key: &str| -> Result<PathBuf> { Ok(path.parent().context("folder")?.join("..").join(file.get(key)?)) };
-        let student = network(&weights("student")?, &[], true, dtype, engine)?;
+        let model = network(&weights("student")?, &[], true, dtype, engine)?;
         let teacher = network(&weights("teacher")?, &[], false, dtype, engine)?;
-        Ok(Golden { images, student, teacher, file })
+        let objective = config.objective()?;
+        let parts = objective.parts(&teacher)?;
+        let learner = Learner::new(model, Some(Frozen::new(teacher, parts)), objective, &config.optim, [10, 1])?;
+        Ok(Golden { images, file, learner })
     }
 
-    /// The losses of a batch in train mode, their gradients and the batch statistics.
-    fn losses(&self, config: &Config, batch: &Batch) -> Result<(trainer::loss::Losses, trainer::nn::Pass)> {
-        let pass = self.teacher.pass(&self.teacher.images(batch)?, Mode::Eval)?;
-        let signal = objective::signal(config, &self.teacher, &pass, batch)?;
-        let pass = self.student.pass(&self.student.images(batch)?, Mode::Train)?;
-        let weights = &config.loss.weights;
-        Ok((objective::losses(config, weights, &self.student, &pass, batch, Some(&signal))?, pass))
+    /// The losses of a batch in train mode, and nothing else of a step.
+    fn losses(&mut self, batch: &Batch) -> Result<(Losses, Pass)> {
+        let output = self.learner.teacher.as_mut().context("a teacher")?.output(batch)?;
+        let student = &self.learner.model;
+        let pass = student.forward(&student.images(&batch.pixels)?, Mode::Train)?;
+        let labels = batch.labels_on(student.device())?;
+        let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, teacher: Some(&output) };
+        Ok((self.learner.objective.losses(0.0, &inputs)?, pass))
     }
 
     fn gradient(&self, of: &Tensor) -> Result<Vec<f64>> {
-        Ok(flat(&self.student.gradient(of)?)?)
+        Ok(flat(&gradient(of, self.learner.model.variables())?)?)
     }
 }
 
@@ -89,44 +92,40 @@ const F32: Allowed = Allowed { first: 1e-5, later: 5e-2, gradient: 1e-2, weights
 fn golden_training_trajectory() -> Result<()> {
     for path in files("train-") {
         for (dtype, engine, allowed) in CASES {
-            let mut g = Golden::open(&path, dtype, engine)?;
             let config = config(Distance::RawL2)?;
-            let mut sgd = Sgd::at_rest(g.student.variables())?;
-            let step = SgdStep { lr: 0.001, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
+            let mut g = Golden::open(&path, dtype, engine, &config)?;
             let mut worst = 0.0f64;
             for k in 0..10 {
                 let positions: Vec<usize> = (0..32).map(|i| i + k % 2 * 32).collect();
-                let batch = batch(&g.images, &positions);
-                let (losses, pass) = g.losses(&config, &batch)?;
-                let total = losses.total(&config.loss.weights)?;
-                let tolerance = if k == 0 { allowed.first } else { allowed.later };
-                for (name, term, _) in losses.terms(&config.loss.weights).into_iter().chain([("total", &total, 1.0)]) {
-                    let (found, expected) = (values(term)?, [g.file.f64(name)?[k]]);
-                    worst = worst.max(deviation(&found, &expected));
-                    assert_close(&format!("{dtype:?} {engine:?} step {k} {name}"), &found, &expected, tolerance);
-                }
-                let gradient = g.student.gradient(&total)?;
+                let batch = batch(&g.images, &positions)?;
                 if k == 0 {
+                    let (losses, pass) = g.losses(&batch)?;
                     let expected = g.file.f64("step0.student_logits")?;
                     assert_close("logits", &values(&pass.logits)?, &expected, allowed.first);
-                    let gradient = flat(&gradient)?;
+                    let gradient = g.gradient(&losses.total()?)?;
                     for name in g.file.shapes()?.into_keys() {
                         if let Some(parameter) = name.strip_prefix("grad0.") {
-                            let found = named(&g.student, &gradient, parameter);
+                            let found = named(&g.learner.model, &gradient, parameter);
                             assert_close(&name, &found, &g.file.f64(&name)?, allowed.gradient);
                         }
                     }
                 }
-                sgd.step(&gradient, step)?;
-                g.student.update_running(&pass.statistics);
+                let measured = g.learner.step(&batch)?;
+                let tolerance = if k == 0 { allowed.first } else { allowed.later };
+                for (name, found) in measured.terms.into_iter().chain([("total", measured.total)]) {
+                    let (found, expected) = ([found], [g.file.f64(name)?[k]]);
+                    worst = worst.max(deviation(&found, &expected));
+                    assert_close(&format!("{dtype:?} {engine:?} step {k} {name}"), &found, &expected, tolerance);
+                }
             }
             println!("{dtype:?} {engine:?}: the terms of ten steps within {worst:.1e}");
-            let last = g.student.weights()?;
+            let student = &g.learner.model;
+            let last = student.state_dict()?;
             let mut compared = 0;
             for name in g.file.shapes()?.into_keys() {
                 let Some(tensor) = name.strip_prefix("final.") else { continue };
                 let (entry, parameter) =
-                    g.student.architecture.entries().find(|(e, _)| e.name == tensor).context("a name")?;
+                    student.architecture.entries().find(|(e, _)| e.name == tensor).context("a name")?;
                 let flat = if parameter { &last.parameters } else { &last.running };
                 let found: Vec<f64> = flat[entry.range()].iter().map(|v| f64::from(*v)).collect();
                 assert_close(&name, &found, &g.file.f64(&name)?, allowed.weights);
@@ -142,13 +141,12 @@ fn golden_training_trajectory() -> Result<()> {
 fn golden_explanation_gradients() -> Result<()> {
     for path in files("train-") {
         for (dtype, engine, allowed) in CASES {
-            let g = Golden::open(&path, dtype, engine)?;
-            let batch = batch(&g.images, &(0..32).collect::<Vec<_>>());
             for (prefix, distance) in [("", Distance::RawL2), ("at_l2.", Distance::AtL2), ("cosine.", Distance::Cosine)]
             {
-                let config = config(distance)?;
-                let (losses, _) = g.losses(&config, &batch)?;
-                let term = losses.explanation.as_ref().context("the term")?;
+                let mut g = Golden::open(&path, dtype, engine, &config(distance)?)?;
+                let batch = batch(&g.images, &(0..32).collect::<Vec<_>>())?;
+                let (losses, _) = g.losses(&batch)?;
+                let term = losses.get("explanation").context("the term")?;
                 let value = g.file.f64(&format!("{prefix}explanation"))?[0];
                 // 1 - cos cancels: its absolute error is that of a number near 1.
                 let tolerance = if prefix.is_empty() { 1.0 } else { 10.0 } * allowed.first;
@@ -158,7 +156,7 @@ fn golden_explanation_gradients() -> Result<()> {
                     let name = format!("{prefix}explanation_grad0.{parameter}");
                     assert_close(
                         &name,
-                        &named(&g.student, &gradient, parameter),
+                        &named(&g.learner.model, &gradient, parameter),
                         &g.file.f64(&name)?,
                         allowed.gradient,
                     );

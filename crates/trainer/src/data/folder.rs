@@ -8,7 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::decode::{is_image, kinds, read_image};
-use super::{Images, Source, Split};
+use super::{DataSet, Images, Source, Split};
+
+pub(super) const FOLDER: DataSet = DataSet {
+    name: "folder",
+    about: "train/ and test/, in each a folder a class; PNG, JPEG, BMP, WebP, GIF",
+    load,
+    statistics: None,
+    part_of: None,
+    fetch: None,
+};
 
 /// Sub-folders in sub-folders: more is a loop of links.
 const DEPTH: usize = 32;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use anyhow::{Result, ensure};
 use cams::SampleId;
+use candle_core::{Device, Tensor};
 use rand::seq::SliceRandom;
 
 use super::Images;
@@ -12,32 +14,43 @@ use super::augment::Augment;
 use crate::random::{Purpose, stream};
 
 /// A few images as the data set has them; each model normalises them itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Batch {
-    /// (n, c, h, w).
-    pub pixels: Vec<u8>,
+    /// (n, c, h, w): u8 from our data sets, anything that the models read from one's own.
+    pub pixels: Tensor,
     /// (n,).
     pub labels: Vec<u32>,
     /// (n,).
     pub ids: Vec<SampleId>,
-    /// Channels, height, width.
-    pub shape: [usize; 3],
 }
 
 impl Batch {
+    /// One's own tensor (n, c, h, w) and labels; images are numbered in order.
+    pub fn new(pixels: Tensor, labels: Vec<u32>) -> Result<Batch> {
+        ensure!(pixels.dim(0)? == labels.len(), "{:?} are not {} images", pixels.dims(), labels.len());
+        let ids = (0..labels.len() as u64).map(|sample| SampleId { sample, view: 0 }).collect();
+        Ok(Batch { pixels, labels, ids })
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// The labels (n,), u32, on a device.
+    pub fn labels_on(&self, device: &Device) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&self.labels, self.len(), device)?)
     }
 }
 
 /// How an epoch's batches are made.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct Loader {
     /// Images a batch; the last one may be smaller.
     pub batch: usize,
     /// Seed of the order.
@@ -50,10 +63,10 @@ pub struct Plan {
     pub augment: Augment,
 }
 
-impl Plan {
+impl Loader {
     /// The images as they are, in order.
-    pub fn plain(batch: usize) -> Plan {
-        Plan { batch, seed: 0, data_seed: 0, views: 0, augment: Augment::default() }
+    pub fn plain(batch: usize) -> Loader {
+        Loader { batch, seed: 0, data_seed: 0, views: 0, augment: Augment::default() }
     }
 
     /// Steps an epoch.
@@ -74,38 +87,49 @@ impl Plan {
     }
 
     /// The images at `positions` in view `view`.
-    pub fn batch(&self, images: &Images, positions: &[usize], view: u64) -> Batch {
-        let len = images.image_len();
+    pub fn batch(&self, images: &Images, positions: &[usize], view: u64) -> Result<Batch> {
+        let ([c, h, w], len) = (images.shape, images.image_len());
         let mut pixels = vec![0; positions.len() * len];
-        for (out, &i) in pixels.chunks_exact_mut(len).zip(positions) {
-            self.augment.apply(self.data_seed, images.index[i], view, images.shape, images.image(i), out);
+        for (out, &i) in pixels.chunks_exact_mut(len.max(1)).zip(positions) {
+            self.augment.apply(self.data_seed, images.index[i], view, images.shape, &images.image(i)?, out);
         }
-        Batch {
-            pixels,
+        Ok(Batch {
+            pixels: Tensor::from_vec(pixels, (positions.len(), c, h, w), &Device::Cpu)?,
             labels: positions.iter().map(|&i| images.labels[i]).collect(),
             ids: positions.iter().map(|&i| SampleId { sample: images.index[i], view }).collect(),
-            shape: images.shape,
-        }
+        })
+    }
+
+    /// All images in order, as they are, a few at a time, with their positions.
+    pub fn each<'i>(images: &'i Images, batch: usize) -> impl Iterator<Item = Result<(Vec<usize>, Batch)>> + 'i {
+        let loader = Loader::plain(batch);
+        (0..images.len()).step_by(batch.max(1)).map(move |from| {
+            let positions: Vec<usize> = (from..(from + batch).min(images.len())).collect();
+            let batch = loader.batch(images, &positions, 0)?;
+            Ok((positions, batch))
+        })
     }
 }
 
 /// An epoch's batches in order, made by a thread that stays a few batches ahead and does not use rayon: with one thread
 /// its pool is the thread that waits for the batch.
 pub struct Epoch {
-    batches: Receiver<Batch>,
+    batches: Receiver<Result<Batch>>,
     _worker: JoinHandle<()>,
 }
 
 impl Epoch {
     /// Starts with step `first` of epoch `epoch`.
-    pub fn new(images: &Arc<Images>, plan: &Plan, epoch: usize, first: usize) -> Epoch {
+    pub fn new(images: &Arc<Images>, loader: &Loader, epoch: usize, first: usize) -> Epoch {
         const AHEAD: usize = 4;
         let (sender, batches) = sync_channel(AHEAD);
-        let (images, plan) = (images.clone(), plan.clone());
+        let (images, loader) = (images.clone(), loader.clone());
         let worker = std::thread::spawn(move || {
-            let view = plan.view(epoch);
-            for positions in plan.order(images.len(), epoch).chunks(plan.batch).skip(first) {
-                if sender.send(plan.batch(&images, positions, view)).is_err() {
+            let view = loader.view(epoch);
+            for positions in loader.order(images.len(), epoch).chunks(loader.batch).skip(first) {
+                let batch = loader.batch(&images, positions, view);
+                let failed = batch.is_err();
+                if sender.send(batch).is_err() || failed {
                     return; // The epoch was left early.
                 }
             }
@@ -115,8 +139,8 @@ impl Epoch {
 }
 
 impl Iterator for Epoch {
-    type Item = Batch;
-    fn next(&mut self) -> Option<Batch> {
+    type Item = Result<Batch>;
+    fn next(&mut self) -> Option<Result<Batch>> {
         self.batches.recv().ok()
     }
 }

@@ -9,7 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::{ImageFormat, RgbImage};
 
-use super::{Images, Source, Split};
+use super::cifar::CIFAR10_STATISTICS;
+use super::{DataSet, Images, Source, Split};
 
 const TRAIN: &[u8] = include_bytes!("cifar10-mini-train.png");
 const TEST: &[u8] = include_bytes!("cifar10-mini-test.png");
@@ -17,6 +18,16 @@ const CLASSES: usize = 10;
 const SIDE: usize = 32;
 /// Images a row of the sheet.
 const COLUMNS: usize = 50;
+
+/// What the list says of it.
+pub const MINI: DataSet = DataSet {
+    name: "cifar10-mini",
+    about: "6,000 images of CIFAR-10, inside the program",
+    load,
+    statistics: Some(CIFAR10_STATISTICS),
+    part_of: Some("cifar10"),
+    fetch: None,
+};
 
 /// Reads the embedded sheet.
 pub fn load(_: &Source, split: Split) -> Result<Images> {
@@ -48,7 +59,7 @@ pub fn make(cifar10: &Source, out: &Path) -> Result<()> {
         let rows = positions.len() / COLUMNS;
         let mut sheet = RgbImage::new((COLUMNS * SIDE) as u32, (rows * SIDE) as u32);
         for (i, &p) in positions.iter().enumerate() {
-            let image = images.image(p);
+            let image = images.image(p)?;
             for y in 0..SIDE {
                 for x in 0..SIDE {
                     let rgb = std::array::from_fn(|c| image[(c * SIDE + y) * SIDE + x]);

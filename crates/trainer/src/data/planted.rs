@@ -4,8 +4,17 @@
 use anyhow::{Result, ensure};
 use rand::RngExt;
 
-use super::{Images, Source, Split};
+use super::{DataSet, Images, Source, Split};
 use crate::random::{Purpose, stream};
+
+pub(super) const PLANTED: DataSet = DataSet {
+    name: "planted",
+    about: "procedural: small objects on textured backgrounds, with labels and boxes",
+    load,
+    statistics: None,
+    part_of: None,
+    fetch: None,
+};
 
 /// Shapes: the classes.
 const CLASSES: usize = 6;

@@ -7,22 +7,21 @@ use anyhow::Result;
 use candle_core::Device;
 
 use super::Grid;
-use crate::bench::{median_ms, step::training};
+use crate::bench::{median_ms, step};
 use crate::config::Config;
-use crate::data::loader::Plan;
-use crate::data::{Images, Portions};
+use crate::data::{Images, Splits};
+use crate::distill::Part;
+use crate::distill::teacher::Frozen;
 use crate::error::sentence;
-use crate::nn::{Backend, Network, Normalization, Weights};
-use crate::objective;
-use crate::teacher::{self, Teacher};
-use crate::train;
+use crate::nn::{Backend, Network, Normalization, StateDict};
+use crate::run::{self, teacher};
 
 /// Timed repetitions of a step.
 const REPEATS: u32 = 3;
 
 /// Of a cell, over all its seeds.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct Cell {
     /// `block/name`.
     pub name: String,
     /// How many runs it is.
@@ -40,8 +39,8 @@ pub struct Row {
 /// Of the grid.
 #[derive(Clone, Debug, Default)]
 pub struct Cost {
-    /// A row a cell.
-    pub rows: Vec<Row>,
+    /// Each cell's.
+    pub cells: Vec<Cell>,
     /// To fill the teachers' caches, once.
     pub cache_hours: f64,
     /// What they take on disk.
@@ -68,15 +67,15 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
     let mut views: BTreeMap<String, (u64, Step)> = BTreeMap::new();
     for cell in &grid.cells {
         let name = cell.row();
-        let at = cost.rows.iter().position(|r| r.name == name).unwrap_or_else(|| {
-            cost.rows.push(Row { name, runs: 0, epochs: 0, flops: 0.0, hours: 0.0, error: None });
-            cost.rows.len() - 1
+        let at = cost.cells.iter().position(|r| r.name == name).unwrap_or_else(|| {
+            cost.cells.push(Cell { name, runs: 0, epochs: 0, flops: 0.0, hours: 0.0, error: None });
+            cost.cells.len() - 1
         });
-        cost.rows[at].runs += 1;
+        cost.cells[at].runs += 1;
         let step = cell.config().and_then(|config| {
             let data = format!("{:?}", config.data);
             if !images.contains_key(&data) {
-                images.insert(data.clone(), Arc::new(Portions::load(&config.data)?.train));
+                images.insert(data.clone(), Arc::new(Splits::load(&config.data)?.train));
             }
             let images = &images[&data];
             let (train, teacher) = (&config.train, &config.teacher);
@@ -87,7 +86,7 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
             }
             Ok((config, measured[&key]))
         });
-        let row = &mut cost.rows[at];
+        let row = &mut cost.cells[at];
         let (config, step) = match step {
             Ok(found) => found,
             Err(error) => {
@@ -106,9 +105,9 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
         if let Some(dir) = cache {
             let key = format!("{dir:?} {:?} {:?} {:?}", config.teacher, config.data, config.train.dtype);
             let count = teacher::views(&config);
-            for part in objective::parts(&config) {
-                if cached.insert(format!("{key} {}", part.name(&config)?)) {
-                    cost.cache_mb += count * part_mb(&config, part, step.images)?;
+            for (name, mb) in parts_mb(&config, step.images)? {
+                if cached.insert(format!("{key} {name}")) {
+                    cost.cache_mb += count * mb;
                 }
             }
             let known = views.entry(key).or_insert((0, step));
@@ -119,37 +118,39 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
     Ok(cost)
 }
 
-fn part_mb(config: &Config, part: objective::Part, images: usize) -> Result<u64> {
-    let network = Teacher::network(config, Backend::f32(&Device::Cpu))?.1;
-    let row: usize = part.shape(config, &network)?.iter().product();
-    Ok(((images * row * 4) as u64).div_ceil(1_000_000))
+/// What a view takes on disk, by parts.
+fn parts_mb(config: &Config, images: usize) -> Result<Vec<(String, u64)>> {
+    let objective = config.objective()?;
+    let network = teacher::network(config, &objective, Backend::f32(&Device::Cpu))?.1;
+    let parts: Vec<Part> = objective.parts(&network)?;
+    let sizes = teacher::shapes(&parts, &network)?;
+    let mb = |shape: &Vec<usize>| ((images * shape.iter().product::<usize>() * 4) as u64).div_ceil(1_000_000);
+    Ok(teacher::names(&parts)?.into_iter().zip(sizes.iter().map(mb)).collect())
 }
 
 fn measure(config: &Config, images: &Images, device: &Device) -> Result<Step> {
     let (dtype, precision) = config.train.dtype.parts();
     let backend = Backend { precision, ..Backend::new(dtype, device) };
-    let architecture = train::architecture(config, images)?;
+    let architecture = run::architecture(config, images)?;
     let student_flops = 6.0 * architecture.macs() as f64;
-    let weights = Weights::init(&architecture, 0, false);
-    let layers = objective::layers(&config.loss);
+    let weights = StateDict::init(&architecture, 0, false);
+    let objective = config.objective()?;
+    let layers = objective.layers(&architecture.attention_layers());
     let normal = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    let mut student = Network::new(architecture, weights, normal, &layers, true, backend.clone())?;
-    let plan = train::plan(config, images)?;
-    let batch = plan.batch(images, &plan.order(images.len(), 0)[..plan.batch], 0);
-    let (mut signal, mut teacher_ms, mut teacher_flops) = (None, 0.0, 0.0);
-    if config.teacher.is_some() {
-        let teacher = Teacher::network(config, backend)?.1;
-        let ask = || {
-            let pass = teacher.signal_pass(&teacher.images(&batch)?)?;
-            objective::signal(config, &teacher, &pass, &batch)
-        };
-        if config.distils() {
-            teacher_ms = median_ms(REPEATS, || ask().map(drop))?;
-            teacher_flops = 2.0 * teacher.architecture.macs() as f64;
-            signal = Some(ask()?);
-        }
+    let student = Network::new(architecture, weights, normal, &layers, true, backend.clone())?;
+    let loader = run::loader(config, images)?;
+    let batch = loader.batch(images, &loader.order(images.len(), 0)[..loader.batch], 0)?;
+    let (mut output, mut teacher_ms, mut teacher_flops) = (None, 0.0, 0.0);
+    if objective.needs_teacher() {
+        let network = teacher::network(config, &objective, backend)?.1;
+        teacher_flops = 2.0 * network.architecture.macs() as f64;
+        let parts = objective.parts(&network)?;
+        let teacher = Frozen::new(network, parts);
+        teacher_ms = median_ms(REPEATS, || teacher.ask(&batch).map(drop))?;
+        output = Some(teacher.ask(&batch)?);
     }
-    let student_ms = median_ms(REPEATS, training(config, &mut student, &batch, || Ok(signal.clone()))?)?;
-    let steps = Plan::steps(&plan, images.len());
+    let mut learner = step::learner(student, output, objective)?;
+    let student_ms = median_ms(REPEATS, || learner.step(&batch).map(drop))?;
+    let steps = loader.steps(images.len());
     Ok(Step { student_ms, teacher_ms, student_flops, teacher_flops, steps, images: images.len() })
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::claim::host;
+use crate::files::host;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub enum Event {
     Started,
     /// It has a report.
     Done,
-    /// Its numbers were none any more: a result.
+    /// Its loss, gradient or weights were no longer finite: a result.
     Diverged,
     /// It could not run: a mistake in its settings, the data or the machine.
     Failed,

@@ -15,7 +15,7 @@ use super::runner::Status;
 const LOOK: Duration = Duration::from_secs(2);
 
 /// See the module.
-pub struct View {
+pub struct Board {
     /// Rows, and which cells are theirs.
     rows: Vec<(String, Vec<usize>)>,
     lines: Vec<ProgressBar>,
@@ -25,9 +25,9 @@ pub struct View {
     looked: Option<Instant>,
 }
 
-impl View {
+impl Board {
     /// Of a grid's cells.
-    pub fn new(grid: &Grid, quiet: bool) -> View {
+    pub fn new(grid: &Grid, quiet: bool) -> Board {
         let mut rows: Vec<(String, Vec<usize>)> = vec![];
         for (at, cell) in grid.cells.iter().enumerate() {
             match rows.iter_mut().find(|(name, _)| *name == cell.row()) {
@@ -42,7 +42,7 @@ impl View {
         let line = || all.add(ProgressBar::new_spinner().with_style(style()));
         let head = line();
         let lines = rows.iter().map(|_| line()).collect();
-        View { rows, lines, head, all, plain, looked: None }
+        Board { rows, lines, head, all, plain, looked: None }
     }
 
     /// A line that stays.

@@ -12,13 +12,14 @@ use anyhow::{Context, Result};
 
 use super::Grid;
 use super::ledger::{self, Event};
-use super::progress::View;
-use crate::checkpoint::write_atomically;
-use crate::claim::{Claim, host};
+use super::progress::Board;
 use crate::config::Config;
 use crate::error::{Diverged, sentence};
-use crate::teacher::prepare::{Prepared, prepare};
-use crate::train::{self, Inputs};
+use crate::files::host;
+use crate::files::write_atomically;
+use crate::run::claim::Claim;
+use crate::run::prepare::{Prepared, prepare};
+use crate::run::{self, Inputs};
 
 /// Exit code of a supervised run whose folder another process works in.
 pub const ELSEWHERE: u8 = 75;
@@ -93,8 +94,8 @@ struct Process {
     began: Instant,
 }
 
-/// Where and of what a run is.
-struct Run {
+/// A run's folder and configuration.
+struct Place {
     dir: PathBuf,
     config: Option<Config>,
 }
@@ -103,7 +104,7 @@ struct Run {
 pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
     let out = &options.out;
     fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
-    let runs = grid.cells.iter().map(|cell| Run { dir: out.join(cell.id()), config: cell.config().ok() }).collect();
+    let runs = grid.cells.iter().map(|cell| Place { dir: out.join(cell.id()), config: cell.config().ok() }).collect();
     let mut work = Work {
         grid,
         options,
@@ -113,13 +114,13 @@ pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
         processes: vec![],
         began: Instant::now(),
         looked: Instant::now(),
-        view: View::new(grid, options.quiet),
+        board: Board::new(grid, options.quiet),
     };
     work.look_around()?;
     if !work.prepare()? {
         return Ok(work.end(true));
     }
-    work.view.say(&format!(
+    work.board.say(&format!(
         "{}: {} of {} runs are done; {} side by side, {} threads each",
         out.display(),
         work.statuses.iter().filter(|s| s.is_over()).count(),
@@ -138,7 +139,7 @@ pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
             let Some(next) = work.next() else { break };
             work.start(next)?;
         }
-        work.view.show(&work.statuses, &work.runs.iter().map(|r| r.dir.as_path()).collect::<Vec<_>>(), work.eta());
+        work.board.show(&work.statuses, &work.runs.iter().map(|r| r.dir.as_path()).collect::<Vec<_>>(), work.eta());
         if work.processes.is_empty() && !work.statuses.contains(&Status::Elsewhere) {
             let left = work.statuses.iter().any(|s| !s.is_over());
             return Ok(work.end(left));
@@ -157,14 +158,14 @@ fn this_program() -> Result<PathBuf> {
 struct Work<'g> {
     grid: &'g Grid,
     options: &'g Options<'g>,
-    runs: Vec<Run>,
+    runs: Vec<Place>,
     statuses: Vec<Status>,
     /// What runs read, by the settings that say it: reading a data set for every run would take minutes.
     inputs: HashMap<String, Inputs>,
     processes: Vec<Process>,
     began: Instant,
     looked: Instant,
-    view: View,
+    board: Board,
 }
 
 impl Work<'_> {
@@ -207,12 +208,12 @@ impl Work<'_> {
         let key = format!("{data:?} {student:?} {teacher:?}");
         let inputs = match self.inputs.get(&key) {
             Some(inputs) => inputs.clone(),
-            None => match train::inputs(&config) {
+            None => match run::inputs(&config) {
                 Ok(inputs) => self.inputs.entry(key).or_insert(inputs).clone(),
                 Err(error) => return self.fail(at, &sentence(&error)),
             },
         };
-        Ok(match train::finished(&config, &inputs, &dir) {
+        Ok(match run::finished(&config, &inputs, &dir) {
             Ok(Some(report)) => Status::Done { error: report.test_error, seconds: report.seconds },
             Ok(None) => Status::Waiting,
             Err(error) => match error.downcast_ref::<Diverged>() {
@@ -225,7 +226,7 @@ impl Work<'_> {
     fn fail(&mut self, at: usize, why: &str) -> Result<Status> {
         let id = self.grid.cells[at].id();
         ledger::append(&self.options.out, &id, Event::Failed, why)?;
-        self.view.say(&format!("{id} cannot run: {why}"));
+        self.board.say(&format!("{id} cannot run: {why}"));
         Ok(Status::Failed(why.into()))
     }
 
@@ -238,14 +239,14 @@ impl Work<'_> {
             .filter(|(_, s)| !s.is_over())
             .filter_map(|(r, _)| r.config.as_ref())
             .collect();
-        let view = &self.view;
+        let board = &self.board;
         let over = || self.options.interrupted.load(Ordering::Relaxed) || self.left() == Some(Duration::ZERO);
-        let done = prepare(&waiting, &self.options.compute, &over, &mut |line| view.say(line));
+        let done = prepare(&waiting, &self.options.compute, &over, &mut |line| board.say(line));
         match done {
             Ok(done) => Ok(done == Prepared::Done),
             Err(error) => {
                 // Each run that needs it will say so itself; those that do not can go on.
-                self.view.say(&format!("the teachers' caches could not be filled: {}", sentence(&error)));
+                self.board.say(&format!("the teachers' caches could not be filled: {}", sentence(&error)));
                 Ok(true)
             }
         }
@@ -298,7 +299,7 @@ impl Work<'_> {
         match self.spawn(at) {
             Ok(process) => {
                 ledger::append(&self.options.out, &id, Event::Started, "")?;
-                self.view.say(&format!("{id} started"));
+                self.board.say(&format!("{id} started"));
                 self.statuses[at] = Status::Running;
                 self.processes.push(process);
             }
@@ -358,7 +359,7 @@ impl Work<'_> {
             Some(ELSEWHERE) => Status::Elsewhere,
             Some(130) => {
                 ledger::append(out, &id, Event::Interrupted, "")?;
-                self.view.say(&format!("{id} stopped, its state is saved"));
+                self.board.say(&format!("{id} stopped, its state is saved"));
                 Status::Stopped
             }
             _ => {
@@ -369,11 +370,11 @@ impl Work<'_> {
         match &status {
             Status::Done { error, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
-                self.view.say(&format!("{id} done: test error {error:.2} %, {seconds:.0} s"));
+                self.board.say(&format!("{id} done: test error {error:.2} %, {seconds:.0} s"));
             }
             Status::Diverged(what) => {
                 ledger::append(out, &id, Event::Diverged, what)?;
-                self.view.say(&format!("{id} diverged: {what}"));
+                self.board.say(&format!("{id} diverged: {what}"));
             }
             _ => {}
         }
@@ -411,7 +412,7 @@ impl Work<'_> {
     }
 
     fn end(self, stopped: bool) -> Summary {
-        self.view.finish();
+        self.board.finish();
         Summary { statuses: self.statuses, stopped }
     }
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use folders::{Cell, Run, check, walk};
 use serde::Deserialize;
 
-use crate::stats::{self, Difference, Pooled};
-use crate::train::bits;
+use crate::report::statistics::{self, Difference, Pooled};
+use crate::run::bits;
 
 /// What a `table.toml` beside the runs may add: the published values, the margin, and what is compared with what.
 #[derive(Clone, Debug, Deserialize)]
@@ -52,7 +52,7 @@ pub struct Comparison {
 }
 
 /// A cell's figures.
-pub struct Row {
+pub struct CellFigures {
     /// `block/cell`.
     pub cell: String,
     /// Finished runs.
@@ -85,8 +85,8 @@ pub struct Row {
 
 /// Everything that is said of a grid.
 pub struct Summary {
-    /// A row a cell, block by block.
-    pub rows: Vec<Row>,
+    /// Of each cell, block by block.
+    pub cells: Vec<CellFigures>,
     /// The margin of equivalence.
     pub margin: f64,
     /// The blocks' shared standard deviations.
@@ -121,7 +121,7 @@ pub fn read(dir: &Path) -> Result<Summary> {
     // Within a block a cell without the term comes first.
     cells.sort_by_key(|c| (c.block.clone(), stem(&c.name).to_string(), !c.name.ends_with("none"), c.name.clone()));
     let mut summary = Summary {
-        rows: vec![],
+        cells: vec![],
         margin: about.margin,
         pooled: BTreeMap::new(),
         profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
@@ -136,8 +136,8 @@ pub fn read(dir: &Path) -> Result<Summary> {
     for block in blocks {
         let of_block: Vec<&Cell> = cells.iter().filter(|c| c.block == block).collect();
         let errors: Vec<Vec<f64>> = of_block.iter().map(|c| c.errors()).collect();
-        let pooled = stats::pooled(errors.iter().map(Vec::as_slice));
-        let mut rows = of_block.iter().map(|cell| row(cell, pooled, &about)).collect::<Vec<_>>();
+        let pooled = statistics::pooled(errors.iter().map(Vec::as_slice));
+        let mut rows = of_block.iter().map(|cell| figures(cell, pooled, &about)).collect::<Vec<_>>();
         let mut compared = Vec::new();
         for (at, cell) in of_block.iter().enumerate() {
             if let (Some(pooled), Some(reference)) = (pooled, reference(cell, &of_block, &about)?) {
@@ -146,12 +146,12 @@ pub fn read(dir: &Path) -> Result<Summary> {
             }
         }
         let p: Vec<f64> = compared.iter().filter_map(|at| Some(rows[*at].comparison.as_ref()?.difference.p)).collect();
-        for (at, holm) in compared.into_iter().zip(stats::holm(&p)) {
+        for (at, holm) in compared.into_iter().zip(statistics::holm(&p)) {
             if let Some(comparison) = &mut rows[at].comparison {
                 comparison.holm = holm;
             }
         }
-        summary.rows.extend(rows);
+        summary.cells.extend(rows);
         summary.pooled.extend(pooled.map(|p| (block, p)));
     }
     Ok(summary)
@@ -174,7 +174,7 @@ fn reference<'c>(cell: &Cell, block: &[&'c Cell], about: &About) -> Result<Optio
     Ok(find(&format!("{}-none", stem(&cell.name))))
 }
 
-fn row(cell: &Cell, pooled: Option<Pooled>, about: &About) -> Row {
+fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
     let errors = cell.errors();
     let interpreter = cell.setting("loss.interpreter");
     let matched = cell.runs.iter().any(|r| r.report.gradient_norms.contains_key("explanation"));
@@ -187,13 +187,13 @@ fn row(cell: &Cell, pooled: Option<Pooled>, about: &About) -> Row {
         let norms = &run.report.gradient_norms;
         Some(100.0 * weight? * norms.get("explanation")? / norms.get("total")?)
     };
-    Row {
+    CellFigures {
         cell: cell.id(),
         n: errors.len(),
         diverged: cell.diverged.len(),
-        error: stats::mean(&errors),
-        half_width: pooled.filter(|_| !errors.is_empty()).map(|p| stats::half_width(p, errors.len())),
-        sd: stats::sd(&errors),
+        error: statistics::mean(&errors),
+        half_width: pooled.filter(|_| !errors.is_empty()).map(|p| statistics::half_width(p, errors.len())),
+        sd: statistics::sd(&errors),
         published: about.published.get(&cell.id()).copied(),
         comparison: None,
         nll: cell.mean(|r| Some(r.report.test_loss)),
@@ -216,7 +216,7 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result
             ensure!(a == b, "{} and {} have different {what}: they cannot be compared", cell.id(), reference.id());
         }
     }
-    let Some(difference) = stats::unpaired(&cell.errors(), &reference.errors(), pooled) else { return Ok(None) };
+    let Some(difference) = statistics::unpaired(&cell.errors(), &reference.errors(), pooled) else { return Ok(None) };
     let pairs: Vec<(&Run, &Run)> =
         cell.runs.iter().filter_map(|a| Some((a, reference.runs.iter().find(|b| b.seed == a.seed)?))).collect();
     let (a, b): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(a, b)| (a.report.test_error, b.report.test_error)).unzip();
@@ -231,9 +231,9 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result
         holm: difference.p,
         equivalence: difference.equivalence(margin),
         // Two pairs always lie on a line.
-        paired: stats::paired(&a, &b).map(|d| (d, cams::metrics::pearson(&a, &b).filter(|_| a.len() > 2))),
+        paired: statistics::paired(&a, &b).map(|d| (d, cams::metrics::pearson(&a, &b).filter(|_| a.len() > 2))),
         discordant: discordant.unwrap_or_default(),
-        needed: stats::runs_needed(difference.mean, pooled.sd),
+        needed: statistics::runs_needed(difference.mean, pooled.sd),
         difference,
     }))
 }

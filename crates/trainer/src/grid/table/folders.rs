@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use toml::Value;
 
-use crate::stats;
-use crate::train::Report;
+use crate::report::statistics;
+use crate::run::Report;
 
 /// A finished run.
 pub(super) struct Run {
@@ -37,7 +37,7 @@ impl Cell {
     /// The mean of a figure over the runs that have it.
     pub(super) fn mean(&self, figure: impl Fn(&Run) -> Option<f64>) -> Option<f64> {
         let all: Vec<f64> = self.runs.iter().filter_map(figure).collect();
-        (!all.is_empty()).then(|| stats::mean(&all))
+        (!all.is_empty()).then(|| statistics::mean(&all))
     }
 
     /// A setting that all its runs share, as text.

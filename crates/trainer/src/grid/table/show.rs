@@ -1,13 +1,13 @@
 //! A summary as tables and sentences.
 
-use super::{Comparison, Row, Summary};
+use super::{CellFigures, Comparison, Summary};
+use crate::report::statistics::{self, Pooled};
 use crate::report::table::{Entry, Table, column};
-use crate::stats::{self, Pooled};
 
 impl Comparison {
     /// McNemar's test of each pair of runs: the median of their p.
     pub fn mcnemar(&self) -> Option<f64> {
-        let mut p: Vec<f64> = self.discordant.iter().map(|(b, c)| stats::mcnemar(*b, *c)).collect();
+        let mut p: Vec<f64> = self.discordant.iter().map(|(b, c)| statistics::mcnemar(*b, *c)).collect();
         p.sort_by(f64::total_cmp);
         let middle = |at: usize| p.get(at).copied();
         Some((middle(p.len().checked_sub(1)? / 2)? + middle(p.len() / 2)?) / 2.0)
@@ -25,7 +25,7 @@ impl Summary {
             column("published", "published", 2),
             column("nll", "NLL", 3),
         ]);
-        for r in &self.rows {
+        for r in &self.cells {
             let error = r.half_width.map_or_else(|| r.error.into(), |half| Entry::Spread(r.error, half));
             table.rows.push(vec![
                 r.cell.clone().into(),
@@ -50,7 +50,7 @@ impl Summary {
             column("correlation", "pairs' r", 2),
             column("mcnemar", "McNemar", 3),
         ]);
-        for r in &self.rows {
+        for r in &self.cells {
             let Some(c) = &r.comparison else { continue };
             table.rows.push(vec![
                 r.cell.clone().into(),
@@ -76,7 +76,7 @@ impl Summary {
             column("top20", "top 20 %", 3),
             column("share", "gradient %", 2),
         ]);
-        for r in self.rows.iter().filter(|r| r.same_class.is_some()) {
+        for r in self.cells.iter().filter(|r| r.same_class.is_some()) {
             let [pearson, cosine, top20] = r.maps;
             table.rows.push(vec![
                 r.cell.clone().into(),
@@ -123,7 +123,7 @@ impl Summary {
             "share",
         ];
         let mut table = Table::new(names.map(|name| column(name, name, 4)).into());
-        for r in &self.rows {
+        for r in &self.cells {
             let c = r.comparison.as_ref();
             let of = |figure: &dyn Fn(&Comparison) -> Option<f64>| Entry::from(c.and_then(figure));
             let [pearson, cosine, top20] = r.maps;
@@ -163,7 +163,7 @@ impl Summary {
 
     /// A sentence a comparison.
     pub fn sentences(&self) -> Vec<String> {
-        let of = |r: &Row| {
+        let of = |r: &CellFigures| {
             let c = r.comparison.as_ref()?;
             let (mean, half) = (c.difference.mean, c.difference.half_width());
             let found = format!("{mean:+.2} ± {half:.2} points against {}", c.against);
@@ -177,7 +177,7 @@ impl Summary {
             };
             Some(format!("{}: {verdict}", r.cell))
         };
-        self.rows.iter().filter_map(of).collect()
+        self.cells.iter().filter_map(of).collect()
     }
 
     /// What holds for the whole table.
@@ -201,7 +201,7 @@ impl Summary {
              pairs of runs of one seed."
                 .into(),
         );
-        let diverged: usize = self.rows.iter().map(|r| r.diverged).sum();
+        let diverged: usize = self.cells.iter().map(|r| r.diverged).sum();
         if diverged > 0 {
             notes.push(format!("{diverged} runs diverged; their cells' means are of the others."));
         }
@@ -215,7 +215,7 @@ impl Summary {
 
     /// The difference that `n` runs a cell show, with the largest of the blocks' standard deviations.
     fn seen_by(&self, n: usize) -> f64 {
-        stats::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
+        statistics::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
     }
 }
 

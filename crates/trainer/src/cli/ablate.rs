@@ -1,0 +1,171 @@
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::json;
+use trainer::config::profiles;
+use trainer::grid::runner::{self, Options, Status};
+use trainer::grid::{Choice, Grid, cost, parse_seeds};
+use trainer::report::table::{Entry, Table, column};
+use trainer::run::prepare::{Prepared, prepare};
+
+use super::{Done, Global, interrupt};
+
+/// Arguments of `trainer ablate`.
+#[derive(Args)]
+pub(super) struct AblateArgs {
+    /// The grid: a TOML file.
+    #[arg(value_name = "GRID.toml")]
+    pub(super) grid: PathBuf,
+    /// Of every run (default: the grid's own).
+    #[arg(long, value_name = "NAME", value_parser = profiles::NAMES)]
+    pub(super) profile: Option<String>,
+    /// The seeds from A to B - 1 (default: the grid's own).
+    #[arg(long, value_name = "A..B")]
+    pub(super) seeds: Option<String>,
+    /// These blocks only.
+    #[arg(long, value_name = "NAME[,NAME...]", value_delimiter = ',')]
+    pub(super) block: Vec<String>,
+    /// A setting on top of every cell.
+    #[arg(long, value_name = "A.B=V")]
+    pub(super) set: Vec<String>,
+    /// The grid's folder (default: runs/<grid>, with the profile where it is not fast).
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
+    /// Go on with what is there. It is what happens anyway: what is done is not done again.
+    #[arg(long)]
+    pub(super) resume: bool,
+    /// Print cells and estimated cost, and run nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Fill the teachers' caches, and run nothing.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) prepare: bool,
+    /// Runs side by side; the threads are divided among them.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) jobs: u16,
+    /// Stop after this long, and start nothing that would not be done by then.
+    #[arg(long, value_name = "M")]
+    pub(super) max_minutes: Option<f64>,
+}
+
+/// `trainer ablate`.
+pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
+    let mut seeds = args.seeds.as_deref().map(parse_seeds).transpose()?;
+    if let (None, Some(seed)) = (&seeds, global.seed) {
+        seeds = Some(vec![seed]);
+    }
+    let choice = Choice { profile: args.profile.clone(), seeds, blocks: args.block.clone(), set: args.set.clone() };
+    let grid = Grid::read(&args.grid, &choice)?;
+    let out = args.out.clone().unwrap_or_else(|| grid.folder());
+    let device = global.device()?;
+    if args.dry_run {
+        return dry_run(&grid, &cost::estimate(&grid, &device)?, &out.display().to_string());
+    }
+    let minutes = |m: f64| {
+        Duration::try_from_secs_f64(m * 60.0)
+            .with_context(|| format!("--max-minutes {m}: expected a number of at least 0"))
+    };
+    let limit = args.max_minutes.map(minutes).transpose()?;
+    let interrupted = interrupt::flag()?;
+    if args.prepare {
+        let configs: Vec<_> = grid.cells.iter().filter_map(|cell| cell.config().ok()).collect();
+        let stop = || interrupted.load(Ordering::Relaxed);
+        let done = prepare(&configs.iter().collect::<Vec<_>>(), &device, &stop, &mut |line| {
+            if !global.quiet {
+                eprintln!("{line}");
+            }
+        })?;
+        let value = json!({ "out": out, "cells_done": 0, "cells_total": grid.cells.len() });
+        return Ok(match done {
+            Prepared::Done => Done::Result("the teachers' caches are full\n".into(), value),
+            Prepared::Interrupted => Done::Interrupted("interrupted; the views that are whole are kept".into()),
+        });
+    }
+    let jobs = args.jobs as usize;
+    let options = Options {
+        out: out.clone(),
+        jobs,
+        threads: (rayon::current_num_threads() / jobs).max(1),
+        device: global.device.clone(),
+        compute: device,
+        limit,
+        quiet: global.quiet,
+        interrupted: &interrupted,
+    };
+    let summary = runner::run(&grid, &options)?;
+    let count = |f: fn(&Status) -> bool| summary.statuses.iter().filter(|s| f(s)).count();
+    let done = count(|s| matches!(s, Status::Done { .. }));
+    let diverged = count(|s| matches!(s, Status::Diverged(_)));
+    let failed = count(|s| matches!(s, Status::Failed(_)));
+    let total = summary.statuses.len();
+    let mut text = format!("{done} of {total} runs are done");
+    for (count, what) in [(diverged, "diverged"), (failed, "could not run")] {
+        if count > 0 {
+            text += &format!(", {count} {what}");
+        }
+    }
+    text += &format!("; in {}\n", out.display());
+    for (cell, status) in grid.cells.iter().zip(&summary.statuses) {
+        if let Status::Failed(why) | Status::Diverged(why) = status {
+            text += &format!("  {}: {why}\n", cell.id());
+        }
+    }
+    if summary.stopped {
+        return Ok(Done::Interrupted(format!("{text}The same command goes on where this was left.")));
+    }
+    let value = json!({
+        "out": out, "cells_done": done, "cells_total": total, "cells_diverged": diverged, "cells_failed": failed,
+    });
+    Ok(Done::Result(text, value))
+}
+
+fn dry_run(grid: &Grid, cost: &cost::Cost, out: &str) -> Result<Done> {
+    let mut table = Table::new(vec![
+        column("cell", "cell", 0),
+        column("runs", "runs", 0),
+        column("epochs", "epochs", 0),
+        column("pflop", "PFLOP", 2),
+        column("hours", "hours", 2),
+        column("error", "", 0),
+    ]);
+    for cell in &cost.cells {
+        table.rows.push(match &cell.error {
+            None => {
+                let (pflop, hours) = ((cell.flops / 1e15).into(), cell.hours.into());
+                vec![cell.name.clone().into(), cell.runs.into(), cell.epochs.into(), pflop, hours, "".into()]
+            }
+            Some(error) => {
+                let nothing = || Entry::Nothing;
+                let why = format!("cannot run: {error}").into();
+                vec![cell.name.clone().into(), cell.runs.into(), nothing(), nothing(), nothing(), why]
+            }
+        });
+    }
+    let runs: usize = cost.cells.iter().map(|c| c.runs).sum();
+    let sum = |f: fn(&cost::Cell) -> f64| cost.cells.iter().map(f).sum::<f64>();
+    let hours = sum(|c| c.hours) + cost.cache_hours;
+    let pflop = sum(|c| c.flops) / 1e15;
+    table.rows.push(vec!["all".into(), runs.into(), Entry::Nothing, pflop.into(), hours.into(), "".into()]);
+    let threads = rayon::current_num_threads();
+    let text = format!(
+        "{}hours: steps measured here on {threads} threads, one run after another; evaluation comes on top.\n\
+         Teachers' caches: {} MB on disk, {:.2} h to fill, once. Profile {}, folder {out}.\n",
+        table.text(),
+        cost.cache_mb,
+        cost.cache_hours,
+        grid.profile
+    );
+    let cells = cost.cells.iter().map(|c| {
+        json!({
+            "cell": c.name, "runs": c.runs, "epochs": c.epochs, "flops": c.flops, "hours": c.hours, "error": c.error,
+        })
+    });
+    let value = json!({
+        "out": out, "cells_done": 0, "cells_total": runs, "rows": cells.collect::<Vec<_>>(), "hours": hours,
+        "cache_mb": cost.cache_mb, "cache_hours": cost.cache_hours, "threads": threads,
+    });
+    Ok(Done::Result(text, value))
+}

@@ -1,0 +1,237 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::{DType, Device};
+use clap::Args;
+use serde_json::json;
+use trainer::checkpoint::pth::Pth;
+use trainer::checkpoint::{self, File, Metadata, Named};
+use trainer::data::cifar::CIFAR10_STATISTICS;
+use trainer::data::loader::Loader;
+use trainer::data::{Source, Split};
+use trainer::models::{Architecture, Shortcut};
+use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
+
+use super::Done;
+
+/// Arguments of `trainer convert`.
+#[derive(Args)]
+pub(super) struct ConvertArgs {
+    /// A PyTorch .pth or .pt file with a state dict, or a .safetensors file.
+    pub(super) input: PathBuf,
+    /// The .safetensors file to write.
+    pub(super) output: PathBuf,
+    /// The architecture it holds.
+    #[arg(long, value_name = "NAME")]
+    pub(super) arch: String,
+    /// A TOML file with a [rename] table: pattern = replacement, applied in order to every name.
+    #[arg(long, value_name = "RULES.toml")]
+    pub(super) rename: Option<PathBuf>,
+    /// Mean of the pixels / 255 the model was trained with (default: the file's metadata, else CIFAR-10's).
+    #[arg(long, value_name = "R,G,B")]
+    pub(super) mean: Option<String>,
+    /// Their standard deviation (default: likewise).
+    #[arg(long, value_name = "R,G,B")]
+    pub(super) std: Option<String>,
+    /// What a WRN's 1x1 shortcut reads (default: the file's metadata, else preact).
+    #[arg(long, value_parser = ["preact", "raw"])]
+    pub(super) shortcut: Option<String>,
+    /// Keep the mean activations of this set's training images with the weights (shap_cam's fill = "dataset_mean").
+    #[arg(long, value_name = "NAME[:DIR]")]
+    pub(super) calibrate: Option<String>,
+    /// Number of classes (default: the file's metadata, else 10).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(super) classes: Option<u32>,
+}
+/// `trainer convert`. What an option does not say, a safetensors file's own metadata says, else CIFAR-10's statistics.
+pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
+    ensure!(args.input.is_file(), "{}: no such file", args.input.display());
+    // A name that nobody knows is told before a large file is read.
+    Architecture::named(&args.arch, checkpoint::input_shape("32")?, 10, Shortcut::Preact)?;
+    let (metadata, tensors) = read(args)?;
+    let known = |key: &str| metadata.get(key).map(String::as_str);
+    let file = args.input.display();
+    let shortcut = match args.shortcut.as_deref().or(known("shortcut")).unwrap_or("preact") {
+        "preact" => Shortcut::Preact,
+        "raw" => Shortcut::Raw,
+        other => bail!("{file}: shortcut \"{other}\" in its metadata; say --shortcut preact or --shortcut raw"),
+    };
+    let classes =
+        match (args.classes, known("num_classes")) {
+            (Some(n), _) => n as usize,
+            (None, Some(text)) => text.parse().ok().filter(|n| (1..=100_000).contains(n)).with_context(|| {
+                format!("{file}: num_classes \"{text}\" in its metadata; say how many with --classes")
+            })?,
+            (None, None) => 10,
+        };
+    let input = checkpoint::input_shape(known("input_size").unwrap_or("32"))
+        .with_context(|| format!("input_size in the metadata of {file}"))?;
+    let architecture = Architecture::named(&args.arch, input, classes, shortcut)?;
+    let [mean, std] = CIFAR10_STATISTICS.map(Vec::from);
+    let statistics = |option: &str, given: &Option<String>, key: &str, default: Vec<f64>| match given {
+        Some(text) => triple(option, text),
+        None => known(key).map_or(Ok(default), |text| {
+            triple(&format!("{key} in the metadata of {file}:"), text.trim().trim_matches(['[', ']']))
+        }),
+    };
+    let mean = statistics("--mean", &args.mean, "mean", mean)?;
+    let std = statistics("--std", &args.std, "std", std)?;
+    ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
+    let normalization = Normalization { mean, std };
+    let (weights, unexpected, taken) = fit(tensors, &architecture, args)?;
+    let parameters = architecture.parameters();
+    let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
+    if let Some(key) = taken.as_ref().filter(|key| !key.is_empty()) {
+        text += &format!("taken from the file's \"{key}\"\n");
+    }
+    let mut kept: Metadata = metadata.clone();
+    // What was measured of a model holds for that model alone.
+    let changed = |key: &str, now: &str| known(key).is_some_and(|before| before != now);
+    let other = changed("arch", &args.arch)
+        || known("shortcut").unwrap_or("preact") != shortcut.name()
+        || changed("num_classes", &classes.to_string())
+        || [("mean", &normalization.mean), ("std", &normalization.std)].iter().any(|(key, now)| {
+            known(key).is_some_and(|text| triple(key, text.trim().trim_matches(['[', ']'])).ok().as_ref() != Some(now))
+        });
+    if other {
+        for key in ["test_error", "feature_mean"] {
+            if kept.remove(key).is_some() {
+                text += &format!("{key} of the file was another model's: it is not kept\n");
+            }
+        }
+    }
+    if let Some(source) = &args.calibrate {
+        let (mean, n) = calibrate(Source::parse(source)?, &architecture, &weights, &normalization)?;
+        kept.insert("feature_mean".into(), serde_json::to_string(&mean)?);
+        text += &format!("mean activations of {n} training images of {source} kept\n");
+    }
+    checkpoint::save(&args.output, &architecture, &weights, &normalization, &kept)?;
+    if !unexpected.is_empty() {
+        text += &format!("not used: {}\n", unexpected.join(", "));
+    }
+    let missing: [&str; 0] = []; // a model with holes is an error, not a result
+    let value = json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected, "taken": taken });
+    Ok(Done::Result(text, value))
+}
+
+/// What is read from: one mapping of tensors, or a file with several, which are read one at a time.
+enum Tensors {
+    One(Named),
+    Several(Pth),
+}
+
+/// The first mapping that fits the architecture: its weights, the names that it does not know, and its key.
+fn fit(
+    tensors: Tensors,
+    architecture: &Architecture,
+    args: &ConvertArgs,
+) -> Result<(StateDict, Vec<String>, Option<String>)> {
+    let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
+    let file = args.input.display();
+    let hint = "a --rename file can map names";
+    let mut pth = match tensors {
+        Tensors::One(tensors) => {
+            let fitted = checkpoint::assemble(architecture, renamed(tensors, &rules));
+            let (weights, unexpected) = fitted.with_context(|| format!("{file} ({hint})"))?;
+            return Ok((weights, unexpected, None));
+        }
+        Tensors::Several(pth) => pth,
+    };
+    let least = architecture.entries().count();
+    // The mapping that comes nearest says why none fits.
+    let mut nearest: Option<(usize, anyhow::Error)> = None;
+    for at in 0..pth.mappings.len() {
+        let (key, len) = (pth.mappings[at].key.clone(), pth.mappings[at].len());
+        if len < least && nearest.as_ref().is_some_and(|(of, _)| *of >= len) {
+            continue;
+        }
+        let fitted = pth.tensors(at).and_then(|t| checkpoint::assemble(architecture, renamed(t, &rules)));
+        match fitted {
+            Ok((weights, unexpected)) => return Ok((weights, unexpected, Some(key))),
+            Err(error) if nearest.as_ref().is_none_or(|(of, _)| *of < len) => {
+                let key = if key.is_empty() { String::new() } else { format!(", its \"{key}\"") };
+                nearest = Some((len, error.context(format!("{file}{key} ({hint})"))));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(nearest.map_or_else(
+        || {
+            anyhow!(
+                "{file} holds no tensors (a state dict is read, alone or in dictionaries, not a whole pickled model)"
+            )
+        },
+        |(_, error)| error,
+    ))
+}
+
+/// Training images that mean activations are taken from, spread evenly over the set.
+const CALIBRATION: usize = 2000;
+
+/// The channels' mean activations at the last layer, and over how many images.
+fn calibrate(
+    source: Source,
+    architecture: &Architecture,
+    weights: &StateDict,
+    normalization: &Normalization,
+) -> Result<(Vec<f32>, usize)> {
+    let train = source.of_size(architecture.graph.shapes[0].h).load(Split::Train)?;
+    let count = CALIBRATION.min(train.len());
+    let backend = Backend::f32(&Device::Cpu);
+    let network = Network::new(architecture.clone(), weights.clone(), normalization.clone(), &[], false, backend)?;
+    let positions: Vec<usize> = (0..count).map(|i| i * train.len() / count).collect();
+    let mut mean = vec![0.0f64; architecture.channels()];
+    for batch in Loader::each(&train.select(&positions), 200) {
+        let pass = network.observe(&network.images(&batch?.1.pixels)?)?;
+        let features = cams::ops::pool(pass.at("last")?)?.sum(0)?;
+        let sums: Vec<f64> = features.to_dtype(DType::F64)?.to_vec1()?;
+        mean.iter_mut().zip(sums).for_each(|(m, s)| *m += s / count as f64);
+    }
+    Ok((mean.into_iter().map(|m| m as f32).collect(), count))
+}
+
+fn is_safetensors(args: &ConvertArgs) -> bool {
+    args.input.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
+}
+
+fn read(args: &ConvertArgs) -> Result<(Metadata, Tensors)> {
+    if is_safetensors(args) {
+        let file = File::read(&args.input)?;
+        let tensors = file.named()?;
+        ensure!(!tensors.is_empty(), "{} holds no tensors", args.input.display());
+        return Ok((file.metadata, Tensors::One(tensors)));
+    }
+    Ok((Metadata::new(), Tensors::Several(Pth::open(&args.input)?)))
+}
+
+/// Tensors under their new names, without PyTorch's batch counters.
+fn renamed(tensors: Named, rules: &[(String, String)]) -> Named {
+    let new = |name: String| {
+        let name = name.strip_prefix("module.").map(str::to_string).unwrap_or(name);
+        rules.iter().fold(name, |name, (from, to)| name.replace(from, to))
+    };
+    let all = tensors.into_iter().map(|(name, tensor)| (new(name), tensor));
+    all.filter(|(name, _)| !name.ends_with("num_batches_tracked")).collect()
+}
+
+/// (pattern, replacement) in the file's order.
+fn rules(path: &Path) -> Result<Vec<(String, String)>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let expected = || format!("{}: expected a [rename] table of 'pattern' = 'replacement'", path.display());
+    let file: toml::Table = text.parse().with_context(expected)?;
+    let table = file.get("rename").and_then(toml::Value::as_table).with_context(expected)?;
+    let rule = |(from, to): (&String, &toml::Value)| {
+        Ok((
+            from.clone(),
+            to.as_str().with_context(|| format!("{}: {from} = {to} is not a string", path.display()))?.into(),
+        ))
+    };
+    table.iter().map(rule).collect()
+}
+
+fn triple(option: &str, text: &str) -> Result<Vec<f64>> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
+    numbers
+        .filter(|n| n.len() == 3 && n.iter().all(|x| x.is_finite()))
+        .with_context(|| format!("{option} {text}: expected three finite numbers, as in 0.49,0.48,0.45"))
+}

@@ -1,0 +1,211 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use cams::methods::Methods;
+use clap::Args;
+use serde_json::{Value, json};
+use trainer::checkpoint::{Entry, Metadata, write_tensors};
+use trainer::config::{check_methods, parse_set, typed};
+use trainer::error::unknown;
+use trainer::explain::gallery::{self, Strip};
+use trainer::explain::{Class, Explained, Input, Outcome, explain, input};
+use trainer::report::table::{Table, column};
+
+use super::model::{ModelArgs, load};
+use super::{Done, Global};
+
+/// Arguments of `trainer explain`.
+#[derive(Args)]
+pub(super) struct ExplainArgs {
+    /// The model.
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    /// Image files, a folder, a slice like cifar10:test[0..16], or a safetensors file with images_u8.
+    #[arg(long, required = true, num_args = 1.., value_name = "X")]
+    pub(super) images: Vec<String>,
+    /// Methods, separated by commas, or all.
+    #[arg(long, default_value = "all", value_name = "M[,M...]")]
+    pub(super) method: String,
+    /// A method's hyper-parameter.
+    #[arg(long, value_name = "INTERPRETER.M.KEY=V")]
+    pub(super) set: Vec<String>,
+    /// The layer to explain.
+    #[arg(long, default_value = "last", value_name = "LAYER")]
+    pub(super) layer: String,
+    /// The class to explain: label, top1 or a number (default: label where there are labels, else top1).
+    #[arg(long, value_name = "CLASS")]
+    pub(super) class: Option<String>,
+    /// Write the model's maps to this safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    /// Write overlays and an index.html into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub(super) gallery: Option<PathBuf>,
+    /// Another checkpoint, a teacher's say, whose maps of the same classes stand under the model's own.
+    #[arg(long, value_name = "FILE")]
+    pub(super) beside: Option<PathBuf>,
+}
+
+/// `trainer explain`.
+pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
+    let (methods, names) = methods(args, global)?;
+    let layers = vec![args.layer.clone()];
+    let network = args.model.load(&layers, &global.device()?)?;
+    let input = input::read(&args.images, &network)?;
+    ensure!(!input.images.is_empty(), "no image could be read: {}", input.bad.join("; "));
+    let class = Class::parse(args.class.as_deref(), input.labelled)?;
+    // Both models are ready before any of the work is done.
+    let other = args.beside.as_ref().map(|path| -> Result<_> {
+        let other = load(path, None, &layers, &global.device()?)?;
+        input::check(&input, &other).with_context(|| format!("--beside {}", path.display()))?;
+        Ok(other)
+    });
+    let other = other.transpose()?;
+    let found = explain(&methods, &names, &network, &args.layer, &input, &class)?;
+    let classes = Class::Given(found.classes.clone());
+    let beside = other.map(|other| explain(&methods, &names, &other, &args.layer, &input, &classes)).transpose()?;
+    for note in &input.images.notes {
+        eprintln!("{note}");
+    }
+    for line in input.bad.iter().chain(&found.skipped) {
+        eprintln!("skipped {line}");
+    }
+    for line in beside.iter().flat_map(|e| &e.skipped) {
+        eprintln!("beside: skipped {line}");
+    }
+    if let Some(path) = &args.out {
+        write(path, &found, input.images.len())?;
+    }
+    if let Some(dir) = &args.gallery {
+        let (captions, beside) = (captions(&input, &found), beside.as_ref());
+        let other = beside.map(Explained::probabilities).unwrap_or_default();
+        let captions: Vec<String> = captions
+            .into_iter()
+            .enumerate()
+            .map(|(i, caption)| match other.get(i) {
+                Some(p) => format!("{caption}; beside: {p:.1} %"),
+                None => caption,
+            })
+            .collect();
+        gallery::write(dir, &input.images, &captions, &strips(&found, beside))?;
+    }
+    let n = input.images.len();
+    let mut text = table(&found, n).text();
+    if let Some(beside) = &beside {
+        text += &format!("beside:\n{}", table(beside, n).text());
+    }
+    if let Some(dir) = &args.gallery {
+        text += &format!("pictures: {}\n", dir.join("index.html").display());
+    }
+    let mut value = json!({ "rows": rows(&found, n), "bad_images": input.bad, "skipped": found.skipped });
+    if let Some(beside) = &beside {
+        value["beside"] = json!({ "rows": rows(beside, n), "skipped": beside.skipped });
+    }
+    Ok(Done::Result(text, value))
+}
+
+fn table(explained: &Explained, n: usize) -> Table {
+    let mut table = Table::new(vec![
+        column("method", "method", 0),
+        column("estimator", "estimator", 0),
+        column("n", "n", 0),
+        column("evaluations", "evaluations", 0),
+        column("seconds", "seconds", 3),
+    ]);
+    for o in &explained.outcomes {
+        table.rows.push(vec![o.method.into(), o.estimator().into(), n.into(), o.evaluations.into(), o.seconds.into()]);
+    }
+    table
+}
+
+fn rows(explained: &Explained, n: usize) -> Vec<Value> {
+    let row = |o: &Outcome| {
+        json!({
+            "method": o.method, "estimator": o.estimator(), "estimators": o.estimators, "n": n,
+            "evaluations": o.evaluations, "seconds": o.seconds,
+        })
+    };
+    explained.outcomes.iter().map(row).collect()
+}
+
+/// The gallery's rows: each method of the model and, under it, of the one beside it.
+fn strips<'a>(found: &'a Explained, beside: Option<&'a Explained>) -> Vec<Strip<'a>> {
+    let strip = |o: &'a Outcome, model: &'static str| Strip {
+        method: o.method,
+        model,
+        estimator: o.estimator(),
+        shape: o.shape,
+        values: &o.values,
+    };
+    let mut strips = Vec::new();
+    for name in Methods::NAMES {
+        let of = |e: &'a Explained| e.outcomes.iter().find(|o| o.method == *name);
+        strips.extend(of(found).map(|o| strip(o, "")));
+        strips.extend(beside.and_then(of).map(|o| strip(o, "beside")));
+    }
+    strips
+}
+
+/// The methods asked for, configured.
+fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static str>)> {
+    let mut methods = Methods::default();
+    let defaults = toml::Table::try_from(&methods)?;
+    let drawn = defaults.iter().filter(|(_, options)| options.get("seed").is_some()).map(|(method, _)| method);
+    let seeds = drawn.filter_map(|m| global.seed.map(|s| format!("interpreter.{m}.seed={s}")));
+    let sets = seeds.chain(args.set.iter().cloned());
+    let mut table = toml::Table::new();
+    for set in sets {
+        let mut given = parse_set(&set)?;
+        let Some(toml::Value::Table(inner)) = given.remove("interpreter") else {
+            bail!("--set \"{set}\": expected interpreter.<method>.<key>=value");
+        };
+        for (method, keys) in inner {
+            let entry = table.entry(method.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            match (entry, keys) {
+                (toml::Value::Table(t), toml::Value::Table(k)) => t.extend(k),
+                _ => bail!("--set \"{set}\": expected interpreter.<method>.<key>=value"),
+            }
+        }
+    }
+    if !table.is_empty() {
+        methods = typed(table).context("--set")?;
+        check_methods(&methods).context("--set")?;
+    }
+    if args.method == "all" {
+        return Ok((methods, Methods::NAMES.to_vec()));
+    }
+    let find = |name: &str| {
+        let known = Methods::NAMES.iter().copied().find(|n| *n == name);
+        known.ok_or_else(|| unknown("method", name, Methods::NAMES))
+    };
+    let names = args.method.split(',').map(|n| find(n.trim())).collect::<Result<_>>()?;
+    Ok((methods, names))
+}
+
+fn write(path: &Path, found: &Explained, n: usize) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for o in &found.outcomes {
+        let shape = [n, o.shape[0], o.shape[1]];
+        tensors.insert(o.method.to_string(), Entry::f32(&shape, &o.values));
+        if !o.error.is_empty() {
+            // A deterministic rule's estimate of its own error is no standard error.
+            let sampled = o.estimators.iter().all(|e| *e == "mc");
+            let what = if sampled { "standard_error" } else { "error_estimate" };
+            tensors.insert(format!("{}.{what}", o.method), Entry::f32(&shape, &o.error));
+        }
+    }
+    let classes: Vec<i64> = found.classes.iter().map(|c| i64::from(*c)).collect();
+    tensors.insert("classes".into(), Entry::i64(&[n], &classes));
+    tensors.insert("logits".into(), Entry::f32(&[n, found.logits.len() / n], &found.logits));
+    write_tensors(path, &tensors, &Metadata::new())
+}
+
+/// What stands under each picture: name, class and its probability.
+fn captions(input: &Input, found: &Explained) -> Vec<String> {
+    let caption = |((i, name), p): ((usize, &String), f32)| {
+        let label = if input.labelled { format!(", label {}", input.images.labels[i]) } else { String::new() };
+        format!("{name}: class {} at {p:.1} %{label}", found.classes[i])
+    };
+    input.names.iter().enumerate().zip(found.probabilities()).map(caption).collect()
+}

@@ -1,0 +1,78 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+use trainer::grid::table::{self, Summary};
+use trainer::report::plot::{self, Place};
+
+use super::Done;
+
+/// Arguments of `trainer table`.
+#[derive(Args)]
+pub(super) struct TableArgs {
+    /// A grid's folder, or any folder with run folders in it.
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Markdown, CSV or JSON instead of text for a terminal.
+    #[arg(long, value_enum)]
+    pub(super) format: Option<Format>,
+    /// Write a picture of it, an SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
+}
+
+/// Forms of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    /// Markdown.
+    Md,
+    /// Comma-separated values, numbers in full.
+    Csv,
+    /// An array of objects.
+    Json,
+}
+
+/// `trainer table`.
+pub(super) fn run(args: &TableArgs) -> Result<Done> {
+    let summary = table::read(&args.dir)?;
+    if let Some(path) = &args.plot {
+        draw(&summary, path)?;
+    }
+    let tables = [
+        ("Test error", summary.errors()),
+        ("Differences", summary.differences()),
+        ("What the term does", summary.effects()),
+    ];
+    let (mut text, sentences, notes) = (String::new(), summary.sentences(), summary.notes());
+    match args.format {
+        None => {
+            for (title, table) in tables.iter().filter(|(_, t)| !t.rows.is_empty()) {
+                text += &format!("{title}\n{}\n", table.text());
+            }
+            sentences.iter().chain(&notes).for_each(|line| text += &format!("{line}\n"));
+        }
+        Some(Format::Md) => {
+            for (title, table) in tables.iter().filter(|(_, t)| !t.rows.is_empty()) {
+                text += &format!("### {title}\n\n{}\n", table.markdown());
+            }
+            sentences.iter().for_each(|line| text += &format!("- {line}\n"));
+            notes.iter().for_each(|line| text += &format!("\n{line}\n"));
+        }
+        Some(Format::Csv) => text = summary.whole().csv()?,
+        Some(Format::Json) => text = serde_json::to_string_pretty(&summary.whole().json())? + "\n",
+    }
+    Ok(Done::Result(text, json!({ "rows": summary.whole().json(), "sentences": sentences, "notes": notes })))
+}
+
+fn draw(summary: &Summary, path: &Path) -> Result<()> {
+    let place = |r: &table::CellFigures| Place {
+        name: r.cell.clone(),
+        points: r.runs.iter().map(|(_, error)| *error).collect(),
+        interval: r.half_width.map(|half| (r.error, half)),
+        published: r.published,
+    };
+    let places: Vec<Place> = summary.cells.iter().map(place).collect();
+    let title = "A point a seed, mean and 95 % interval; red: published";
+    plot::places(path, title, "test error, %", &places)
+}

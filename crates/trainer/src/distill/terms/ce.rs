@@ -1,0 +1,44 @@
+use anyhow::Result;
+use cams::methods::Methods;
+use candle_core::{D, Tensor};
+use candle_nn::ops::log_softmax;
+
+use super::{Inputs, Loss, Part, Term};
+use crate::nn::Model;
+
+/// Cross-entropy with the labels.
+pub struct CrossEntropy {
+    smoothing: f64,
+}
+
+impl CrossEntropy {
+    pub(super) const ABOUT: &str = "cross-entropy with the labels";
+
+    pub(super) fn new(loss: &Loss, _: &Methods) -> Result<CrossEntropy> {
+        Ok(CrossEntropy { smoothing: loss.label_smoothing })
+    }
+}
+
+impl Term for CrossEntropy {
+    fn parts(&self, _: &dyn Model) -> Result<Vec<Part>> {
+        Ok(vec![])
+    }
+
+    fn needs_teacher(&self) -> bool {
+        false
+    }
+
+    fn value(&self, inputs: &Inputs) -> Result<Tensor> {
+        Ok(cross_entropy(&inputs.pass.logits, inputs.labels, self.smoothing)?)
+    }
+}
+
+/// Mean cross-entropy of `logits` (n, classes) and `labels` (n,), with label smoothing.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> candle_core::Result<Tensor> {
+    let log_p = log_softmax(logits, D::Minus1)?;
+    let nll = log_p.gather(&labels.unsqueeze(1)?, 1)?.mean_all()?.neg()?;
+    if smoothing == 0.0 {
+        return Ok(nll);
+    }
+    (nll * (1.0 - smoothing))? - (log_p.mean_all()? * smoothing)?
+}

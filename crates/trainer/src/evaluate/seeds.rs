@@ -1,0 +1,242 @@
+//! How far sampled Shapley maps depend on their seed: what papers that sample leave out.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use cams::methods::{Computation, Fill, ShapCam};
+use cams::metrics::pearson;
+use cams::{Interpreter, Score, maps};
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::File;
+use crate::data::Source;
+use crate::data::loader::Loader;
+use crate::nn::{Backend, Model as _, Network, Pass};
+use crate::report::statistics::{mean, sd};
+
+/// The configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seeds {
+    /// What is explained.
+    pub model: Model,
+    /// What is compared.
+    #[serde(default)]
+    pub seeds: Comparison,
+}
+
+/// `[model]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Its weights.
+    pub checkpoint: PathBuf,
+    /// Its architecture, if the checkpoint does not name it.
+    pub arch: Option<String>,
+    /// A slice of a data set, as in `cifar10:test[0..64]`.
+    pub images: String,
+}
+
+/// `[seeds]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Comparison {
+    /// Numbers of sampled permutations.
+    pub permutations: Vec<usize>,
+    /// Explained scores.
+    pub scores: Vec<Score>,
+    /// What absent positions get.
+    pub fills: Vec<Fill>,
+    /// How many seeds.
+    pub count: u64,
+    /// The first one.
+    pub first: u64,
+    /// Permutations of the reference, where there is no exact one.
+    pub reference: usize,
+}
+
+impl Default for Comparison {
+    fn default() -> Self {
+        Comparison {
+            permutations: vec![10, 30, 100, 300, 1000, 3000],
+            scores: vec![Score::Logit, Score::Prob, Score::LogProb],
+            fills: vec![Fill::Zero, Fill::ChannelMean],
+            count: 5,
+            first: 0,
+            reference: 100_000,
+        }
+    }
+}
+
+/// A mean and its standard error over images.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Estimate {
+    /// Mean.
+    pub mean: f64,
+    /// Standard error.
+    pub se: f64,
+}
+
+impl Estimate {
+    fn of(values: &[f64]) -> Estimate {
+        Estimate { mean: mean(values), se: sd(values).unwrap_or(0.0) / (values.len() as f64).sqrt() }
+    }
+}
+
+/// One number of permutations of one game.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Game {
+    pub method: &'static str,
+    pub score: String,
+    pub fill: String,
+    pub class: &'static str,
+    pub permutations: usize,
+    pub seeds: u64,
+    pub n: usize,
+    /// Pearson correlation of two seeds' maps, mean over pairs.
+    pub correlation: Estimate,
+    /// Relative root mean square error, mean over seeds.
+    pub error: Estimate,
+    /// Average Drop in percent (masks min-maxed, 0 elsewhere), mean over seeds.
+    pub average_drop: Estimate,
+    /// Its standard deviation between seeds, in points.
+    pub average_drop_seed_sd: f64,
+}
+
+/// Everything that does not depend on the game.
+struct Bench {
+    network: Network,
+    images: Tensor,
+    pass: Pass,
+    ids: Vec<cams::SampleId>,
+    classes: Tensor,
+}
+
+impl Bench {
+    fn new(model: &Model, device: &Device) -> Result<Bench> {
+        let file = File::read(&model.checkpoint)?;
+        let network = file.network(model.arch.as_deref(), |_| vec![], Backend::f32(device))?;
+        let (source, split, range) = Source::slice(&model.images).with_context(|| {
+            format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images)
+        })?;
+        let set = source?.of_size(network.architecture.graph.shapes[0].h).load(split)?;
+        let positions: Vec<usize> = (range.start..range.end.min(set.len())).collect();
+        ensure!(positions.len() > 1, "model.images holds {} images: at least two are needed", positions.len());
+        let batch = Loader::plain(1).batch(&set, &positions, 0)?;
+        let images = network.images(&batch.pixels)?;
+        let pass = network.observe(&images)?;
+        let classes = batch.labels_on(network.device())?;
+        Ok(Bench { network, images, pass, ids: batch.ids, classes })
+    }
+
+    /// One map an image, as plain numbers.
+    fn maps(&self, method: &ShapCam) -> Result<(Tensor, Vec<Vec<f64>>)> {
+        let cut = self.network.cut("last")?;
+        let map = method.explain(&self.pass.seen(&*cut, "last", &self.ids)?, &self.classes)?.map;
+        let rows = map.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?;
+        Ok((map, rows))
+    }
+
+    /// Each image's drop of its class's probability under its own map, in percent.
+    fn drops(&self, map: &Tensor) -> Result<Vec<f64>> {
+        let (_, _, h, w) = self.images.dims4()?;
+        let masks = maps::minmax(&maps::resize(map, h, w)?)?.unsqueeze(1)?;
+        let masked = self.network.observe(&self.images.broadcast_mul(&masks)?)?;
+        let prob = |logits: &Tensor| -> Result<Vec<f64>> {
+            Ok(Score::Prob.of(logits, &self.classes)?.to_dtype(DType::F64)?.to_vec1()?)
+        };
+        let (whole, left) = (prob(&self.pass.logits)?, prob(&masked.logits)?);
+        Ok(whole.iter().zip(&left).map(|(y, o)| 100.0 * (y - o).max(0.0) / y).collect())
+    }
+}
+
+/// Root mean square of the difference, over that of `b`.
+fn off(a: &[f64], b: &[f64]) -> f64 {
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
+    let size: f64 = b.iter().map(|b| b * b).sum();
+    (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// The word of a serde enum.
+fn word(value: impl Serialize) -> Result<String> {
+    Ok(serde_json::to_value(value)?.as_str().unwrap_or_default().to_string())
+}
+
+/// Compares seeds for every score, fill and number of permutations.
+pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
+    let c = &config.seeds;
+    ensure!(c.count >= 2, "seeds.count is {}: two seeds at least can be compared", c.count);
+    ensure!(
+        c.first.checked_add(c.count).is_some_and(|end| end < u64::MAX),
+        "seeds.first is {}: the last seed would be out of range",
+        c.first
+    );
+    ensure!(c.permutations.iter().all(|m| *m >= 4), "seeds.permutations: 4 at least, for a standard error");
+    let bench = Bench::new(&config.model, device)?;
+    let n = bench.ids.len();
+    let mut rows = Vec::new();
+    for &score in &c.scores {
+        for &fill in &c.fills {
+            let exact = score == Score::Logit;
+            let sampled = ShapCam { score, fill, estimator: Computation::Mc, tolerance: 0.0, ..ShapCam::default() };
+            // The reference's seed is none of those compared.
+            let reference = if exact {
+                ShapCam { estimator: Computation::Exact, ..sampled }
+            } else {
+                ShapCam { permutations: c.reference, seed: u64::MAX, ..sampled }
+            };
+            let (_, truth) = bench.maps(&reference)?;
+            for &permutations in &c.permutations {
+                if !quiet {
+                    eprintln!("{} {} {permutations}", word(score)?, word(fill)?);
+                }
+                let (mut of_seed, mut drops) = (Vec::new(), Vec::new());
+                for seed in c.first..c.first + c.count {
+                    let (map, values) = bench.maps(&ShapCam { permutations, seed, ..sampled })?;
+                    drops.push(bench.drops(&map)?);
+                    of_seed.push(values);
+                }
+                // Of the pairs that have one: a constant map correlates with nothing.
+                let pairs = |i: usize| {
+                    let all = (0..of_seed.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+                    let found: Vec<f64> = all.filter_map(|(a, b)| pearson(&of_seed[a][i], &of_seed[b][i])).collect();
+                    (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+                };
+                let over_seeds =
+                    |f: &dyn Fn(usize) -> f64| (0..of_seed.len()).map(f).sum::<f64>() / of_seed.len() as f64;
+                let correlations: Vec<f64> = (0..n).filter_map(pairs).collect();
+                let errors: Vec<f64> = (0..n).map(|i| over_seeds(&|s| off(&of_seed[s][i], &truth[i]))).collect();
+                let drop: Vec<f64> = (0..n).map(|i| over_seeds(&|s| drops[s][i])).collect();
+                let means: Vec<f64> = drops.iter().map(|d| d.iter().sum::<f64>() / n as f64).collect();
+                rows.push(Game {
+                    method: "shap_cam",
+                    score: word(score)?,
+                    fill: word(fill)?,
+                    class: "label",
+                    permutations,
+                    seeds: c.count,
+                    n,
+                    correlation: Estimate::of(&correlations),
+                    error: Estimate::of(&errors),
+                    average_drop: Estimate::of(&drop),
+                    average_drop_seed_sd: Estimate::of(&means).se * (means.len() as f64).sqrt(),
+                });
+            }
+        }
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_by_hand() {
+        assert!((off(&[3.0, 4.0], &[0.0, 5.0]) - 10f64.sqrt() / 5.0).abs() < 1e-12);
+        let e = Estimate::of(&[1.0, 3.0]);
+        assert!((e.mean - 2.0).abs() < 1e-12 && (e.se - 1.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,41 @@
+//! Files that are whole or not there, their hashes, and the machine that writes them.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, anyhow};
+use sha2::{Digest, Sha256};
+
+/// Numbers the partial files of this process.
+static PARTIALS: AtomicU64 = AtomicU64::new(0);
+
+/// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| anyhow!("{} is not a file name", path.display()))?;
+    // Two processes, of one machine or of two that share a folder, must not write into one partial file.
+    let (host, process, unique) = (host(), std::process::id(), PARTIALS.fetch_add(1, Ordering::Relaxed));
+    let partial = path.with_file_name(format!(".{}.{host}.{process}.{unique}.partial", name.to_string_lossy()));
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().with_context(|| {
+        let _ = fs::remove_file(&partial);
+        format!("writing {} ({} bytes): nothing that was there has been changed", path.display(), bytes.len())
+    })
+}
+
+/// Hash of some bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// This machine's name, for people and for names of files that two machines must not share.
+pub fn host() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    name.map(|n| n.trim().to_string()).filter(|n| !n.is_empty()).unwrap_or_else(|| "this machine".into())
+}

@@ -1,0 +1,62 @@
+//! A network cut in two, for explanations.
+
+use std::sync::Arc;
+
+use cams::{CamModel, LinearHead, Score};
+use candle_core::{Result, Tensor};
+use kernels::stage::{Mode, Precision};
+
+use super::{Network, second_order};
+
+/// A network cut behind one of its segments.
+pub struct Cut<'n> {
+    pub(super) network: &'n Network,
+    pub(super) segment: usize,
+}
+
+impl Cut<'_> {
+    /// Runs segments on `x` in eval mode and in full; the last one's output, or `x` if there are none.
+    fn run(&self, x: &Tensor, segments: std::ops::Range<usize>) -> Result<Tensor> {
+        let (mut out, trunk) = (Vec::new(), &self.network.parameters.trunk);
+        self.network.run(x.clone(), trunk, segments, Mode::Eval, Precision::Full, &mut out)?;
+        Ok(out.pop().unwrap_or_else(|| x.clone()))
+    }
+
+    fn is_last(&self) -> bool {
+        self.segment + 1 == self.network.segments.len()
+    }
+}
+
+impl CamModel for Cut<'_> {
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.run(images, 0..self.segment + 1)
+    }
+
+    fn head(&self, features: &Tensor) -> Result<Tensor> {
+        let last = self.run(features, self.segment + 1..self.network.segments.len())?;
+        self.network.linear_head()?.logits(&last)
+    }
+
+    fn differentiable_gradient(
+        &self,
+        features: &Tensor,
+        gradient: &Tensor,
+        score: Score,
+        classes: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        if !features.track_op() {
+            return Ok(None);
+        }
+        let (head, parameters) = (Arc::new(self.network.head(self.segment)), &self.network.parameters);
+        second_order::differentiable(head, features, parameters, gradient, score, classes).map(Some)
+    }
+
+    fn mean_features(&self) -> Option<Tensor> {
+        let mean = self.network.feature_mean.as_ref().filter(|_| self.is_last())?;
+        Tensor::new(mean.as_slice(), self.network.device()).ok()
+    }
+
+    fn linear_head(&self) -> Option<LinearHead> {
+        if self.is_last() { self.network.linear_head().ok() } else { None }
+    }
+}

@@ -1,0 +1,174 @@
+//! A run's final figures.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_core::DeviceLocation;
+use serde::{Deserialize, Serialize};
+
+use super::state::Inputs;
+use super::{COMMIT, Run};
+use crate::checkpoint::File;
+use crate::data::Images;
+use crate::evaluate::agreement::{self, Agreement};
+use crate::evaluate::evaluate;
+use crate::files::write_atomically;
+use crate::nn::{Backend, Network, StateDict};
+
+/// A run's final figures: `report.json` and the JSON of `trainer train`. Errors in percent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub run: PathBuf,
+    pub test_error: f64,
+    pub test_loss: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_test_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_test_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_test_error: Option<f64>,
+    pub train_error: f64,
+    pub train_loss: f64,
+    pub epochs: usize,
+    pub steps: usize,
+    pub seconds: f64,
+    pub images_per_second: f64,
+    pub parameters: usize,
+    pub flops_per_image: f64,
+    pub profile: String,
+    pub seed: u64,
+    /// Of the program that finished the run.
+    pub commit: String,
+    /// Of every program that took part.
+    #[serde(default)]
+    pub commits: Vec<String>,
+    pub machine: String,
+    pub threads: usize,
+    pub device: String,
+    /// Mean norm of each term's gradient over the logged steps, unweighted, and of the `total`.
+    #[serde(default)]
+    pub gradient_norms: BTreeMap<String, f64>,
+    /// The error after each epoch: of the held-out images, or of the test images where none are held out.
+    #[serde(default)]
+    pub curve: Vec<f64>,
+    /// What student and teacher have in common on the test images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+    /// A bit for each test image in order, 1 where the last weights are wrong; bytes in hexadecimal, each from its highest bit.
+    #[serde(default)]
+    pub test_wrong: String,
+    /// Hashes of what the run read.
+    #[serde(default)]
+    pub inputs: Inputs,
+}
+
+impl Run<'_> {
+    /// Reads the test set, once, and writes the final weights and `report.json`.
+    pub(super) fn report(&self, images: usize, test: &Images, held_out: bool, dir: &Path) -> Result<Report> {
+        let (t, student) = (&self.config.train, &self.learner.model);
+        let (teacher, architecture) = (self.learner.teacher.as_ref().map(|t| &t.model), &student.architecture);
+        let last = evaluate(student, test)?;
+        self.save_weights(&dir.join("last.safetensors"), &student.state_dict()?, t.epochs, Some(last.error))?;
+        let mut ema_test_error = None;
+        if let Some(average) = &self.learner.average {
+            let [parameters, running] = average.values()?;
+            let weights = StateDict { parameters, running };
+            let error = self.error_with(weights.clone(), test)?;
+            self.save_weights(&dir.join("ema.safetensors"), &weights, t.epochs, Some(error))?;
+            ema_test_error = Some(error);
+        }
+        let best = dir.join("best.safetensors");
+        let best_test_error = if held_out && best.exists() {
+            Some(self.error_with(File::read(&best)?.state_dict(architecture)?, test)?)
+        } else {
+            None
+        };
+        let epoch = self.state.epochs.last().context("a run without an epoch has nothing to report")?;
+        let agreement = teacher.map(|teacher| agreement::measure(student, teacher, test));
+        let teacher_macs = teacher.map_or(0, |t| t.architecture.macs());
+        let device = match student.device().location() {
+            DeviceLocation::Cpu => "cpu",
+            DeviceLocation::Cuda { .. } => "cuda",
+            DeviceLocation::Metal { .. } => "metal",
+        };
+        let report = Report {
+            run: dir.to_path_buf(),
+            test_error: last.error,
+            test_loss: last.loss,
+            ema_test_error,
+            best_test_error,
+            teacher_test_error: self.teacher_error,
+            train_error: epoch.train_error,
+            train_loss: epoch.train_loss,
+            epochs: t.epochs,
+            steps: self.state.step,
+            seconds: self.state.seconds,
+            images_per_second: (images * t.epochs) as f64 / self.state.seconds.max(1e-9),
+            parameters: architecture.parameters(),
+            flops_per_image: 2.0 * (3 * architecture.macs() + teacher_macs) as f64,
+            profile: t.profile.clone(),
+            seed: t.seed,
+            commit: COMMIT.into(),
+            commits: self.state.commits.clone(),
+            machine: machine(),
+            threads: rayon::current_num_threads(),
+            device: device.into(),
+            gradient_norms: self.state.norms.iter().map(|(name, [sum, n])| (name.clone(), sum / n.max(1.0))).collect(),
+            curve: self.state.epochs.iter().map(|e| e.curve_error).collect(),
+            agreement: agreement.transpose()?,
+            test_wrong: bitmap(&last.wrong),
+            inputs: self.state.inputs.clone(),
+        };
+        write_atomically(&dir.join("report.json"), &serde_json::to_vec_pretty(&report)?)?;
+        Ok(report)
+    }
+
+    /// Test error of other weights of the student.
+    fn error_with(&self, weights: StateDict, test: &Images) -> Result<f64> {
+        let s = &self.learner.model;
+        let backend = Backend::f32(s.device());
+        let network = Network::new(s.architecture.clone(), weights, s.normalization.clone(), &[], false, backend)?;
+        Ok(evaluate(&network, test)?.error)
+    }
+}
+
+/// Bits as bytes in hexadecimal, each from its highest bit.
+fn bitmap(bits: &[bool]) -> String {
+    let byte = |bits: &[bool]| bits.iter().enumerate().fold(0u8, |byte, (i, bit)| byte | u8::from(*bit) << (7 - i));
+    bits.chunks(8).map(|bits| format!("{:02x}", byte(bits))).collect()
+}
+
+/// The bits of a [`Report::test_wrong`].
+pub fn bits(bitmap: &str) -> Option<Vec<bool>> {
+    let bytes = bitmap.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    Some(
+        bytes
+            .collect::<Option<Vec<_>>>()?
+            .iter()
+            .flat_map(|byte| (0..8).map(move |i| byte >> (7 - i) & 1 == 1))
+            .collect(),
+    )
+}
+
+/// The processor's name and number of cores.
+pub fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")).map(|l| l.trim_start_matches([' ', '\t', ':']));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores, {:?}", name.unwrap_or("unknown processor"), kernels::Isa::best())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_gives_its_bits_back() {
+        let wrong: Vec<bool> = (0..21).map(|i| i % 5 == 0 || i == 20).collect();
+        assert_eq!(bitmap(&wrong), "842108");
+        assert_eq!(bits(&bitmap(&wrong)).unwrap()[..21], wrong);
+        assert_eq!(bits("8x"), None);
+    }
+}

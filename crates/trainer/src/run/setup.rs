@@ -1,0 +1,199 @@
+//! From a configuration and images to a run at its first step, or where it was left.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use cams::methods::Space;
+use kernels::graph::Shape;
+
+use super::state::{Inputs, State};
+use super::{COMMIT, Options, Run, folder, teacher};
+use crate::checkpoint::File;
+use crate::config::{BnGamma, Config, Control, Distance, Dtype, MapGradient};
+use crate::data::loader::Loader;
+use crate::data::{Images, Splits};
+use crate::distill::Learner;
+use crate::distill::average::Average;
+use crate::files::sha256;
+use crate::models::{Architecture, Shortcut};
+use crate::nn::{Backend, Network, Normalization, StateDict};
+
+/// How the epochs' batches are made.
+pub fn loader(config: &Config, images: &Images) -> Result<Loader> {
+    let (t, d) = (&config.train, &config.data);
+    ensure!(
+        t.batch <= images.len(),
+        "train.batch is {}, but there are only {} training images: use a smaller batch",
+        t.batch,
+        images.len()
+    );
+    Ok(Loader { batch: t.batch, seed: t.seed, data_seed: d.seed, views: d.views, augment: d.augment })
+}
+
+/// The student's architecture for these images.
+pub fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
+    let [channels, h, w] = images.shape;
+    let (input, s) = (Shape { channels, h, w }, &config.student);
+    let architecture = match (&s.layers, &s.arch, &s.checkpoint) {
+        (Some(layers), _, _) => Architecture::from_layers(layers, input, images.classes)?,
+        (None, Some(arch), _) => Architecture::named(arch, input, images.classes, s.shortcut)?,
+        (None, None, Some(checkpoint)) => File::read(checkpoint)?.architecture(None)?,
+        (None, None, None) => bail!("[student] needs arch or layers"),
+    };
+    let classes = architecture.classes;
+    ensure!(classes == images.classes, "the student has {classes} classes, the data {}", images.classes);
+    Ok(architecture)
+}
+
+/// The set's usual mean and standard deviation, or those of these very images.
+fn normalization(config: &Config, images: &Images) -> Result<Normalization> {
+    if let Some([mean, std]) = config.data.source().entry()?.statistics {
+        return Ok(Normalization { mean: mean.into(), std: std.into() });
+    }
+    let (mean, std) = images.mean_std()?;
+    Ok(Normalization { mean, std })
+}
+
+/// A run in its saved state if it is to go on and has one, else at the start.
+pub fn run<'c>(
+    config: &'c Config,
+    options: &Options,
+    images: &Images,
+    loader: &Loader,
+    inputs: Inputs,
+) -> Result<Run<'c>> {
+    let (dtype, precision) = config.train.dtype.parts();
+    ensure!(
+        !config.train.dtype.is_for_cpu() || options.device.is_cpu(),
+        "train.dtype = \"bf16\" and \"f32_direct\" are for the CPU: on other devices networks run on candle's ops in f32"
+    );
+    let (l, objective) = (&config.loss, config.objective()?);
+    ensure!(
+        options.device.is_cpu()
+            || l.weights.explanation == 0.0
+            || l.layer == "last"
+            || l.gradient == MapGradient::StopGrad,
+        "loss.gradient = \"double\" at loss.layer = \"{}\" is for the CPU: use \"stop_grad\"",
+        l.layer
+    );
+    let steps = loader.steps(images.len());
+    if let Some(step) = objective.first_idle_step(steps, steps * config.train.epochs) {
+        bail!(
+            "no term of the loss has a weight from step {} on, in epoch {:.2}: see loss.weights and loss.schedule",
+            step + 1,
+            step as f64 / steps as f64
+        );
+    }
+    let backend = Backend { precision, ..Backend::new(dtype, &options.device) };
+    let architecture = architecture(config, images)?;
+    let mut normalization = normalization(config, images)?;
+    let mut start = StateDict::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
+    if let Some(checkpoint) = &config.student.checkpoint {
+        let file = File::read(checkpoint).context("the student's warm start")?;
+        let raw = file.metadata.get("shortcut").is_some_and(|s| s == "raw");
+        ensure!(
+            architecture.shortcut.is_none_or(|s| raw == (s == Shortcut::Raw)),
+            "the student's warm start {} has shortcut = \"{}\": say so in [student]",
+            file.name(),
+            if raw { "raw" } else { "preact" }
+        );
+        start = file.state_dict(&architecture).context("the student's warm start")?;
+        normalization = file.normalization()?;
+    }
+    let saved = saved(config, options, &start, &inputs)?;
+    let weights = saved.as_ref().map_or(start, |state| state.student.clone());
+    let layers = objective.layers(&architecture.attention_layers());
+    let student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
+    let (mut teacher_error, mut note, mut asked) = (None, None, None);
+    if let Some(section) = &config.teacher {
+        let loaded = teacher::load(section, config, &objective, images, backend)?;
+        (teacher_error, note, asked) = (Some(loaded.test_error), Some(loaded.note), Some(loaded.teacher));
+    }
+    let t = &config.train;
+    let mut learner = Learner::new(student, asked, objective, &config.optim, [steps, t.epochs])?;
+    learner.clip = t.clip;
+    learner.log_every = t.log_every;
+    if t.ema > 0.0 {
+        learner.average = Some(Average::new(t.ema, &learner.model)?);
+    }
+    let state = match saved {
+        Some(mut state) => {
+            learner.step = state.step;
+            learner.optimizer.restore(&state.optimizer)?;
+            if let Some(average) = &mut learner.average {
+                average.restore(&state.ema)?;
+            }
+            if state.commits.last().is_none_or(|last| last != COMMIT) {
+                state.commits.push(COMMIT.into());
+            }
+            state
+        }
+        None => State { best: f64::MAX, commits: vec![COMMIT.into()], inputs, ..State::default() },
+    };
+    Ok(Run { config, learner, state, teacher_error, note })
+}
+
+/// Hashes of all that a run reads, beside its configuration.
+pub fn inputs(config: &Config, splits: &Splits) -> Result<Inputs> {
+    let hash = |path: &Path| -> Result<String> {
+        Ok(sha256(&std::fs::read(path).with_context(|| format!("reading {}", path.display()))?))
+    };
+    let mut inputs = Inputs::from([
+        ("training images".to_string(), splits.train.fingerprint()?),
+        ("test images".into(), splits.test.as_ref().unwrap_or(&splits.curve).fingerprint()?),
+    ]);
+    if splits.test.is_some() {
+        inputs.insert("held-out images".into(), splits.curve.fingerprint()?);
+    }
+    if let Some(teacher) = &config.teacher {
+        inputs.insert("teacher".into(), hash(&teacher.checkpoint)?);
+    }
+    if let Some(start) = &config.student.checkpoint {
+        inputs.insert("student's warm start".into(), hash(start)?);
+    }
+    Ok(inputs)
+}
+
+/// The state to go on from, if there is one.
+fn saved(config: &Config, options: &Options, start: &StateDict, inputs: &Inputs) -> Result<Option<State>> {
+    let Some(state) = folder::state(inputs, options)? else { return Ok(None) };
+    let size = |s: &StateDict| (s.parameters.len(), s.running.len());
+    ensure!(size(&state.student) == size(start), "the state in {} belongs to another model", options.run.display());
+    ensure!(
+        config.train.dtype != Dtype::F64,
+        "a run in f64 cannot be resumed: its state is saved in f32; choose another folder with --run"
+    );
+    Ok(Some(state))
+}
+
+/// What a user should know about this run, beyond the configuration.
+pub fn notes(config: &Config) -> Vec<String> {
+    let (l, mut notes) = (&config.loss, Vec::new());
+    if config.train.dtype == Dtype::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16 {
+        notes.push("this processor has no AVX512_BF16: train.dtype = \"bf16\" computes in f32".into());
+    }
+    if l.weights.explanation == 0.0 {
+        return notes;
+    }
+    let uses_interpreter = l.distance != Distance::AllClassPooled;
+    if uses_interpreter && let Some(method) = config.interpreter.get(&l.interpreter) {
+        notes.push(format!("maps of {}: {}", l.interpreter, method.differentiable().sentence()));
+    }
+    if uses_interpreter && l.interpreter == "score_cam" {
+        notes.push(match config.interpreter.score_cam.space {
+            Space::Features => {
+                "score_cam masks the features (space = \"features\"): one evaluation of the head a channel; \
+                                interpreter.score_cam.space = \"image\" masks the image, one forward pass a channel"
+                    .into()
+            }
+            Space::Image => {
+                "score_cam masks the image (space = \"image\"): one forward pass a channel and image".into()
+            }
+        });
+    }
+    if l.control != Control::None {
+        let what = if l.control == Control::Random { "randomly weighted" } else { "those of other images" };
+        notes.push(format!("control experiment: the teacher's maps are {what}"));
+    }
+    notes
+}

@@ -1,0 +1,168 @@
+//! The teacher of a run: loaded, checked against what its file says of it, with the cache of its outputs.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+
+use crate::checkpoint::File;
+use crate::config::{Config, Teacher as Section};
+use crate::data::{Images, Split};
+use crate::distill::cache::{self, Cache, Key};
+use crate::distill::teacher::Frozen;
+use crate::distill::{Objective, Part};
+use crate::evaluate::evaluate;
+use crate::files::sha256;
+use crate::nn::{Backend, Model, Network};
+
+/// The teacher of a run.
+pub struct Loaded {
+    /// Who is asked.
+    pub teacher: Frozen<Network>,
+    /// Its test error in percent, from its metadata or measured.
+    pub test_error: f64,
+    /// That error in words, and where it comes from.
+    pub note: String,
+}
+
+/// Images on which a teacher's stated error is checked.
+const SPOT_CHECK: usize = 500;
+
+/// The network of a configuration's teacher, and its file.
+pub fn network(config: &Config, objective: &Objective, backend: Backend) -> Result<(File, Network)> {
+    let section = config.teacher.as_ref().context("there is no [teacher]")?;
+    let file = File::read(&section.checkpoint).context("the teacher's checkpoint")?;
+    let network = file.network(section.arch.as_deref(), |a| objective.layers(&a.attention_layers()), backend)?;
+    Ok((file, network))
+}
+
+/// Loads the teacher of a configuration.
+pub fn load(
+    section: &Section,
+    config: &Config,
+    objective: &Objective,
+    images: &Images,
+    backend: Backend,
+) -> Result<Loaded> {
+    ensure!(
+        section.cache.is_none() || backend.dtype == DType::F32,
+        "teacher.cache keeps f32 tensors: use train.dtype = \"f32\" with it"
+    );
+    let key = cache_of(config).map(|dir| Ok::<_, anyhow::Error>((dir, key(config, images, &backend)?))).transpose()?;
+    let device = backend.device.clone();
+    let (file, network) = network(config, objective, backend)?;
+    let classes = network.architecture.classes;
+    ensure!(
+        classes == images.classes,
+        "the teacher {} has {classes} classes, the data {}",
+        file.name(),
+        images.classes
+    );
+    let (test_error, mut note) = check_error(&file, &network, config)?;
+    let parts = objective.parts(&network)?;
+    let mut cache = None;
+    if let Some((dir, key)) = key {
+        let made = Cache::new(dir, &key, names(&parts)?, images, &device)?;
+        note += "\n";
+        note += &sized(&made, views(config), &shapes(&parts, &network)?, section.cache_limit_mb, images.len())?;
+        cache = Some(made);
+    }
+    let teacher = Frozen::new(network, parts);
+    Ok(Loaded { teacher: if let Some(cache) = cache { teacher.with_cache(cache) } else { teacher }, test_error, note })
+}
+
+/// The parts' names among files.
+pub fn names(parts: &[Part]) -> Result<Vec<String>> {
+    parts.iter().map(Part::name).collect()
+}
+
+/// The shapes of one image's parts.
+pub fn shapes(parts: &[Part], network: &Network) -> Result<Vec<Vec<usize>>> {
+    let input = network.architecture.graph.shapes[0];
+    let pixels = Tensor::zeros((1, input.channels, input.h, input.w), DType::U8, &Device::Cpu)?;
+    let pass = network.glance(&network.images(&pixels)?)?;
+    parts.iter().map(|part| part.shape(&pass)).collect()
+}
+
+/// Views of the training images that a run shows.
+pub fn views(config: &Config) -> u64 {
+    let (views, epochs) = (config.data.views, config.train.epochs as u64);
+    if views == 0 { epochs } else { views.min(epochs) }
+}
+
+/// The folder of a run's cache, if it has one and ever asks its teacher.
+pub fn cache_of(config: &Config) -> Option<&Path> {
+    config.teacher.as_ref().and_then(|t| t.cache.as_deref()).filter(|_| config.distils())
+}
+
+/// All that the outputs of this run's teacher depend on.
+pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
+    let section = config.teacher.as_ref().context("a run without a teacher has no outputs to keep")?;
+    let checkpoint = &section.checkpoint;
+    let bytes = fs::read(checkpoint).with_context(|| format!("reading {}", checkpoint.display()))?;
+    let (device, isa, precision) = (backend.device.location(), kernels::Isa::best(), config.train.dtype.in_effect());
+    Ok(Key {
+        format: cache::FORMAT,
+        teacher: sha256(&bytes),
+        arch: section.arch.clone(),
+        images: images.fingerprint()?,
+        augment: config.data.augment,
+        view_seed: config.data.seed,
+        engine: format!("{:?} {isa:?} {precision:?} {device:?}", backend.engine),
+    })
+}
+
+/// Says what the cache will take on disk; more than its limit is refused before anything is written.
+pub fn sized(cache: &Cache, views: u64, shapes: &[Vec<usize>], limit_mb: u64, images: usize) -> Result<String> {
+    const MB: u64 = 1_000_000;
+    let (whole, there) = cache.size(views, shapes);
+    ensure!(
+        whole <= limit_mb.saturating_mul(MB),
+        "teacher.cache would take {} MB for {views} views of {images} images in {}, teacher.cache_limit_mb allows {limit_mb}: set \
+         data.views to fewer views (every one is stored once), raise the limit, or leave the cache out",
+        whole.div_ceil(MB),
+        cache.dir().display()
+    );
+    Ok(format!(
+        "teacher's cache {}: {} MB for {views} views, {} MB of them there already",
+        cache.dir().display(),
+        whole.div_ceil(MB),
+        there / MB
+    ))
+}
+
+/// The error on this data set: what its metadata states, spot-checked, where that is for this very set; measured in full elsewhere. A
+/// stated error of the set that this one is a part of is checked too, but is not this set's.
+fn check_error(file: &File, network: &Network, config: &Config) -> Result<(f64, String)> {
+    let test = config.data.source().load(Split::Test)?;
+    let name = &network.architecture.name;
+    let own = file.metadata.get("dataset").map(String::as_str);
+    let same = own == Some(&config.data.name);
+    let part = own.is_some() && own == config.data.source().entry()?.part_of;
+    let stated = file.metadata.get("test_error").and_then(|e| e.parse::<f64>().ok()).filter(|_| same || part);
+    let count = if same && stated.is_some() { SPOT_CHECK.min(test.len()) } else { test.len() };
+    let sample: Vec<usize> = (0..count).map(|i| i * test.len() / count).collect();
+    let found = evaluate(network, &test.select(&sample))?.error;
+    if let Some(stated) = stated {
+        let p = (stated / 100.0).clamp(0.01, 0.99);
+        let margin = 500.0 * (p * (1.0 - p) / count as f64).sqrt();
+        if (found - stated).abs() > margin {
+            bail!(
+                "the teacher {} should have {stated:.2} % test error, but has {found:.2} % on {count} test images of {}: its \
+                 normalisation, its shortcut (preact or raw) or the data is not what it was trained with",
+                file.name(),
+                config.data.name
+            );
+        }
+    }
+    Ok(match stated.filter(|_| same) {
+        Some(stated) => (
+            stated,
+            format!(
+                "teacher {name}: test error {stated:.2} % (its metadata; {found:.2} % on {count} test images here)"
+            ),
+        ),
+        None => (found, format!("teacher {name}: test error {found:.2} % (measured, n = {count})")),
+    })
+}
