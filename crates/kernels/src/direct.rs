@@ -10,11 +10,11 @@
 
 use std::sync::Arc;
 
-use crate::conv::{Backward, ConvShape, Forward, Scratch, ScratchLen, Sides};
 use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, padded, steps};
-use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
+use crate::operand::{GradientReader, InputReader, OutputWriter, load_channels, store_channels};
 use crate::runtime::{Buffer, Runtime};
 use crate::simd::{Element, Simd, Wide};
+use crate::task::{Backward, ConvShape, Forward, Scratch, ScratchLen, Sides};
 
 /// Channels of a pixel of a padded image: whole steps of a product, nothing more.
 fn channels<E: Element>(c: usize) -> usize {
@@ -126,12 +126,13 @@ pub fn forward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
-    let Forward { shape: s, images, input, packed, residual, out, scratch } = task;
+    let Forward { shape: s, images, input, packed, after, out, scratch } = task;
     let Scratch { stored: image_in, wide: products, segments } = scratch;
     let pad = Padded::input::<S::E>(s);
-    let reader = InputReader::new(input, s.c_in);
+    let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out));
     let (k, ldo) = (steps::<S::E>(s.k * pad.ld), padded(s.c_out));
     segments.iter_mut().enumerate().for_each(|(ky, at)| *at = pad.at(ky, 0));
+    let start = images.start;
     for (local, image) in images.enumerate() {
         // SAFETY: images within the activation; a patch lies in the padded image, a row of products in the scratch.
         unsafe {
@@ -155,12 +156,8 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                     let pixel = ((local * s.out_h() + y) * s.out_w() + x) * s.c_out;
                     let mut c = 0;
                     while c < s.c_out {
-                        let mut v = S::W::load(from.add(c));
-                        if let Some(r) = residual {
-                            let r = r.as_ptr().add(image * s.output_len() + pixel - local * s.output_len());
-                            v = S::add(v, load_channels::<S>(r, c, s.c_out));
-                        }
-                        store_channels::<S>(out[pixel..][..s.c_out].as_mut_ptr(), c, s.c_out, v);
+                        let to = out[pixel..][..s.c_out].as_mut_ptr();
+                        writer.store::<S>(to, start * s.output_len() + pixel, c, S::W::load(from.add(c)));
                         c += S::LANES;
                     }
                 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::batch_norm::{self, Statistics};
 use crate::conv::{self, Algorithm, Packed};
 use crate::graph::{EPS, Graph, Node, Value};
-use crate::operand::{Affine, Input};
+use crate::operand::{Affine, After, Input};
 use crate::plan::Plan;
 use crate::pointwise;
 use crate::pool;
@@ -142,7 +142,7 @@ impl<E: Element> Executor<E> {
         for (i, node) in graph.nodes.iter().enumerate() {
             let shape = graph.shapes[i + 1];
             match *node {
-                Node::Conv { shape, .. } => {
+                Node::Conv { shape, bias, relu, .. } => {
                     let (target, residual) = match plan.fused_sum[i] {
                         Some((sum, other)) => (sum, Some(other)),
                         None => (Value(i + 1), None),
@@ -155,7 +155,11 @@ impl<E: Element> Executor<E> {
                         &shape,
                         saved.input(graph, plan, node.inputs()[0]),
                         saved.packed(i),
-                        residual.map(|v| saved.value(v)),
+                        After {
+                            bias: bias.map(|at| &parameters[at..at + shape.c_out]),
+                            residual: residual.map(|v| saved.value(v)),
+                            relu,
+                        },
                         out.as_mut_slice(),
                         stats.as_deref_mut(),
                     );
@@ -195,13 +199,18 @@ impl<E: Element> Executor<E> {
                     match *node {
                         Node::Relu { input } => pointwise::relu(saved.value(input), out.as_mut_slice()),
                         Node::Add { a, b } => pointwise::add(saved.value(a), saved.value(b), out.as_mut_slice()),
+                        Node::Concat { a, b } => {
+                            let channels = [a, b].map(|v| graph.shape(v).channels);
+                            pointwise::concat(saved.value(a), saved.value(b), channels, out.as_mut_slice());
+                        }
                         Node::Subsample { input, stride, .. } => {
                             subsample(graph, input, stride, i, saved.value(input), out.as_mut_slice());
                         }
                         Node::Pool { input, shape } => {
-                            let mut winner = vec![0; n * shape.out_h() * shape.out_w() * shape.channels];
-                            pool::pool(&self.runtime, shape, saved.value(input), out.as_mut_slice(), &mut winner);
-                            saved.winners[i] = shape.max.then_some(winner);
+                            let mut winner = (shape.max && record).then(|| vec![0; out.as_slice().len()]);
+                            let (input, out) = (saved.value(input), out.as_mut_slice());
+                            pool::pool(&self.runtime, shape, input, out, winner.as_deref_mut());
+                            saved.winners[i] = winner;
                         }
                         Node::Conv { .. } | Node::BatchNorm { .. } => unreachable!("handled above"),
                     }

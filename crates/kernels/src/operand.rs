@@ -1,5 +1,6 @@
-//! What a convolution reads. BatchNorm and ReLU are not stored: they are applied while an operand is
-//! copied into the convolution's scratch memory, forward and backward.
+//! What a convolution reads and what becomes of its sums. BatchNorm and ReLU in front of it are not stored: they are
+//! applied while an operand is copied into the convolution's scratch memory, forward and backward. Bias, residual and
+//! ReLU behind it are applied while its output is stored.
 
 use crate::gemm::STRIP;
 use crate::simd::{Element, Simd};
@@ -31,6 +32,33 @@ pub struct Gradient<'a, E: Element> {
     pub g: &'a [E],
     /// How to form the gradient from it.
     pub norm: Option<NormGradient<'a, E>>,
+    /// The output of a ReLU, NHWC: where it is not positive, the gradient of the ReLU's input is 0.
+    pub relu: Option<&'a [E]>,
+}
+
+impl<'a, E: Element> Gradient<'a, E> {
+    /// A gradient that is stored as it is.
+    pub fn stored(g: &'a [E]) -> Self {
+        Gradient { g, norm: None, relu: None }
+    }
+}
+
+/// What becomes of a convolution's sums `y` before they are stored: `relu?(y + bias + residual)`.
+#[derive(Clone, Copy, Debug)]
+pub struct After<'a, E: Element> {
+    /// Added to every pixel, (c_out,).
+    pub bias: Option<&'a [E::Wide]>,
+    /// Added to the output, NHWC, whole batch.
+    pub residual: Option<&'a [E]>,
+    /// Whether a ReLU follows.
+    pub relu: bool,
+}
+
+impl<E: Element> Default for After<'_, E> {
+    /// Nothing.
+    fn default() -> Self {
+        After { bias: None, residual: None, relu: false }
+    }
 }
 
 /// BatchNorm's backward pass: `slope * g' + spread * u + offset`, with g' = g where the ReLU was open.
@@ -171,11 +199,58 @@ impl<'a, E: Element> GradientReader<'a, E> {
         // SAFETY: the caller's contract; coefficients are padded to whole strips.
         unsafe {
             let g = load_channels::<S>(self.gradient.g.as_ptr().add(at), c, self.channels);
-            let Some(n) = self.gradient.norm else { return g };
-            let u = load_channels::<S>(n.u.as_ptr().add(at), c, self.channels);
-            let k = |i: usize| S::W::load(self.coefficients.row(i).add(c));
-            let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
-            S::fma(g, k(2), S::fma(u, k(3), k(4)))
+            let g = match self.gradient.norm {
+                None => g,
+                Some(n) => {
+                    let u = load_channels::<S>(n.u.as_ptr().add(at), c, self.channels);
+                    let k = |i: usize| S::W::load(self.coefficients.row(i).add(c));
+                    let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
+                    S::fma(g, k(2), S::fma(u, k(3), k(4)))
+                }
+            };
+            match self.gradient.relu {
+                None => g,
+                Some(y) => S::gate(g, load_channels::<S>(y.as_ptr().add(at), c, self.channels)),
+            }
+        }
+    }
+}
+
+/// Finishes and stores vectors of a convolution's output; made once a task.
+pub struct OutputWriter<'a, E: Element> {
+    after: After<'a, E>,
+    channels: usize,
+    bias: Coefficients<E::Wide>,
+}
+
+impl<'a, E: Element> OutputWriter<'a, E> {
+    /// A writer of pixels with `channels` channels.
+    pub fn new(after: After<'a, E>, channels: usize) -> Self {
+        let mut bias = Coefficients { data: Vec::new(), width: 0 };
+        if let Some(b) = after.bias {
+            bias.fill(&[b], channels);
+        }
+        OutputWriter { after, channels, bias }
+    }
+
+    /// Stores what becomes of the sums `v` of channels `c..` in the pixel at `to`, which is element `at` of the batch.
+    ///
+    /// # Safety
+    /// `to` points to a pixel with `channels` elements, `at + channels` is within the batch, `c < channels`.
+    #[inline(always)]
+    pub unsafe fn store<S: Simd<E = E>>(&self, to: *mut E, at: usize, c: usize, mut v: S::V) {
+        // SAFETY: the caller's contract; the bias is padded to whole strips.
+        unsafe {
+            if self.after.bias.is_some() {
+                v = S::add(v, S::W::load(self.bias.row(0).add(c)));
+            }
+            if let Some(r) = self.after.residual {
+                v = S::add(v, load_channels::<S>(r.as_ptr().add(at), c, self.channels));
+            }
+            if self.after.relu {
+                v = S::relu(v);
+            }
+            store_channels::<S>(to, c, self.channels, v);
         }
     }
 }

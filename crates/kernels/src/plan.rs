@@ -8,7 +8,7 @@ pub struct Plan {
     /// BatchNorm values that are never stored: every reader is a convolution, which applies the
     /// BatchNorm (and ReLU) while it copies its operand.
     pub lazy: Vec<bool>,
-    /// For a convolution whose only reader is a sum: the sum's value, written by the convolution
+    /// For a convolution without a ReLU whose only reader is a sum: the sum's value, written by the convolution
     /// itself, and the other summand.
     pub fused_sum: Vec<Option<(Value, Value)>>,
     /// For a convolution that reads a lazy BatchNorm and is the last to add to its gradient: that
@@ -42,7 +42,8 @@ impl Plan {
             let Node::Add { a, b } = *node else { continue };
             // The later summand's convolution can add the earlier one, which is there by then.
             let (late, early) = if a > b { (a, b) } else { (b, a) };
-            if late != early && late.0 > 0 && is_conv(&(late.0 - 1)) && readers[late.0].len() == 1 {
+            let sums = late.0 > 0 && matches!(graph.nodes[late.0 - 1], Node::Conv { relu: false, .. });
+            if late != early && sums && readers[late.0].len() == 1 {
                 fused_sum[late.0 - 1] = Some((Value(i + 1), early));
             }
         }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::block::{ELEMENTS, gather};
 use super::points::{SIDE, weight, weight_gradient};
-use super::{ELEMENTS, gather};
-use crate::conv::{ConvShape, Sides};
 use crate::gemm::{STRIP, padded, steps};
 use crate::runtime::{Buffer, Runtime};
 use crate::simd::{Element, Isa, Kernel, Simd};
+use crate::task::{ConvShape, Sides};
 
 /// `U = G g G^T` for every pair of channels, packed for the forward product and, if asked for, transposed for the
 /// backward one.
