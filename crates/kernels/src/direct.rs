@@ -79,38 +79,49 @@ impl Class {
 /// The weights, packed: for the output as a (k, k * c_in; c_out) matrix, for the input's gradient, if asked for, as one
 /// (taps, taps * c_out; c_in) matrix a class.
 pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
-    let at = |o: usize, i: usize, ky: usize, kx: usize| E::narrow(weight[((o * s.c_in + i) * s.k + ky) * s.k + kx]);
     let (ci, co, taps) = (channels::<E>(s.c_in), channels::<E>(s.c_out), s.k * s.k);
+    let (input, output) = (taps, s.c_in * taps);
     let mut forward = Buffer::take(runtime, taps * ci * padded(s.c_out));
-    matrix(forward.as_mut_slice(), taps * ci, s.c_out, |row, o| {
-        let (tap, i) = (row / ci, row % ci);
-        (i < s.c_in).then(|| at(o, i, tap / s.k, tap % s.k))
-    });
+    matrix(forward.as_mut_slice(), [taps, ci, s.c_in, s.c_out], |tap, i, o| weight[o * output + i * input + tap]);
     // Every tap belongs to one class.
     let mut side = Buffer::take(runtime, if backward { taps * co * padded(s.c_in) } else { 0 });
     let mut rest = side.as_mut_slice();
     for y in Class::all(s).filter(|_| backward) {
         for x in Class::all(s) {
-            let rows = y.taps * x.taps * co;
-            let (class, behind) = std::mem::take(&mut rest).split_at_mut(rows * padded(s.c_in));
+            let (class, behind) = std::mem::take(&mut rest).split_at_mut(y.taps * x.taps * co * padded(s.c_in));
             rest = behind;
-            matrix(class, rows, s.c_in, |row, i| {
-                let (tap, o) = (row / co, row % co);
+            matrix(class, [y.taps * x.taps, co, s.c_out, s.c_in], |tap, o, i| {
                 // Turned around, so that the gradient's pixels come in their order in memory.
                 let (jy, jx) = (y.taps - 1 - tap / x.taps, x.taps - 1 - tap % x.taps);
-                (o < s.c_out).then(|| at(o, i, y.rest + s.stride * jy, x.rest + s.stride * jx))
+                let tap = (y.rest + s.stride * jy) * s.k + x.rest + s.stride * jx;
+                weight[o * output + i * input + tap]
             });
         }
     }
     Sides { forward, backward: side }
 }
 
-/// Writes a matrix in strips of columns; `value` is None where it is filled up.
-fn matrix<E: Element>(to: &mut [E], rows: usize, columns: usize, value: impl Fn(usize, usize) -> Option<E>) {
-    for row in 0..rows {
-        for j in 0..padded(columns) {
-            let at = ((j / STRIP * steps::<E>(rows) + row / E::DEPTH) * STRIP + j % STRIP) * E::DEPTH + row % E::DEPTH;
-            to[at] = if j < columns { value(row, j).unwrap_or_default() } else { E::default() };
+/// Writes a matrix of `taps` times `ld` rows in strips of columns; `value` of (tap, channel, column) is asked for the first
+/// `channels` rows of each tap and for real columns only, all else is zero.
+#[inline(always)]
+fn matrix<E: Element>(
+    to: &mut [E],
+    [taps, ld, channels, columns]: [usize; 4],
+    value: impl Fn(usize, usize, usize) -> E::Wide,
+) {
+    to.fill(E::default());
+    let strip_len = steps::<E>(taps * ld) * STRIP * E::DEPTH;
+    // A class without taps has no rows.
+    for (strip, to) in to.chunks_exact_mut(strip_len.max(1)).enumerate() {
+        let first = strip * STRIP;
+        // A column's weights lie side by side in memory, tap by tap.
+        for i in 0..channels {
+            for j in first..columns.min(first + STRIP) {
+                for tap in 0..taps {
+                    let row = tap * ld + i;
+                    to[(row / E::DEPTH * STRIP + j - first) * E::DEPTH + row % E::DEPTH] = E::narrow(value(tap, i, j));
+                }
+            }
         }
     }
 }

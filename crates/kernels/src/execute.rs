@@ -1,13 +1,15 @@
 //! Runs a graph over NHWC slices, forward and backward.
 
 mod backward;
+mod weights;
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use weights::{Memo, Weights};
 
 use crate::batch_norm::{self, Statistics};
-use crate::conv::{self, Algorithm, Packed};
+use crate::conv::{self, Packed};
 use crate::graph::{EPS, Graph, Node, Value};
 use crate::operand::{Affine, After, Input};
 use crate::plan::Plan;
@@ -63,7 +65,7 @@ pub struct Saved<E: Element> {
     n: usize,
     values: Vec<Option<Arc<Buffer<E>>>>,
     norms: Vec<Option<Norm<E>>>,
-    packed: Arc<Vec<Option<Packed<E>>>>,
+    packed: Weights<E>,
     winners: Vec<Option<Vec<u8>>>,
 }
 
@@ -81,12 +83,13 @@ pub struct Executor<E: Element> {
     graph: Arc<Graph>,
     plan: Arc<Plan>,
     runtime: Arc<Runtime<E>>,
+    memo: Memo<E>,
 }
 
 impl<E: Element> Executor<E> {
     /// An executor of `graph`.
     pub fn new(graph: Arc<Graph>, plan: Arc<Plan>, runtime: Arc<Runtime<E>>) -> Self {
-        Executor { graph, plan, runtime }
+        Executor { graph, plan, runtime, memo: Memo::default() }
     }
 
     /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the trunk's flat
@@ -99,7 +102,11 @@ impl<E: Element> Executor<E> {
         how: How,
         out: &mut [E::Wide],
     ) -> Kept<E> {
-        let packed = Arc::new(self.pack(parameters, how.winograd, how.record));
+        let packed = if how.record {
+            weights::pack(&self.runtime, &self.graph, parameters, how.winograd, how.record)
+        } else {
+            self.memo.get(&self.runtime, &self.graph, parameters, how.winograd)
+        };
         let (from, to) = (self.graph.shapes[0], self.graph.shape(self.graph.last()));
         let run = |x: &[E::Wide], out: &mut [E::Wide]| {
             let mut input = Buffer::take(&self.runtime, x.len());
@@ -125,7 +132,7 @@ impl<E: Element> Executor<E> {
         parameters: &[E::Wide],
         running: &[f32],
         How { mode, record, .. }: How,
-        packed: Arc<Vec<Option<Packed<E>>>>,
+        packed: Weights<E>,
     ) -> (Arc<Buffer<E>>, Kept<E>) {
         let (graph, plan) = (&*self.graph, &*self.plan);
         let count = graph.nodes.len();
@@ -227,18 +234,6 @@ impl<E: Element> Executor<E> {
         }
         let value = saved.values[count].clone().unwrap_or_else(|| unreachable!("the last value is stored"));
         (value, Kept { statistics, saved: record.then_some(saved) })
-    }
-
-    fn pack(&self, parameters: &[E::Wide], winograd: bool, backward: bool) -> Vec<Option<Packed<E>>> {
-        let one = |node: &Node| match node {
-            Node::Conv { shape, weight, .. } => {
-                let weight = &parameters[*weight..weight + shape.weight_len()];
-                let algorithm = if winograd { shape.algorithm() } else { Algorithm::Direct };
-                Some(Packed::new(&self.runtime, shape, algorithm, weight, backward))
-            }
-            _ => None,
-        };
-        self.graph.nodes.par_iter().map(one).collect()
     }
 
     fn image_stats(&self, u: &[E], channels: usize, len: usize) -> Vec<E::Wide> {
