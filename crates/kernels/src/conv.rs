@@ -113,8 +113,13 @@ pub fn forward<E: Element>(
     let n = out.len() / shape.output_len();
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
     check_input(shape, &input);
-    let fits = after.bias.is_none_or(|b| b.len() == shape.c_out) && after.residual.is_none_or(|r| r.len() == out.len());
-    assert!(fits && stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out));
+    let affine = after.affine.map(|a| [a.scale, a.shift]);
+    let mut per_channel = after.bias.into_iter().chain(affine.into_iter().flatten());
+    assert!(per_channel.all(|v| v.len() == shape.c_out), "what follows is not for {} channels", shape.c_out);
+    assert!(
+        after.residual.is_none_or(|r| r.len() == out.len())
+            && stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out)
+    );
     let per_task = packed.images_per_chunk(shape);
     let len = match packed {
         Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),

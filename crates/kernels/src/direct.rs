@@ -185,7 +185,9 @@ unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
     image: usize,
     to: &mut [T::E],
     pad: Padded,
-) {
+) where
+    T::E: Element<Wide = Wide<S>>,
+{
     let zero = T::E::default();
     let (top, bottom) = (pad.at(pad.border, 0), pad.at(pad.border + s.h, 0));
     to[..top].fill(zero);
@@ -194,6 +196,12 @@ unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
         let row = &mut to[pad.at(y + pad.border, 0)..][..pad.w * pad.ld];
         row[..pad.border * pad.ld].fill(zero);
         row[(pad.border + s.w) * pad.ld..].fill(zero);
+        if let (Some(u), true) = (reader.plain(), pad.ld == s.c_in) {
+            let from = &u[(image * s.h + y) * s.w * s.c_in..][..s.w * s.c_in];
+            let row = &mut row[pad.border * pad.ld..][..from.len()];
+            row.iter_mut().zip(from).for_each(|(to, x)| *to = T::E::narrow(x.widen()));
+            continue;
+        }
         for x in 0..s.w {
             let from = ((image * s.h + y) * s.w + x) * s.c_in;
             let pixel = row[(x + pad.border) * pad.ld..][..pad.ld].as_mut_ptr();

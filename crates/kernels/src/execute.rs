@@ -18,7 +18,7 @@ use crate::pool;
 use crate::runtime::{Buffer, Runtime};
 use crate::simd::Element;
 
-/// Images that go through a whole graph together where nothing is kept and nothing mixes them: what lies between two
+/// Images that go through a whole graph together where nothing is kept and nothing mixes them, at most: what lies between two
 /// layers then stays in the cache. As many as a convolution of 8x8 images, CIFAR's last layers, takes at a time.
 const GROUP: usize = 16;
 
@@ -118,7 +118,11 @@ impl<E: Element> Executor<E> {
         if how.mode == Mode::Train || how.record {
             return run(x, out);
         }
-        out.par_chunks_mut(GROUP * to.len()).zip(x.par_chunks(GROUP * from.len())).for_each(|(out, x)| {
+        let (n, threads) = (x.len() / from.len().max(1), rayon::current_num_threads());
+        // As many groups for each thread.
+        let groups = n.div_ceil(GROUP).next_multiple_of(threads);
+        let group = n.div_ceil(groups.max(1)).max(1);
+        out.par_chunks_mut(group * to.len()).zip(x.par_chunks(group * from.len())).for_each(|(out, x)| {
             run(x, out);
         });
         Kept { statistics: vec![], saved: None }
@@ -143,17 +147,22 @@ impl<E: Element> Executor<E> {
             packed,
             winners: (0..count).map(|_| None).collect(),
         };
+        // Where a value is stored coarser than it is computed, one in between that is not stored would be another one.
+        let exact = size_of::<E>() == size_of::<E::Wide>();
+        let whole_tails = exact && mode == Mode::Eval && !record;
+        let mut done = vec![false; count];
         let mut per_image: Vec<Option<Vec<E::Wide>>> = vec![None; count + 1];
         let mut statistics = Vec::new();
         saved.values[0] = Some(Arc::new(input));
         for (i, node) in graph.nodes.iter().enumerate() {
             let shape = graph.shapes[i + 1];
             match *node {
+                _ if done[i] => {}
                 Node::Conv { shape, bias, relu, .. } => {
-                    let (target, residual) = match plan.fused_sum[i] {
-                        Some((sum, other)) => (sum, Some(other)),
-                        None => (Value(i + 1), None),
-                    };
+                    let tail = if whole_tails { &plan.tails[i] } else { &plan.sums[i] };
+                    let target = Value(tail.nodes.last().unwrap_or(&i) + 1);
+                    tail.nodes.iter().for_each(|node| done[*node] = true);
+                    let follows = tail.norm.map(|at| self.known_norm(at, parameters, running));
                     let mut out = Buffer::take(&self.runtime, n * shape.output_len());
                     let wants_stats = mode == Mode::Train && plan.normalised[target.0];
                     let mut stats = wants_stats.then(|| vec![E::Wide::default(); n * 2 * shape.c_out]);
@@ -164,8 +173,9 @@ impl<E: Element> Executor<E> {
                         saved.packed(i),
                         After {
                             bias: bias.map(|at| &parameters[at..at + shape.c_out]),
-                            residual: residual.map(|v| saved.value(v)),
-                            relu,
+                            affine: follows.as_ref().map(Norm::affine),
+                            residual: tail.residual.map(|v| saved.value(v)),
+                            relu: relu || tail.relu,
                         },
                         out.as_mut_slice(),
                         stats.as_deref_mut(),
@@ -173,26 +183,19 @@ impl<E: Element> Executor<E> {
                     per_image[target.0] = stats;
                     saved.values[target.0] = Some(Arc::new(out));
                 }
-                Node::BatchNorm { input, gamma, running: at, relu } => {
+                Node::BatchNorm { input, gamma, relu, .. } => {
                     let c = shape.channels;
-                    let stats = match mode {
+                    saved.norms[i] = Some(match mode {
                         Mode::Train => {
                             let per_image = match per_image[input.0].take() {
                                 Some(stats) => stats,
                                 None => self.image_stats(saved.value(input), c, shape.len()),
                             };
-                            batch_norm::combine(&per_image, c, shape.h * shape.w)
+                            statistics.push(batch_norm::combine(&per_image, c, shape.h * shape.w));
+                            norm(&statistics[statistics.len() - 1], &parameters[gamma..gamma + 2 * c], relu, mode)
                         }
-                        Mode::Eval => Statistics {
-                            mean: running[at..at + c].iter().map(|x| f64::from(*x)).collect(),
-                            var: running[at + c..at + 2 * c].iter().map(|x| f64::from(*x)).collect(),
-                            count: 0,
-                        },
-                    };
-                    saved.norms[i] = Some(norm(&stats, &parameters[gamma..gamma + 2 * c], relu, mode));
-                    if mode == Mode::Train {
-                        statistics.push(stats);
-                    }
+                        Mode::Eval => self.known_norm(i, parameters, running),
+                    });
                     if !plan.lazy[i + 1] {
                         let mut out = Buffer::take(&self.runtime, n * shape.len());
                         let input = Input { u: saved.value(input), affine: saved.norms[i].as_ref().map(Norm::affine) };
@@ -200,7 +203,6 @@ impl<E: Element> Executor<E> {
                         saved.values[i + 1] = Some(Arc::new(out));
                     }
                 }
-                Node::Add { .. } if saved.values[i + 1].is_some() => {}
                 _ => {
                     let mut out = Buffer::take(&self.runtime, n * shape.len());
                     match *node {
@@ -234,6 +236,17 @@ impl<E: Element> Executor<E> {
         }
         let value = saved.values[count].clone().unwrap_or_else(|| unreachable!("the last value is stored"));
         (value, Kept { statistics, saved: record.then_some(saved) })
+    }
+
+    /// The BatchNorm of node `at` with its running statistics.
+    fn known_norm(&self, at: usize, parameters: &[E::Wide], running: &[f32]) -> Norm<E> {
+        let Node::BatchNorm { gamma, running: first, relu, .. } = self.graph.nodes[at] else {
+            unreachable!("node {at} is a BatchNorm")
+        };
+        let c = self.graph.shapes[at + 1].channels;
+        let of = |first: usize| running[first..first + c].iter().map(|x| f64::from(*x)).collect();
+        let statistics = Statistics { mean: of(first), var: of(first + c), count: 0 };
+        norm(&statistics, &parameters[gamma..gamma + 2 * c], relu, Mode::Eval)
     }
 
     fn image_stats(&self, u: &[E], channels: usize, len: usize) -> Vec<E::Wide> {

@@ -43,11 +43,13 @@ impl<'a, E: Element> Gradient<'a, E> {
     }
 }
 
-/// What becomes of a convolution's sums `y` before they are stored: `relu?(y + bias + residual)`.
+/// What becomes of a convolution's sums `y` before they are stored: `relu?(affine(y + bias) + residual)`.
 #[derive(Clone, Copy, Debug)]
 pub struct After<'a, E: Element> {
     /// Added to every pixel, (c_out,).
     pub bias: Option<&'a [E::Wide]>,
+    /// A BatchNorm (and ReLU) whose statistics are known.
+    pub affine: Option<Affine<'a, E>>,
     /// Added to the output, NHWC, whole batch.
     pub residual: Option<&'a [E]>,
     /// Whether a ReLU follows.
@@ -57,7 +59,7 @@ pub struct After<'a, E: Element> {
 impl<E: Element> Default for After<'_, E> {
     /// Nothing.
     fn default() -> Self {
-        After { bias: None, residual: None, relu: false }
+        After { bias: None, affine: None, residual: None, relu: false }
     }
 }
 
@@ -155,6 +157,11 @@ impl<'a, E: Element> InputReader<'a, E> {
         InputReader { input, channels, coefficients }
     }
 
+    /// The activation, if it is read as it is stored.
+    pub fn plain(&self) -> Option<&'a [E]> {
+        self.input.affine.is_none().then_some(self.input.u)
+    }
+
     /// Channels `c..` of the pixel that starts at element `at`.
     ///
     /// # Safety
@@ -220,17 +227,18 @@ impl<'a, E: Element> GradientReader<'a, E> {
 pub struct OutputWriter<'a, E: Element> {
     after: After<'a, E>,
     channels: usize,
-    bias: Coefficients<E::Wide>,
+    /// Bias, scale, shift, each if there is one.
+    coefficients: Coefficients<E::Wide>,
 }
 
 impl<'a, E: Element> OutputWriter<'a, E> {
     /// A writer of pixels with `channels` channels.
     pub fn new(after: After<'a, E>, channels: usize) -> Self {
-        let mut bias = Coefficients { data: Vec::new(), width: 0 };
-        if let Some(b) = after.bias {
-            bias.fill(&[b], channels);
-        }
-        OutputWriter { after, channels, bias }
+        let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
+        let affine = after.affine.map(|a| [a.scale, a.shift]);
+        let vectors: Vec<_> = after.bias.into_iter().chain(affine.into_iter().flatten()).collect();
+        coefficients.fill(&vectors, channels);
+        OutputWriter { after, channels, coefficients }
     }
 
     /// Stores what becomes of the sums `v` of channels `c..` in the pixel at `to`, which is element `at` of the batch.
@@ -239,10 +247,18 @@ impl<'a, E: Element> OutputWriter<'a, E> {
     /// `to` points to a pixel with `channels` elements, `at + channels` is within the batch, `c < channels`.
     #[inline(always)]
     pub unsafe fn store<S: Simd<E = E>>(&self, to: *mut E, at: usize, c: usize, mut v: S::V) {
-        // SAFETY: the caller's contract; the bias is padded to whole strips.
+        // SAFETY: the caller's contract; coefficients are padded to whole strips.
         unsafe {
-            if self.after.bias.is_some() {
-                v = S::add(v, S::W::load(self.bias.row(0).add(c)));
+            let biased = self.after.bias.is_some();
+            if biased {
+                v = S::add(v, S::W::load(self.coefficients.row(0).add(c)));
+            }
+            if let Some(affine) = self.after.affine {
+                let k = |i: usize| S::W::load(self.coefficients.row(usize::from(biased) + i).add(c));
+                v = S::fma(v, k(0), k(1));
+                if affine.relu {
+                    v = S::relu(v);
+                }
             }
             if let Some(r) = self.after.residual {
                 v = S::add(v, load_channels::<S>(r.as_ptr().add(at), c, self.channels));

@@ -2,15 +2,29 @@
 
 use crate::graph::{Graph, Node, Value};
 
+/// What a convolution does to its output while it stores it, in this order, each or not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tail {
+    /// The BatchNorm's node, whose statistics must be known beforehand.
+    pub norm: Option<usize>,
+    /// What is added to it.
+    pub residual: Option<Value>,
+    /// Whether a ReLU node follows.
+    pub relu: bool,
+    /// The nodes that are done by it.
+    pub nodes: Vec<usize>,
+}
+
 /// What the executor decides once, when a graph is built.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// BatchNorm values that are never stored: every reader is a convolution, which applies the
     /// BatchNorm (and ReLU) while it copies its operand.
     pub lazy: Vec<bool>,
-    /// For a convolution without a ReLU whose only reader is a sum: the sum's value, written by the convolution
-    /// itself, and the other summand.
-    pub fused_sum: Vec<Option<(Value, Value)>>,
+    /// For a convolution: the sum that it writes itself, if it is its only reader.
+    pub sums: Vec<Tail>,
+    /// For a convolution: all that it can write itself where no value in between is kept and every statistic is known.
+    pub tails: Vec<Tail>,
     /// For a convolution that reads a lazy BatchNorm and is the last to add to its gradient: that
     /// BatchNorm's node, whose backward sums it takes on the way.
     pub sums_for: Vec<Option<usize>>,
@@ -37,16 +51,8 @@ impl Plan {
                 norm && v < n && !readers[v].is_empty() && readers[v].iter().all(is_conv)
             })
             .collect::<Vec<_>>();
-        let mut fused_sum = vec![None; n];
-        for (i, node) in graph.nodes.iter().enumerate() {
-            let Node::Add { a, b } = *node else { continue };
-            // The later summand's convolution can add the earlier one, which is there by then.
-            let (late, early) = if a > b { (a, b) } else { (b, a) };
-            let sums = late.0 > 0 && matches!(graph.nodes[late.0 - 1], Node::Conv { relu: false, .. });
-            if late != early && sums && readers[late.0].len() == 1 {
-                fused_sum[late.0 - 1] = Some((Value(i + 1), early));
-            }
-        }
+        let tails = |whole: bool| (0..n).map(|i| tail(graph, &readers, &lazy, i, whole)).collect();
+        let (sums, tails) = (tails(false), tails(true));
         let mut sums_for = vec![None; n];
         for v in (1..=n).filter(|&v| lazy[v]) {
             sums_for[readers[v][0]] = Some(v - 1);
@@ -59,6 +65,34 @@ impl Plan {
             let u = graph.nodes[v - 1].inputs()[0];
             last_reader[u.0] = last_reader[u.0].max(last_reader[v]);
         }
-        Plan { lazy, fused_sum, sums_for, last_reader, normalised }
+        Plan { lazy, sums, tails, sums_for, last_reader, normalised }
     }
+}
+
+/// What node `i` can take over if it is a convolution: a sum, or the `whole` of what may follow.
+fn tail(graph: &Graph, readers: &[Vec<usize>], lazy: &[bool], i: usize, whole: bool) -> Tail {
+    let mut tail = Tail::default();
+    let mut value = Value(i + 1);
+    if !matches!(graph.nodes[i], Node::Conv { relu: false, .. }) {
+        return tail;
+    }
+    while let ([reader], false) = (&readers[value.0][..], tail.relu) {
+        match graph.nodes[*reader] {
+            // A lazy one is applied by who reads it.
+            Node::BatchNorm { .. } if whole && tail.nodes.is_empty() && !lazy[reader + 1] => tail.norm = Some(*reader),
+            Node::Add { a, b } if tail.residual.is_none() => {
+                let other = if a == value { b } else { a };
+                // It must be there when the convolution runs.
+                if other.0 > i {
+                    break;
+                }
+                tail.residual = Some(other);
+            }
+            Node::Relu { .. } if whole => tail.relu = true,
+            _ => break,
+        }
+        tail.nodes.push(*reader);
+        value = Value(reader + 1);
+    }
+    tail
 }

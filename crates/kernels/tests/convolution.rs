@@ -89,10 +89,16 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             assert_close(&format!("{what} output"), &back(&out), &y, tolerance);
             let b = rounded::<E::Wide>(numbers(s.c_out, 5));
             let be = cast::<E::Wide>(&b);
-            let all = After { bias: Some(&be), residual: Some(&re), relu: true };
+            let (scale, shift) = (rounded::<E::Wide>(numbers(s.c_out, 6)), rounded::<E::Wide>(numbers(s.c_out, 7)));
+            let (scale_e, shift_e) = (cast::<E::Wide>(&scale), cast::<E::Wide>(&shift));
+            let affine = Affine { scale: &scale_e, shift: &shift_e, relu: true };
+            let all = After { bias: Some(&be), affine: Some(affine), residual: Some(&re), relu: true };
             conv::forward(&runtime, &s, input, &packed, all, &mut out, None);
-            let finished: Vec<f64> = y.iter().enumerate().map(|(i, y)| (y + b[i % s.c_out]).max(0.0)).collect();
-            assert_close(&format!("{what} output with bias and ReLU"), &back(&out), &finished, tolerance);
+            let finished = y.iter().zip(&r).enumerate().map(|(i, (y, r))| {
+                let c = i % s.c_out;
+                (((y - r + b[c]) * scale[c] + shift[c]).max(0.0) + r).max(0.0)
+            });
+            assert_close(&format!("{what} finished"), &back(&out), &finished.collect::<Vec<_>>(), tolerance);
             let (mut dxe, mut dwe) = (vec![E::of(1.0); dx.len()], vec![E::Wide::of(f64::NAN); dw.len()]);
             let gradient = Gradient::stored(&ge);
             conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dxe, true)), &mut dwe, None);

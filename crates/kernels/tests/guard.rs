@@ -72,7 +72,8 @@ fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
     let affine = Affine { scale, shift, relu: true };
     let input = Input { u: &*x.slice(), affine: Some(affine) };
     let mut b = wide(s.c_out, 40);
-    let after = After { bias: Some(b.slice()), residual: Some(r.slice()), relu: true };
+    let finish = Affine { scale: oscale, shift: oshift, relu: true };
+    let after = After { bias: Some(b.slice()), affine: Some(finish), residual: Some(r.slice()), relu: true };
     conv::forward(&runtime, s, input, &packed, after, y.slice(), Some(stats.slice()));
     let norm = NormGradient {
         u: u.slice(),

@@ -38,7 +38,8 @@ fn network() -> Graph {
 }
 
 /// Biases, ReLUs behind convolutions, padded and cut-off pooling, a fire module, a biased summand, a BatchNorm and a
-/// convolution behind a ReLU: what VGG, SqueezeNet and torchvision's ResNets need beyond [`network`].
+/// convolution behind a ReLU, a block with a normalised shortcut: what VGG, SqueezeNet and torchvision's ResNets need
+/// beyond [`network`].
 fn biased() -> Graph {
     let mut g = Graph::new(Shape { channels: 3, h: 13, w: 11 });
     let x = g.conv_biased("features.0", Value(0), 8, 5, 2, 2);
@@ -55,9 +56,17 @@ fn biased() -> Graph {
     let y = g.conv_biased("sum.conv", x, 17, 3, 1, 1);
     let x = g.add(y, x);
     let y = g.batch_norm("sum.bn", x, true);
-    let y = g.conv_biased("behind", y, 10, 3, 1, 1);
+    let x = g.conv_biased("behind", y, 10, 3, 1, 1);
+    let x = g.relu(x);
+    let x = g.batch_norm("late.bn", x, false);
+    let y = g.conv("block.conv1", x, 12, 3, 1, 1);
+    let y = g.batch_norm("block.bn1", y, true);
+    let y = g.conv_biased("block.conv2", y, 10, 3, 1, 1);
+    let y = g.batch_norm("block.bn2", y, false);
+    let s = g.conv("block.downsample.0", x, 10, 1, 1, 0);
+    let s = g.batch_norm("block.downsample.1", s, false);
+    let y = g.add(y, s);
     let y = g.relu(y);
-    let y = g.batch_norm("late.bn", y, false);
     let y = g.pool_window(y, Window { ceil_mode: true, ..Window::new(3, 2) }, false);
     g.cut("pooled");
     let y = g.pool_window(y, Window { ceil_mode: true, padding: 1, ..Window::new(2, 3) }, true);
@@ -254,9 +263,35 @@ fn bf16_trains_in_the_same_direction() -> Result<()> {
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let cosine = dot(&full, &half) / (dot(&full, &full) * dot(&half, &half)).sqrt();
         println!("cosine of the gradients in {:?} and in f32: {cosine:.5}", Isa::best());
-        assert!(cosine > 0.98, "{cosine}");
+        // Where a maximum or a ReLU is decided by less than bf16 can tell, the gradient takes another way.
+        assert!(cosine > 0.95, "{cosine}");
         assert_eq!(half, run(Isa::best(), Precision::Bf16, 3)?);
     }
+    Ok(())
+}
+
+/// Packed weights are kept while they do not change, and no longer: not even if they change in place.
+#[test]
+fn changed_weights_are_packed_anew() -> Result<()> {
+    let g = biased();
+    let stage = Stage::new(g.clone(), &Memory::new(Isa::best()));
+    let x = images(&g, 2, DType::F32)?;
+    let eval = |stage: &Stage, p: &Var, precision| {
+        values(&stage.forward(&x, &p.as_tensor().detach(), &running(&g), Mode::Eval, precision)?.0)
+    };
+    let p = Var::from_tensor(&Tensor::new(parameters(&g), &Device::Cpu)?.to_dtype(DType::F32)?)?;
+    let mut seen = vec![];
+    for scale in [1.0, -0.0, 0.7, 0.7] {
+        p.set(&(Tensor::new(parameters(&g), &Device::Cpu)? * scale)?.to_dtype(DType::F32)?)?;
+        for precision in [Precision::F32, Precision::Full, Precision::Bf16] {
+            let fresh = eval(&Stage::new(g.clone(), &Memory::new(Isa::best())), &p, precision)?;
+            assert_eq!(eval(&stage, &p, precision)?, fresh, "{precision:?}");
+            assert_eq!(eval(&stage, &p, precision)?, fresh, "{precision:?}, once more");
+            seen.push(fresh);
+        }
+    }
+    assert_ne!(seen[0], seen[6]);
+    assert_eq!(seen[6], seen[9]);
     Ok(())
 }
 
@@ -275,7 +310,8 @@ fn biased_convolutions_are_named_as_in_pytorch() {
     assert_eq!(first, expected);
     assert_eq!(g.parameters[1].init, Init::Zeros);
     assert_eq!(g.parameters_end(), g.parameter_len());
-    assert!(!g.nodes.iter().any(|n| matches!(n, Node::Relu { .. })));
+    let relus = g.nodes.iter().filter(|n| matches!(n, Node::Relu { .. })).count();
+    assert_eq!(relus, 1, "only the one behind a sum is a node of its own");
     let mut cut = Graph::new(Shape { channels: 3, h: 4, w: 4 });
     let y = cut.conv_biased("conv", Value(0), 4, 3, 1, 1);
     cut.cut("conv");
