@@ -110,16 +110,16 @@ pub fn forward<E: Element>(
     out: &mut [E],
     stats: Option<&mut [E::Wide]>,
 ) {
-    let n = out.len() / shape.output_len();
+    let image_len = shape.output_len() / shape.c_out * after.within.map_or(shape.c_out, |w| w.channels);
+    let n = out.len() / image_len;
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
     check_input(shape, &input);
     let affine = after.affine.map(|a| [a.scale, a.shift]);
     let mut per_channel = after.bias.into_iter().chain(affine.into_iter().flatten());
     assert!(per_channel.all(|v| v.len() == shape.c_out), "what follows is not for {} channels", shape.c_out);
-    assert!(
-        after.residual.is_none_or(|r| r.len() == out.len())
-            && stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out)
-    );
+    assert!(after.residual.is_none_or(|r| r.len() == n * shape.output_len()));
+    assert!(stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out && after.within.is_none()));
+    assert!(after.within.is_none_or(|w| w.first + shape.c_out <= w.channels) && out.len() == n * image_len);
     let per_task = packed.images_per_chunk(shape);
     let len = match packed {
         Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),
@@ -133,11 +133,9 @@ pub fn forward<E: Element>(
             (none.as_mut_slice(), 1)
         }
     };
-    out.par_chunks_mut(per_task * shape.output_len())
-        .zip(stats.par_chunks_mut(per_task * stat_len))
-        .enumerate()
-        .for_each(|(task, (out, stats))| {
-            let images = task * per_task..(task * per_task + out.len() / shape.output_len());
+    out.par_chunks_mut(per_task * image_len).zip(stats.par_chunks_mut(per_task * stat_len)).enumerate().for_each(
+        |(task, (out, stats))| {
+            let images = task * per_task..(task * per_task + out.len() / image_len);
             let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
             let mut segments = vec![0; len.segments];
             let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
@@ -157,7 +155,8 @@ pub fn forward<E: Element>(
                     batch_norm::image_stats(runtime.isa, image, shape.c_out, stats);
                 }
             }
-        });
+        },
+    );
 }
 
 /// Gradients of [`forward`]: the weight's into `dw` (c_out, c_in, k, k), overwritten; the input's into

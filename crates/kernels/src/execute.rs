@@ -11,7 +11,7 @@ use weights::{Memo, Weights};
 use crate::batch_norm::{self, Statistics};
 use crate::conv::{self, Packed};
 use crate::graph::{EPS, Graph, Node, Value};
-use crate::operand::{Affine, After, Input};
+use crate::operand::{Affine, After, Input, Within};
 use crate::plan::Plan;
 use crate::pointwise;
 use crate::pool;
@@ -160,10 +160,18 @@ impl<E: Element> Executor<E> {
                 _ if done[i] => {}
                 Node::Conv { shape, bias, relu, .. } => {
                     let tail = if whole_tails { &plan.tails[i] } else { &plan.sums[i] };
-                    let target = Value(tail.nodes.last().unwrap_or(&i) + 1);
-                    tail.nodes.iter().for_each(|node| done[*node] = true);
+                    let part = tail
+                        .part
+                        .map(|(node, first)| (node, Within { channels: graph.shapes[node + 1].channels, first }));
+                    let last = part.map_or(*tail.nodes.last().unwrap_or(&i), |(node, _)| node);
+                    let target = Value(last + 1);
+                    tail.nodes.iter().chain([&last]).for_each(|node| done[*node] = true);
                     let follows = tail.norm.map(|at| self.known_norm(at, parameters, running));
-                    let mut out = Buffer::take(&self.runtime, n * shape.output_len());
+                    // The other part of a concatenation may have been written before.
+                    let mut out = match saved.values[target.0].take().map(Arc::try_unwrap) {
+                        Some(Ok(half)) => half,
+                        _ => Buffer::take(&self.runtime, n * graph.shape(target).len()),
+                    };
                     let wants_stats = mode == Mode::Train && plan.normalised[target.0];
                     let mut stats = wants_stats.then(|| vec![E::Wide::default(); n * 2 * shape.c_out]);
                     conv::forward(
@@ -176,6 +184,7 @@ impl<E: Element> Executor<E> {
                             affine: follows.as_ref().map(Norm::affine),
                             residual: tail.residual.map(|v| saved.value(v)),
                             relu: relu || tail.relu,
+                            within: part.map(|(_, within)| within),
                         },
                         out.as_mut_slice(),
                         stats.as_deref_mut(),

@@ -54,12 +54,23 @@ pub struct After<'a, E: Element> {
     pub residual: Option<&'a [E]>,
     /// Whether a ReLU follows.
     pub relu: bool,
+    /// The pixels that the output is a part of, if it is.
+    pub within: Option<Within>,
+}
+
+/// A convolution's channels in wider pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Within {
+    /// Channels of the pixels.
+    pub channels: usize,
+    /// Which of them is the convolution's first.
+    pub first: usize,
 }
 
 impl<E: Element> Default for After<'_, E> {
     /// Nothing.
     fn default() -> Self {
-        After { bias: None, affine: None, residual: None, relu: false }
+        After { bias: None, affine: None, residual: None, relu: false, within: None }
     }
 }
 
@@ -227,26 +238,30 @@ impl<'a, E: Element> GradientReader<'a, E> {
 pub struct OutputWriter<'a, E: Element> {
     after: After<'a, E>,
     channels: usize,
+    within: Within,
+    /// The task's first pixel in the batch.
+    start: usize,
     /// Bias, scale, shift, each if there is one.
     coefficients: Coefficients<E::Wide>,
 }
 
 impl<'a, E: Element> OutputWriter<'a, E> {
-    /// A writer of pixels with `channels` channels.
-    pub fn new(after: After<'a, E>, channels: usize) -> Self {
+    /// A writer of pixels with `channels` channels, the first of which is pixel `start` of the batch.
+    pub fn new(after: After<'a, E>, channels: usize, start: usize) -> Self {
         let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
         let affine = after.affine.map(|a| [a.scale, a.shift]);
         let vectors: Vec<_> = after.bias.into_iter().chain(affine.into_iter().flatten()).collect();
         coefficients.fill(&vectors, channels);
-        OutputWriter { after, channels, coefficients }
+        let within = after.within.unwrap_or(Within { channels, first: 0 });
+        OutputWriter { after, channels, within, start, coefficients }
     }
 
-    /// Stores what becomes of the sums `v` of channels `c..` in the pixel at `to`, which is element `at` of the batch.
+    /// Stores what becomes of the sums `v` of channels `c..` of a pixel; `out` and the pixel are the task's own.
     ///
     /// # Safety
-    /// `to` points to a pixel with `channels` elements, `at + channels` is within the batch, `c < channels`.
+    /// The pixel is one of `out`'s and one of the batch's, `c < channels`.
     #[inline(always)]
-    pub unsafe fn store<S: Simd<E = E>>(&self, to: *mut E, at: usize, c: usize, mut v: S::V) {
+    pub unsafe fn store<S: Simd<E = E>>(&self, out: *mut E, pixel: usize, c: usize, mut v: S::V) {
         // SAFETY: the caller's contract; coefficients are padded to whole strips.
         unsafe {
             let biased = self.after.bias.is_some();
@@ -261,11 +276,13 @@ impl<'a, E: Element> OutputWriter<'a, E> {
                 }
             }
             if let Some(r) = self.after.residual {
+                let at = (self.start + pixel) * self.channels;
                 v = S::add(v, load_channels::<S>(r.as_ptr().add(at), c, self.channels));
             }
             if self.after.relu {
                 v = S::relu(v);
             }
+            let to = out.add(pixel * self.within.channels + self.within.first);
             store_channels::<S>(to, c, self.channels, v);
         }
     }

@@ -11,6 +11,8 @@ pub struct Tail {
     pub residual: Option<Value>,
     /// Whether a ReLU node follows.
     pub relu: bool,
+    /// What it is then a part of: the node of a concatenation, and the first of its channels there.
+    pub part: Option<(usize, usize)>,
     /// The nodes that are done by it.
     pub nodes: Vec<usize>,
 }
@@ -52,7 +54,19 @@ impl Plan {
             })
             .collect::<Vec<_>>();
         let tails = |whole: bool| (0..n).map(|i| tail(graph, &readers, &lazy, i, whole)).collect();
-        let (sums, tails) = (tails(false), tails(true));
+        let (sums, mut tails): (Vec<Tail>, Vec<Tail>) = (tails(false), tails(true));
+        for (at, node) in graph.nodes.iter().enumerate() {
+            let Node::Concat { a, b } = *node else { continue };
+            let ends_at = |v: Value| {
+                let ends = |i: usize| is_conv(&i) && tails[i].nodes.last().unwrap_or(&i) + 1 == v.0;
+                (0..v.0).find(|&i| ends(i)).filter(|_| readers[v.0].len() == 1)
+            };
+            // Both write their channels of the one value.
+            if let (Some(first), Some(second)) = (ends_at(a), ends_at(b)) {
+                tails[first].part = Some((at, 0));
+                tails[second].part = Some((at, graph.shape(a).channels));
+            }
+        }
         let mut sums_for = vec![None; n];
         for v in (1..=n).filter(|&v| lazy[v]) {
             sums_for[readers[v][0]] = Some(v - 1);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels::bias;
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
-use kernels::operand::{Affine, After, Gradient, Input, NormGradient};
+use kernels::operand::{Affine, After, Gradient, Input, NormGradient, Within};
 use kernels::runtime::Runtime;
 use kernels::simd::{Element, Isa};
 use testkit::{assert_close, numbers};
@@ -55,6 +55,8 @@ fn shapes() -> Vec<(ConvShape, usize)> {
         (s(9, 7, 12, 24, 3, 2, 1), 2),
         (s(8, 8, 32, 64, 1, 2, 0), 2),
         (s(6, 6, 17, 5, 1, 1, 0), 2),
+        (s(9, 11, 32, 96, 1, 1, 0), 4),
+        (s(13, 12, 3, 64, 7, 2, 3), 2),
         (s(7, 11, 3, 10, 5, 3, 2), 2),
         (s(8, 8, 8, 8, 3, 1, 0), 1),
         (s(8, 8, 64, 128, 3, 1, 1), 0),
@@ -92,13 +94,22 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             let (scale, shift) = (rounded::<E::Wide>(numbers(s.c_out, 6)), rounded::<E::Wide>(numbers(s.c_out, 7)));
             let (scale_e, shift_e) = (cast::<E::Wide>(&scale), cast::<E::Wide>(&shift));
             let affine = Affine { scale: &scale_e, shift: &shift_e, relu: true };
-            let all = After { bias: Some(&be), affine: Some(affine), residual: Some(&re), relu: true };
+            let all = After { bias: Some(&be), affine: Some(affine), residual: Some(&re), relu: true, within: None };
             conv::forward(&runtime, &s, input, &packed, all, &mut out, None);
             let finished = y.iter().zip(&r).enumerate().map(|(i, (y, r))| {
                 let c = i % s.c_out;
                 (((y - r + b[c]) * scale[c] + shift[c]).max(0.0) + r).max(0.0)
             });
             assert_close(&format!("{what} finished"), &back(&out), &finished.collect::<Vec<_>>(), tolerance);
+            // The same as a part of wider pixels, whose other channels are left alone.
+            let within = Within { channels: s.c_out + 5, first: 3 };
+            let mut wider = vec![E::of(7.0); n * s.output_len() / s.c_out * within.channels];
+            let part = After { within: Some(within), ..all };
+            conv::forward(&runtime, &s, input, &packed, part, &mut wider, None);
+            for (pixel, out) in wider.chunks(within.channels).zip(out.chunks(s.c_out)) {
+                assert_eq!(pixel[3..][..s.c_out], *out, "{what} within wider pixels");
+                assert!(pixel[..3].iter().chain(&pixel[3 + s.c_out..]).all(|x| *x == E::of(7.0)), "{what}");
+            }
             let (mut dxe, mut dwe) = (vec![E::of(1.0); dx.len()], vec![E::Wide::of(f64::NAN); dw.len()]);
             let gradient = Gradient::stored(&ge);
             conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dxe, true)), &mut dwe, None);

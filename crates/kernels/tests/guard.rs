@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kernels::bias;
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
-use kernels::operand::{Affine, After, Gradient, Input, NormGradient};
+use kernels::operand::{Affine, After, Gradient, Input, NormGradient, Within};
 use kernels::pool::{self, PoolShape, Window};
 use kernels::runtime::Runtime;
 use kernels::simd::{Element, Isa};
@@ -73,8 +73,12 @@ fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
     let input = Input { u: &*x.slice(), affine: Some(affine) };
     let mut b = wide(s.c_out, 40);
     let finish = Affine { scale: oscale, shift: oshift, relu: true };
-    let after = After { bias: Some(b.slice()), affine: Some(finish), residual: Some(r.slice()), relu: true };
+    let after =
+        After { bias: Some(b.slice()), affine: Some(finish), residual: Some(r.slice()), relu: true, within: None };
     conv::forward(&runtime, s, input, &packed, after, y.slice(), Some(stats.slice()));
+    let mut wider = stored(o / s.c_out * (s.c_out + 3), 42);
+    let within = Within { channels: s.c_out + 3, first: 3 };
+    conv::forward(&runtime, s, input, &packed, After { within: Some(within), ..after }, wider.slice(), None);
     let norm = NormGradient {
         u: u.slice(),
         affine: Affine { scale: oscale, shift: oshift, relu: true },
@@ -110,6 +114,7 @@ fn nothing_beyond_the_slices_is_touched() {
             (s(1, 1, 8, 8, 3, 1, 1), 1),
             (s(5, 9, 20, 36, 3, 2, 1), 2),
             (s(6, 6, 17, 5, 1, 2, 0), 2),
+            (s(5, 7, 19, 33, 1, 1, 0), 3),
             (s(7, 11, 3, 10, 5, 3, 2), 1),
         ] {
             for algorithm in [Algorithm::Direct, shape.algorithm()] {

@@ -24,7 +24,8 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
     let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
     let (m, lines_out) = wide.split_at_mut(SIDE * z.matrix_out);
-    let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out));
+    let (reader, writer) =
+        (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, images.start * s.h * s.w));
     let (k, product) = (steps::<S::E>(s.c_in), padded(s.c_out) * steps::<S::E>(s.c_in) * S::E::DEPTH);
     // SAFETY: images within the activation; blocks within the scratch sized by `forward_scratch`.
     unsafe {
@@ -49,7 +50,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                 }
                 horizontal_output::<S>(s, block, &z, m, &mut lines_out[u * z.line_out..]);
             }
-            vertical_output::<S>(s, block, &z, lines_out, images.start, &writer, out);
+            vertical_output::<S>(s, block, &z, lines_out, &writer, out);
         }
     }
 }
@@ -160,11 +161,10 @@ unsafe fn vertical_output<S: Simd>(
     block: Block,
     z: &Sizes,
     lines: &[Wide<S>],
-    start: usize,
     writer: &OutputWriter<'_, S::E>,
     out: &mut [S::E],
 ) {
-    let (ld, image_len) = (padded(s.c_out), s.h * s.w * s.c_out);
+    let ld = padded(s.c_out);
     for (r, image, ty) in block.tile_rows() {
         let rows = (s.h - TILE * ty).min(TILE);
         for x in 0..s.w {
@@ -175,8 +175,8 @@ unsafe fn vertical_output<S: Simd>(
                 unsafe {
                     let values = output::<S>(gather::<S, SIDE>(from.add(c), z.line_out));
                     for (y, &value) in values.iter().enumerate().take(rows) {
-                        let at = ((image * s.h + TILE * ty + y) * s.w + x) * s.c_out;
-                        writer.store::<S>(out.as_mut_ptr().add(at), start * image_len + at, c, value);
+                        let pixel = (image * s.h + TILE * ty + y) * s.w + x;
+                        writer.store::<S>(out.as_mut_ptr(), pixel, c, value);
                     }
                 }
                 c += S::LANES;
