@@ -1,94 +1,20 @@
 //! Convolution over NHWC slices: one task a few images, the same split whatever the number of threads.
 
-mod task;
-
 use std::sync::Arc;
 
 use rayon::prelude::*;
-pub use task::{Backward, Forward, Scratch, ScratchLen};
-use task::{RunBackward, RunForward};
 
 use crate::batch_norm::{self, NormSums};
 use crate::gemm::padded;
-use crate::operand::{Gradient, Input};
-use crate::runtime::{Buffer, Runtime};
-use crate::simd::Element;
+use crate::operand::{After, Gradient, Input};
+use crate::runtime::Runtime;
+use crate::simd::{Element, Kernel, Simd};
+pub use crate::task::{Algorithm, ConvShape};
+use crate::task::{Backward, Forward, Scratch, Sides};
 use crate::{direct, winograd};
 
 /// Partial sums of a weight gradient: fixed, so that the order of the sum does not depend on the threads.
 const GROUPS: usize = 16;
-
-/// Sizes of one convolution, an image at a time. Kernels are square.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvShape {
-    /// Input height.
-    pub h: usize,
-    /// Input width.
-    pub w: usize,
-    /// Input channels.
-    pub c_in: usize,
-    /// Output channels.
-    pub c_out: usize,
-    /// Kernel height and width.
-    pub k: usize,
-    /// Step between two output pixels.
-    pub stride: usize,
-    /// Zero pixels on every side.
-    pub padding: usize,
-}
-
-impl ConvShape {
-    /// Output height.
-    pub fn out_h(&self) -> usize {
-        (self.h + 2 * self.padding - self.k) / self.stride + 1
-    }
-    /// Output width.
-    pub fn out_w(&self) -> usize {
-        (self.w + 2 * self.padding - self.k) / self.stride + 1
-    }
-    /// Elements of an input image.
-    pub fn input_len(&self) -> usize {
-        self.h * self.w * self.c_in
-    }
-    /// Elements of an output image.
-    pub fn output_len(&self) -> usize {
-        self.out_h() * self.out_w() * self.c_out
-    }
-    /// Elements of the weight, (c_out, c_in, k, k).
-    pub fn weight_len(&self) -> usize {
-        self.c_out * self.c_in * self.k * self.k
-    }
-    /// Multiplications and additions of the definition, an image.
-    pub fn macs(&self) -> usize {
-        self.out_h() * self.out_w() * self.weight_len()
-    }
-    /// The algorithm that is fastest for these sizes.
-    pub fn algorithm(&self) -> Algorithm {
-        // Under 8 channels the transforms cost more than the multiplications they save.
-        match (self.k, self.stride, self.padding) {
-            (3, 1, 1) if self.c_in >= 8 && self.c_out >= 8 => Algorithm::Winograd,
-            _ => Algorithm::Direct,
-        }
-    }
-}
-
-/// How a convolution is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
-    /// F(4x4, 3x3), only for 3x3, stride 1, padding 1.
-    Winograd,
-    /// By the definition, for every shape.
-    Direct,
-}
-
-/// A weight as the matrix products of both directions read it.
-#[derive(Debug)]
-pub struct Sides<E: Element> {
-    /// For the output.
-    pub forward: Buffer<E>,
-    /// For the input's gradient; empty where none is wanted.
-    pub backward: Buffer<E>,
-}
 
 /// A weight rearranged for an algorithm; made anew whenever the weight changes.
 #[derive(Debug)]
@@ -129,29 +55,71 @@ impl<E: Element> Packed<E> {
     }
 }
 
+enum RunForward<'a, E: Element> {
+    Winograd(Forward<'a, E>),
+    Direct(Forward<'a, E>),
+}
+
+impl<E: Element> Kernel<E> for RunForward<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        // SAFETY: `Element::run` checked the instruction set; the callers size the buffers.
+        unsafe {
+            match self {
+                RunForward::Winograd(task) => winograd::forward::<S>(task),
+                RunForward::Direct(task) => direct::forward::<S>(task),
+            }
+        }
+    }
+}
+
+enum RunBackward<'a, E: Element> {
+    Winograd(Backward<'a, E>),
+    Direct(Backward<'a, E>),
+}
+
+impl<E: Element> Kernel<E> for RunBackward<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                RunBackward::Winograd(task) => winograd::backward::<S>(task),
+                RunBackward::Direct(task) => direct::backward::<S>(task),
+            }
+        }
+    }
+}
+
 /// What the kernels read through pointers must be there.
 fn check_input<E: Element>(shape: &ConvShape, input: &Input<'_, E>) {
     let fits = input.affine.is_none_or(|a| a.scale.len() == shape.c_in && a.shift.len() == shape.c_in);
     assert!(fits, "BatchNorm's coefficients are not those of {} channels", shape.c_in);
 }
 
-/// `out = conv(input) [+ residual]` for `n` images. With `stats`, each image's mean and sum of squared
+/// `out = conv(input)`, finished as `after` says, for `n` images. With `stats`, each image's mean and sum of squared
 /// deviations per channel, (n, 2, c_out), are taken while the image is in the cache.
 pub fn forward<E: Element>(
     runtime: &Runtime<E>,
     shape: &ConvShape,
     input: Input<'_, E>,
     packed: &Packed<E>,
-    residual: Option<&[E]>,
+    after: After<'_, E>,
     out: &mut [E],
     stats: Option<&mut [E::Wide]>,
 ) {
-    let n = out.len() / shape.output_len();
+    let image_len = shape.output_len() / shape.c_out * after.within.map_or(shape.c_out, |w| w.channels);
+    let n = out.len() / image_len;
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
     check_input(shape, &input);
-    assert!(
-        residual.is_none_or(|r| r.len() == out.len()) && stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out)
-    );
+    let affine = after.affine.map(|a| [a.scale, a.shift]);
+    let mut per_channel = after.bias.into_iter().chain(affine.into_iter().flatten());
+    assert!(per_channel.all(|v| v.len() == shape.c_out), "what follows is not for {} channels", shape.c_out);
+    assert!(after.residual.is_none_or(|r| r.len() == n * shape.output_len()));
+    assert!(stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out && after.within.is_none()));
+    assert!(after.within.is_none_or(|w| w.first + shape.c_out <= w.channels) && out.len() == n * image_len);
     let per_task = packed.images_per_chunk(shape);
     let len = match packed {
         Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),
@@ -165,20 +133,18 @@ pub fn forward<E: Element>(
             (none.as_mut_slice(), 1)
         }
     };
-    out.par_chunks_mut(per_task * shape.output_len())
-        .zip(stats.par_chunks_mut(per_task * stat_len))
-        .enumerate()
-        .for_each(|(task, (out, stats))| {
-            let images = task * per_task..(task * per_task + out.len() / shape.output_len());
+    out.par_chunks_mut(per_task * image_len).zip(stats.par_chunks_mut(per_task * stat_len)).enumerate().for_each(
+        |(task, (out, stats))| {
+            let images = task * per_task..(task * per_task + out.len() / image_len);
             let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
             let mut segments = vec![0; len.segments];
             let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
             runtime.isa.run(match packed {
                 Packed::Winograd(packed) => {
-                    RunForward::Winograd(Forward { shape, images, input, packed, residual, out: &mut *out, scratch })
+                    RunForward::Winograd(Forward { shape, images, input, packed, after, out: &mut *out, scratch })
                 }
                 Packed::Direct(packed) => {
-                    RunForward::Direct(Forward { shape, images, input, packed, residual, out: &mut *out, scratch })
+                    RunForward::Direct(Forward { shape, images, input, packed, after, out: &mut *out, scratch })
                 }
             });
             runtime.give(stored);
@@ -189,7 +155,8 @@ pub fn forward<E: Element>(
                     batch_norm::image_stats(runtime.isa, image, shape.c_out, stats);
                 }
             }
-        });
+        },
+    );
 }
 
 /// Gradients of [`forward`]: the weight's into `dw` (c_out, c_in, k, k), overwritten; the input's into
@@ -210,6 +177,7 @@ pub fn backward<E: Element>(
     check_input(shape, &input);
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold whole images of {shape:?}");
     assert_eq!(gradient.g.len(), n * shape.output_len(), "the gradient does not hold {n} images of {shape:?}");
+    assert!(gradient.relu.is_none_or(|y| y.len() == gradient.g.len()), "the ReLU's output is as long as its gradient");
     if let Some(norm) = &gradient.norm {
         let per_channel = [norm.affine.scale, norm.affine.shift, norm.slope, norm.spread, norm.offset];
         assert!(norm.u.len() == gradient.g.len() && per_channel.iter().all(|v| v.len() == shape.c_out));

@@ -1,22 +1,24 @@
 //! Runs a graph over NHWC slices, forward and backward.
 
 mod backward;
+mod weights;
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use weights::{Memo, Weights};
 
 use crate::batch_norm::{self, Statistics};
-use crate::conv::{self, Algorithm, Packed};
+use crate::conv::{self, Packed};
 use crate::graph::{EPS, Graph, Node, Value};
-use crate::operand::{Affine, Input};
+use crate::operand::{Affine, After, Input, Within};
 use crate::plan::Plan;
 use crate::pointwise;
 use crate::pool;
 use crate::runtime::{Buffer, Runtime};
 use crate::simd::Element;
 
-/// Images that go through a whole graph together where nothing is kept and nothing mixes them: what lies between two
+/// Images that go through a whole graph together where nothing is kept and nothing mixes them, at most: what lies between two
 /// layers then stays in the cache. As many as a convolution of 8x8 images, CIFAR's last layers, takes at a time.
 const GROUP: usize = 16;
 
@@ -63,7 +65,7 @@ pub struct Saved<E: Element> {
     n: usize,
     values: Vec<Option<Arc<Buffer<E>>>>,
     norms: Vec<Option<Norm<E>>>,
-    packed: Arc<Vec<Option<Packed<E>>>>,
+    packed: Weights<E>,
     winners: Vec<Option<Vec<u8>>>,
 }
 
@@ -81,12 +83,13 @@ pub struct Executor<E: Element> {
     graph: Arc<Graph>,
     plan: Arc<Plan>,
     runtime: Arc<Runtime<E>>,
+    memo: Memo<E>,
 }
 
 impl<E: Element> Executor<E> {
     /// An executor of `graph`.
     pub fn new(graph: Arc<Graph>, plan: Arc<Plan>, runtime: Arc<Runtime<E>>) -> Self {
-        Executor { graph, plan, runtime }
+        Executor { graph, plan, runtime, memo: Memo::default() }
     }
 
     /// Runs the graph on the images `x`, NCHW, into `out`, NCHW. `parameters` and `running` are the trunk's flat
@@ -99,7 +102,11 @@ impl<E: Element> Executor<E> {
         how: How,
         out: &mut [E::Wide],
     ) -> Kept<E> {
-        let packed = Arc::new(self.pack(parameters, how.winograd, how.record));
+        let packed = if how.record {
+            weights::pack(&self.runtime, &self.graph, parameters, how.winograd, how.record)
+        } else {
+            self.memo.get(&self.runtime, &self.graph, parameters, how.winograd)
+        };
         let (from, to) = (self.graph.shapes[0], self.graph.shape(self.graph.last()));
         let run = |x: &[E::Wide], out: &mut [E::Wide]| {
             let mut input = Buffer::take(&self.runtime, x.len());
@@ -111,7 +118,11 @@ impl<E: Element> Executor<E> {
         if how.mode == Mode::Train || how.record {
             return run(x, out);
         }
-        out.par_chunks_mut(GROUP * to.len()).zip(x.par_chunks(GROUP * from.len())).for_each(|(out, x)| {
+        let (n, threads) = (x.len() / from.len().max(1), rayon::current_num_threads());
+        // As many groups for each thread.
+        let groups = n.div_ceil(GROUP).next_multiple_of(threads);
+        let group = n.div_ceil(groups.max(1)).max(1);
+        out.par_chunks_mut(group * to.len()).zip(x.par_chunks(group * from.len())).for_each(|(out, x)| {
             run(x, out);
         });
         Kept { statistics: vec![], saved: None }
@@ -125,7 +136,7 @@ impl<E: Element> Executor<E> {
         parameters: &[E::Wide],
         running: &[f32],
         How { mode, record, .. }: How,
-        packed: Arc<Vec<Option<Packed<E>>>>,
+        packed: Weights<E>,
     ) -> (Arc<Buffer<E>>, Kept<E>) {
         let (graph, plan) = (&*self.graph, &*self.plan);
         let count = graph.nodes.len();
@@ -136,18 +147,31 @@ impl<E: Element> Executor<E> {
             packed,
             winners: (0..count).map(|_| None).collect(),
         };
+        // Where a value is stored coarser than it is computed, one in between that is not stored would be another one.
+        let exact = size_of::<E>() == size_of::<E::Wide>();
+        let whole_tails = exact && mode == Mode::Eval && !record;
+        let mut done = vec![false; count];
         let mut per_image: Vec<Option<Vec<E::Wide>>> = vec![None; count + 1];
         let mut statistics = Vec::new();
         saved.values[0] = Some(Arc::new(input));
         for (i, node) in graph.nodes.iter().enumerate() {
             let shape = graph.shapes[i + 1];
             match *node {
-                Node::Conv { shape, .. } => {
-                    let (target, residual) = match plan.fused_sum[i] {
-                        Some((sum, other)) => (sum, Some(other)),
-                        None => (Value(i + 1), None),
+                _ if done[i] => {}
+                Node::Conv { shape, bias, relu, .. } => {
+                    let tail = if whole_tails { &plan.tails[i] } else { &plan.sums[i] };
+                    let part = tail
+                        .part
+                        .map(|(node, first)| (node, Within { channels: graph.shapes[node + 1].channels, first }));
+                    let last = part.map_or(*tail.nodes.last().unwrap_or(&i), |(node, _)| node);
+                    let target = Value(last + 1);
+                    tail.nodes.iter().chain([&last]).for_each(|node| done[*node] = true);
+                    let follows = tail.norm.map(|at| self.known_norm(at, parameters, running));
+                    // The other part of a concatenation may have been written before.
+                    let mut out = match saved.values[target.0].take().map(Arc::try_unwrap) {
+                        Some(Ok(half)) => half,
+                        _ => Buffer::take(&self.runtime, n * graph.shape(target).len()),
                     };
-                    let mut out = Buffer::take(&self.runtime, n * shape.output_len());
                     let wants_stats = mode == Mode::Train && plan.normalised[target.0];
                     let mut stats = wants_stats.then(|| vec![E::Wide::default(); n * 2 * shape.c_out]);
                     conv::forward(
@@ -155,33 +179,32 @@ impl<E: Element> Executor<E> {
                         &shape,
                         saved.input(graph, plan, node.inputs()[0]),
                         saved.packed(i),
-                        residual.map(|v| saved.value(v)),
+                        After {
+                            bias: bias.map(|at| &parameters[at..at + shape.c_out]),
+                            affine: follows.as_ref().map(Norm::affine),
+                            residual: tail.residual.map(|v| saved.value(v)),
+                            relu: relu || tail.relu,
+                            within: part.map(|(_, within)| within),
+                        },
                         out.as_mut_slice(),
                         stats.as_deref_mut(),
                     );
                     per_image[target.0] = stats;
                     saved.values[target.0] = Some(Arc::new(out));
                 }
-                Node::BatchNorm { input, gamma, running: at, relu } => {
+                Node::BatchNorm { input, gamma, relu, .. } => {
                     let c = shape.channels;
-                    let stats = match mode {
+                    saved.norms[i] = Some(match mode {
                         Mode::Train => {
                             let per_image = match per_image[input.0].take() {
                                 Some(stats) => stats,
                                 None => self.image_stats(saved.value(input), c, shape.len()),
                             };
-                            batch_norm::combine(&per_image, c, shape.h * shape.w)
+                            statistics.push(batch_norm::combine(&per_image, c, shape.h * shape.w));
+                            norm(&statistics[statistics.len() - 1], &parameters[gamma..gamma + 2 * c], relu, mode)
                         }
-                        Mode::Eval => Statistics {
-                            mean: running[at..at + c].iter().map(|x| f64::from(*x)).collect(),
-                            var: running[at + c..at + 2 * c].iter().map(|x| f64::from(*x)).collect(),
-                            count: 0,
-                        },
-                    };
-                    saved.norms[i] = Some(norm(&stats, &parameters[gamma..gamma + 2 * c], relu, mode));
-                    if mode == Mode::Train {
-                        statistics.push(stats);
-                    }
+                        Mode::Eval => self.known_norm(i, parameters, running),
+                    });
                     if !plan.lazy[i + 1] {
                         let mut out = Buffer::take(&self.runtime, n * shape.len());
                         let input = Input { u: saved.value(input), affine: saved.norms[i].as_ref().map(Norm::affine) };
@@ -189,19 +212,23 @@ impl<E: Element> Executor<E> {
                         saved.values[i + 1] = Some(Arc::new(out));
                     }
                 }
-                Node::Add { .. } if saved.values[i + 1].is_some() => {}
                 _ => {
                     let mut out = Buffer::take(&self.runtime, n * shape.len());
                     match *node {
                         Node::Relu { input } => pointwise::relu(saved.value(input), out.as_mut_slice()),
                         Node::Add { a, b } => pointwise::add(saved.value(a), saved.value(b), out.as_mut_slice()),
+                        Node::Concat { a, b } => {
+                            let channels = [a, b].map(|v| graph.shape(v).channels);
+                            pointwise::concat(saved.value(a), saved.value(b), channels, out.as_mut_slice());
+                        }
                         Node::Subsample { input, stride, .. } => {
                             subsample(graph, input, stride, i, saved.value(input), out.as_mut_slice());
                         }
                         Node::Pool { input, shape } => {
-                            let mut winner = vec![0; n * shape.out_h() * shape.out_w() * shape.channels];
-                            pool::pool(&self.runtime, shape, saved.value(input), out.as_mut_slice(), &mut winner);
-                            saved.winners[i] = shape.max.then_some(winner);
+                            let mut winner = (shape.max && record).then(|| vec![0; out.as_slice().len()]);
+                            let (input, out) = (saved.value(input), out.as_mut_slice());
+                            pool::pool(&self.runtime, shape, input, out, winner.as_deref_mut());
+                            saved.winners[i] = winner;
                         }
                         Node::Conv { .. } | Node::BatchNorm { .. } => unreachable!("handled above"),
                     }
@@ -220,16 +247,15 @@ impl<E: Element> Executor<E> {
         (value, Kept { statistics, saved: record.then_some(saved) })
     }
 
-    fn pack(&self, parameters: &[E::Wide], winograd: bool, backward: bool) -> Vec<Option<Packed<E>>> {
-        let one = |node: &Node| match node {
-            Node::Conv { shape, weight, .. } => {
-                let weight = &parameters[*weight..weight + shape.weight_len()];
-                let algorithm = if winograd { shape.algorithm() } else { Algorithm::Direct };
-                Some(Packed::new(&self.runtime, shape, algorithm, weight, backward))
-            }
-            _ => None,
+    /// The BatchNorm of node `at` with its running statistics.
+    fn known_norm(&self, at: usize, parameters: &[E::Wide], running: &[f32]) -> Norm<E> {
+        let Node::BatchNorm { gamma, running: first, relu, .. } = self.graph.nodes[at] else {
+            unreachable!("node {at} is a BatchNorm")
         };
-        self.graph.nodes.par_iter().map(one).collect()
+        let c = self.graph.shapes[at + 1].channels;
+        let of = |first: usize| running[first..first + c].iter().map(|x| f64::from(*x)).collect();
+        let statistics = Statistics { mean: of(first), var: of(first + c), count: 0 };
+        norm(&statistics, &parameters[gamma..gamma + 2 * c], relu, Mode::Eval)
     }
 
     fn image_stats(&self, u: &[E], channels: usize, len: usize) -> Vec<E::Wide> {

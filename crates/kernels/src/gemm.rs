@@ -81,12 +81,45 @@ pub struct Out<E> {
     pub accumulate: bool,
 }
 
+/// What takes the sums of a product, a vector at a time.
+pub trait Target<S: Simd>: Copy {
+    /// Whether to begin with what is there.
+    fn accumulates(self) -> bool;
+    /// What is there in columns `j..` of row `i`.
+    ///
+    /// # Safety
+    /// The processor has `S`; row and columns are the product's.
+    unsafe fn load(self, i: usize, j: usize) -> S::V;
+    /// Takes the sums of columns `j..` of row `i`.
+    ///
+    /// # Safety
+    /// As for [`load`](Self::load).
+    unsafe fn store(self, i: usize, j: usize, v: S::V);
+}
+
+impl<S: Simd> Target<S> for Out<Wide<S>> {
+    #[inline(always)]
+    fn accumulates(self) -> bool {
+        self.accumulate
+    }
+    #[inline(always)]
+    unsafe fn load(self, i: usize, j: usize) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { S::W::load(self.data.add(i * self.row + j)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, i: usize, j: usize, v: S::V) {
+        // SAFETY: the caller's contract.
+        unsafe { S::W::store(self.data.add(i * self.row + j), v) }
+    }
+}
+
 /// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, over `k` steps p of each segment.
 ///
 /// # Safety
 /// `n` is a multiple of [`STRIP`]; the matrices are valid for these sizes and `c` does not overlap the others.
 #[inline(always)]
-pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: Out<Wide<S>>) {
+pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: impl Target<S>) {
     debug_assert!(n.is_multiple_of(STRIP));
     let mut j = 0;
     while j < n {
@@ -96,8 +129,7 @@ pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: R
             // SAFETY: rows i.. of a and c and columns j.. of b and c, as many as the tile has.
             i += unsafe {
                 let a = Lhs { data: a.data.add(i * a.row), ..a };
-                let c = Out { data: c.data.add(i * c.row + j), ..c };
-                if wide { rows::<S, 2>(m - i, j, k, a, b, c) } else { rows::<S, 1>(m - i, j, k, a, b, c) }
+                if wide { rows::<S, 2>(m - i, [i, j], k, a, b, c) } else { rows::<S, 1>(m - i, [i, j], k, a, b, c) }
             };
         }
         j += if wide { 2 * S::LANES } else { S::LANES };
@@ -108,21 +140,21 @@ pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: R
 #[inline(always)]
 unsafe fn rows<S: Simd, const NV: usize>(
     m: usize,
-    j: usize,
+    at: [usize; 2],
     k: usize,
     a: Lhs<'_, S::E>,
     b: Rhs<S::E>,
-    c: Out<Wide<S>>,
+    c: impl Target<S>,
 ) -> usize {
     // SAFETY: the caller's contract.
     unsafe {
         match m.min(S::ROWS) {
-            12.. => tile::<S, 12, NV>(j, k, a, b, c),
-            8..=11 => tile::<S, 8, NV>(j, k, a, b, c),
-            6 | 7 => tile::<S, 6, NV>(j, k, a, b, c),
-            4 | 5 => tile::<S, 4, NV>(j, k, a, b, c),
-            2 | 3 => tile::<S, 2, NV>(j, k, a, b, c),
-            _ => tile::<S, 1, NV>(j, k, a, b, c),
+            12.. => tile::<S, 12, NV>(at, k, a, b, c),
+            8..=11 => tile::<S, 8, NV>(at, k, a, b, c),
+            6 | 7 => tile::<S, 6, NV>(at, k, a, b, c),
+            4 | 5 => tile::<S, 4, NV>(at, k, a, b, c),
+            2 | 3 => tile::<S, 2, NV>(at, k, a, b, c),
+            _ => tile::<S, 1, NV>(at, k, a, b, c),
         }
     }
 }
@@ -130,24 +162,24 @@ unsafe fn rows<S: Simd, const NV: usize>(
 /// `MR` rows by `NV` vectors, held in registers over the whole of `k`. Returns `MR`.
 #[inline(always)]
 unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
-    j: usize,
+    [row, column]: [usize; 2],
     k: usize,
     a: Lhs<'_, S::E>,
     b: Rhs<S::E>,
-    c: Out<Wide<S>>,
+    c: impl Target<S>,
 ) -> usize {
     // SAFETY: the caller's contract; every index stays within (MR, k), (k, NV vectors), (MR, NV vectors).
     unsafe {
         let mut acc = [[S::splat(Wide::<S>::default()); NV]; MR];
-        if c.accumulate {
-            for (i, row) in acc.iter_mut().enumerate() {
-                for (v, x) in row.iter_mut().enumerate() {
-                    *x = S::W::load(c.data.add(i * c.row + v * S::LANES));
+        if c.accumulates() {
+            for (i, sums) in acc.iter_mut().enumerate() {
+                for (v, x) in sums.iter_mut().enumerate() {
+                    *x = c.load(row + i, column + v * S::LANES);
                 }
             }
         }
         let columns: [*const S::E; NV] = std::array::from_fn(|v| {
-            let j = j + v * S::LANES;
+            let j = column + v * S::LANES;
             b.data.add(j / STRIP * b.strip + j % STRIP * S::E::DEPTH)
         });
         for (segment, start) in a.segments.iter().enumerate() {
@@ -164,9 +196,9 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
                 ap = ap.wrapping_add(a.col);
             }
         }
-        for (i, row) in acc.iter().enumerate() {
-            for (v, x) in row.iter().enumerate() {
-                S::W::store(c.data.add(i * c.row + v * S::LANES), *x);
+        for (i, sums) in acc.iter().enumerate() {
+            for (v, x) in sums.iter().enumerate() {
+                c.store(row + i, column + v * S::LANES, *x);
             }
         }
         MR

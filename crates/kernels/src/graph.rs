@@ -3,8 +3,8 @@
 //! All parameters of a network lie in one flat vector and all running statistics in another, in the
 //! order in which the nodes were added. A checkpoint is that vector cut up by name.
 
-use crate::conv::ConvShape;
-use crate::pool::PoolShape;
+use crate::pool::{PoolShape, Window};
+use crate::task::ConvShape;
 
 /// BatchNorm's epsilon, as in PyTorch.
 pub const EPS: f64 = 1e-5;
@@ -38,14 +38,18 @@ impl Shape {
 /// One operation. Parameters are given by their offset in the flat vector.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Node {
-    /// Convolution without bias; weight (c_out, c_in, k, k).
+    /// Convolution, with or without a ReLU behind it.
     Conv {
         /// What it reads.
         input: Value,
         /// Sizes.
         shape: ConvShape,
-        /// Offset of the weight.
+        /// Offset of the weight (c_out, c_in, k, k).
         weight: usize,
+        /// Offset of the bias (c_out,), if there is one.
+        bias: Option<usize>,
+        /// Whether a ReLU follows.
+        relu: bool,
     },
     /// BatchNorm, with or without a ReLU behind it.
     BatchNorm {
@@ -68,6 +72,13 @@ pub enum Node {
         /// One.
         a: Value,
         /// The other.
+        b: Value,
+    },
+    /// The channels of `a`, then those of `b`.
+    Concat {
+        /// First.
+        a: Value,
+        /// Second.
         b: Value,
     },
     /// He et al.'s parameter-free shortcut ("option A"): every `stride`-th pixel, new channels zero,
@@ -98,7 +109,19 @@ impl Node {
             | Node::Relu { input }
             | Node::Subsample { input, .. }
             | Node::Pool { input, .. } => vec![input],
-            Node::Add { a, b } => vec![a, b],
+            Node::Add { a, b } | Node::Concat { a, b } => vec![a, b],
+        }
+    }
+
+    /// The same, to change them.
+    pub fn inputs_mut(&mut self) -> Vec<&mut Value> {
+        match self {
+            Node::Conv { input, .. }
+            | Node::BatchNorm { input, .. }
+            | Node::Relu { input }
+            | Node::Subsample { input, .. }
+            | Node::Pool { input, .. } => vec![input],
+            Node::Add { a, b } | Node::Concat { a, b } => vec![a, b],
         }
     }
 }
@@ -182,7 +205,9 @@ impl Graph {
     /// Where, among the flat parameters, the last one ends that its nodes read: a classifier's lie behind it.
     pub fn parameters_end(&self) -> usize {
         let ends = self.nodes.iter().enumerate().map(|(i, node)| match node {
-            Node::Conv { shape, weight, .. } => weight + shape.weight_len(),
+            Node::Conv { shape, weight, bias, .. } => {
+                (weight + shape.weight_len()).max(bias.map_or(0, |bias| bias + shape.c_out))
+            }
             Node::BatchNorm { gamma, .. } => gamma + 2 * self.shapes[i + 1].channels,
             _ => 0,
         });
@@ -214,12 +239,31 @@ impl Graph {
 
     /// A convolution with parameter `{name}.weight`. The caller has checked that the kernel fits.
     pub fn conv(&mut self, name: &str, input: Value, c_out: usize, k: usize, stride: usize, padding: usize) -> Value {
+        self.convolution(name, input, false, [c_out, k, stride, padding])
+    }
+
+    /// The same with parameters `{name}.{weight,bias}`.
+    pub fn conv_biased(
+        &mut self,
+        name: &str,
+        input: Value,
+        c_out: usize,
+        k: usize,
+        stride: usize,
+        padding: usize,
+    ) -> Value {
+        self.convolution(name, input, true, [c_out, k, stride, padding])
+    }
+
+    fn convolution(&mut self, name: &str, input: Value, biased: bool, sizes: [usize; 4]) -> Value {
+        let [c_out, k, stride, padding] = sizes;
         let Shape { channels: c_in, h, w } = self.shape(input);
         let weight =
             self.parameter(format!("{name}.weight"), vec![c_out, c_in, k, k], Init::Kaiming { fan_in: c_in * k * k });
+        let bias = biased.then(|| self.parameter(format!("{name}.bias"), vec![c_out], Init::Zeros));
         let shape = ConvShape { h, w, c_in, c_out, k, stride, padding };
         let out = Shape { channels: c_out, h: shape.out_h(), w: shape.out_w() };
-        self.push(Node::Conv { input, shape, weight }, out)
+        self.push(Node::Conv { input, shape, weight, bias, relu: false }, out)
     }
 
     /// BatchNorm with parameters `{name}.{weight,bias}` and statistics `{name}.running_{mean,var}`.
@@ -236,11 +280,11 @@ impl Graph {
         self.push(Node::BatchNorm { input, gamma, running, relu }, shape)
     }
 
-    /// ReLU; one right behind a BatchNorm becomes part of it, unless the network can be cut in between.
+    /// ReLU; one right behind a convolution or a BatchNorm becomes part of it, unless the network can be cut in between.
     pub fn relu(&mut self, input: Value) -> Value {
         if input == self.last()
             && self.cuts.last().is_none_or(|(_, cut)| *cut != input)
-            && let Some(Node::BatchNorm { relu, .. }) = self.nodes.last_mut()
+            && let Some(Node::Conv { relu, .. } | Node::BatchNorm { relu, .. }) = self.nodes.last_mut()
         {
             *relu = true;
             return input;
@@ -259,6 +303,13 @@ impl Graph {
         self.push(Node::Add { a, b }, self.shape(a))
     }
 
+    /// The channels of `a`, then those of `b`.
+    pub fn concat(&mut self, a: Value, b: Value) -> Value {
+        let (first, second) = (self.shape(a), self.shape(b));
+        assert_eq!((first.h, first.w), (second.h, second.w), "images of two sizes cannot be put together");
+        self.push(Node::Concat { a, b }, Shape { channels: first.channels + second.channels, ..first })
+    }
+
     /// The parameter-free shortcut; the value itself where nothing changes.
     pub fn subsample(&mut self, input: Value, stride: usize, channels: usize) -> Value {
         let Shape { channels: c, h, w } = self.shape(input);
@@ -269,10 +320,15 @@ impl Graph {
         self.push(Node::Subsample { input, stride, channels }, shape)
     }
 
-    /// Maximum or mean pooling. The caller has checked that the window fits.
+    /// Maximum or mean pooling without padding. The caller has checked that the window fits.
     pub fn pool(&mut self, input: Value, k: usize, stride: usize, max: bool) -> Value {
+        self.pool_window(input, Window::new(k, stride), max)
+    }
+
+    /// Maximum or mean pooling over any window. The caller has checked that it [fits](PoolShape::fits).
+    pub fn pool_window(&mut self, input: Value, window: Window, max: bool) -> Value {
         let Shape { channels, h, w } = self.shape(input);
-        let shape = PoolShape { h, w, channels, k, stride, max };
+        let shape = PoolShape { h, w, channels, window, max };
         self.push(Node::Pool { input, shape }, Shape { channels, h: shape.out_h(), w: shape.out_w() })
     }
 
@@ -295,18 +351,8 @@ impl Graph {
         }
         let mut graph = Graph { nodes, cuts: vec![], ..self.clone() };
         graph.shapes = self.shapes[from.0..=to.0].to_vec();
-        for node in &mut graph.nodes {
-            match node {
-                Node::Conv { input, .. }
-                | Node::BatchNorm { input, .. }
-                | Node::Relu { input }
-                | Node::Subsample { input, .. }
-                | Node::Pool { input, .. } => input.0 -= from.0,
-                Node::Add { a, b } => {
-                    a.0 -= from.0;
-                    b.0 -= from.0;
-                }
-            }
+        for input in graph.nodes.iter_mut().flat_map(Node::inputs_mut) {
+            input.0 -= from.0;
         }
         Some(graph)
     }

@@ -5,9 +5,10 @@
 //! | [`simd`] | one vector vocabulary; the instruction set is chosen at run time |
 //! | [`gemm`] | the one matrix product |
 //! | [`operand`] | BatchNorm and ReLU applied while an activation is read |
+//! | [`task`] | what one thread convolves at a time |
 //! | [`winograd`], [`direct`] | the two convolution algorithms |
 //! | [`conv`] | splits a convolution over images and threads |
-//! | [`batch_norm`], [`pool`], [`pointwise`], [`sgd`], [`adamw`] | everything else a network does |
+//! | [`batch_norm`], [`bias`], [`pool`], [`pointwise`], [`sgd`], [`adamw`] | everything else a network does |
 //! | [`graph`] | a network as a list of nodes |
 //! | [`plan`], [`execute`] | which values are stored, and running a graph forward and backward |
 //! | [`stage`] | a graph as one candle op |
@@ -18,6 +19,7 @@
 
 pub mod adamw;
 pub mod batch_norm;
+pub mod bias;
 pub mod conv;
 pub mod direct;
 pub mod execute;
@@ -32,6 +34,7 @@ pub mod runtime;
 pub mod sgd;
 pub mod simd;
 pub mod stage;
+pub mod task;
 pub mod winograd;
 
 pub use graph::{Graph, Node, Shape, Value};

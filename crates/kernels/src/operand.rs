@@ -1,5 +1,6 @@
-//! What a convolution reads. BatchNorm and ReLU are not stored: they are applied while an operand is
-//! copied into the convolution's scratch memory, forward and backward.
+//! What a convolution reads and what becomes of its sums. BatchNorm and ReLU in front of it are not stored: they are
+//! applied while an operand is copied into the convolution's scratch memory, forward and backward. Bias, residual and
+//! ReLU behind it are applied while its output is stored.
 
 use crate::gemm::STRIP;
 use crate::simd::{Element, Simd};
@@ -31,6 +32,46 @@ pub struct Gradient<'a, E: Element> {
     pub g: &'a [E],
     /// How to form the gradient from it.
     pub norm: Option<NormGradient<'a, E>>,
+    /// The output of a ReLU, NHWC: where it is not positive, the gradient of the ReLU's input is 0.
+    pub relu: Option<&'a [E]>,
+}
+
+impl<'a, E: Element> Gradient<'a, E> {
+    /// A gradient that is stored as it is.
+    pub fn stored(g: &'a [E]) -> Self {
+        Gradient { g, norm: None, relu: None }
+    }
+}
+
+/// What becomes of a convolution's sums `y` before they are stored: `relu?(affine(y + bias) + residual)`.
+#[derive(Clone, Copy, Debug)]
+pub struct After<'a, E: Element> {
+    /// Added to every pixel, (c_out,).
+    pub bias: Option<&'a [E::Wide]>,
+    /// A BatchNorm (and ReLU) whose statistics are known.
+    pub affine: Option<Affine<'a, E>>,
+    /// Added to the output, NHWC, whole batch.
+    pub residual: Option<&'a [E]>,
+    /// Whether a ReLU follows.
+    pub relu: bool,
+    /// The pixels that the output is a part of, if it is.
+    pub within: Option<Within>,
+}
+
+/// A convolution's channels in wider pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Within {
+    /// Channels of the pixels.
+    pub channels: usize,
+    /// Which of them is the convolution's first.
+    pub first: usize,
+}
+
+impl<E: Element> Default for After<'_, E> {
+    /// Nothing.
+    fn default() -> Self {
+        After { bias: None, affine: None, residual: None, relu: false, within: None }
+    }
 }
 
 /// BatchNorm's backward pass: `slope * g' + spread * u + offset`, with g' = g where the ReLU was open.
@@ -127,6 +168,11 @@ impl<'a, E: Element> InputReader<'a, E> {
         InputReader { input, channels, coefficients }
     }
 
+    /// The activation, if it is read as it is stored.
+    pub fn plain(&self) -> Option<&'a [E]> {
+        self.input.affine.is_none().then_some(self.input.u)
+    }
+
     /// Channels `c..` of the pixel that starts at element `at`.
     ///
     /// # Safety
@@ -171,11 +217,73 @@ impl<'a, E: Element> GradientReader<'a, E> {
         // SAFETY: the caller's contract; coefficients are padded to whole strips.
         unsafe {
             let g = load_channels::<S>(self.gradient.g.as_ptr().add(at), c, self.channels);
-            let Some(n) = self.gradient.norm else { return g };
-            let u = load_channels::<S>(n.u.as_ptr().add(at), c, self.channels);
-            let k = |i: usize| S::W::load(self.coefficients.row(i).add(c));
-            let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
-            S::fma(g, k(2), S::fma(u, k(3), k(4)))
+            let g = match self.gradient.norm {
+                None => g,
+                Some(n) => {
+                    let u = load_channels::<S>(n.u.as_ptr().add(at), c, self.channels);
+                    let k = |i: usize| S::W::load(self.coefficients.row(i).add(c));
+                    let g = if n.affine.relu { S::gate(g, S::fma(u, k(0), k(1))) } else { g };
+                    S::fma(g, k(2), S::fma(u, k(3), k(4)))
+                }
+            };
+            match self.gradient.relu {
+                None => g,
+                Some(y) => S::gate(g, load_channels::<S>(y.as_ptr().add(at), c, self.channels)),
+            }
+        }
+    }
+}
+
+/// Finishes and stores vectors of a convolution's output; made once a task.
+pub struct OutputWriter<'a, E: Element> {
+    after: After<'a, E>,
+    channels: usize,
+    within: Within,
+    /// The task's first pixel in the batch.
+    start: usize,
+    /// Bias, scale, shift, each if there is one.
+    coefficients: Coefficients<E::Wide>,
+}
+
+impl<'a, E: Element> OutputWriter<'a, E> {
+    /// A writer of pixels with `channels` channels, the first of which is pixel `start` of the batch.
+    pub fn new(after: After<'a, E>, channels: usize, start: usize) -> Self {
+        let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
+        let affine = after.affine.map(|a| [a.scale, a.shift]);
+        let vectors: Vec<_> = after.bias.into_iter().chain(affine.into_iter().flatten()).collect();
+        coefficients.fill(&vectors, channels);
+        let within = after.within.unwrap_or(Within { channels, first: 0 });
+        OutputWriter { after, channels, within, start, coefficients }
+    }
+
+    /// Stores what becomes of the sums `v` of channels `c..` of a pixel; `out` and the pixel are the task's own.
+    ///
+    /// # Safety
+    /// The pixel is one of `out`'s and one of the batch's, `c < channels`.
+    #[inline(always)]
+    pub unsafe fn store<S: Simd<E = E>>(&self, out: *mut E, pixel: usize, c: usize, mut v: S::V) {
+        // SAFETY: the caller's contract; coefficients are padded to whole strips.
+        unsafe {
+            let biased = self.after.bias.is_some();
+            if biased {
+                v = S::add(v, S::W::load(self.coefficients.row(0).add(c)));
+            }
+            if let Some(affine) = self.after.affine {
+                let k = |i: usize| S::W::load(self.coefficients.row(usize::from(biased) + i).add(c));
+                v = S::fma(v, k(0), k(1));
+                if affine.relu {
+                    v = S::relu(v);
+                }
+            }
+            if let Some(r) = self.after.residual {
+                let at = (self.start + pixel) * self.channels;
+                v = S::add(v, load_channels::<S>(r.as_ptr().add(at), c, self.channels));
+            }
+            if self.after.relu {
+                v = S::relu(v);
+            }
+            let to = out.add(pixel * self.within.channels + self.within.first);
+            store_channels::<S>(to, c, self.channels, v);
         }
     }
 }

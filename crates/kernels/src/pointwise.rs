@@ -96,6 +96,34 @@ pub fn add<E: Element>(a: &[E], b: &[E], out: &mut [E]) {
     });
 }
 
+/// The channels of `a`, then those of `b`, pixel by pixel.
+pub fn concat<E: Element>(a: &[E], b: &[E], channels: [usize; 2], out: &mut [E]) {
+    let [ca, cb] = channels;
+    let pixels = (TASK / (ca + cb)).max(1);
+    out.par_chunks_mut(pixels * (ca + cb)).zip(a.par_chunks(pixels * ca)).zip(b.par_chunks(pixels * cb)).for_each(
+        |((out, a), b)| {
+            for ((out, a), b) in out.chunks_exact_mut(ca + cb).zip(a.chunks_exact(ca)).zip(b.chunks_exact(cb)) {
+                out[..ca].copy_from_slice(a);
+                out[ca..].copy_from_slice(b);
+            }
+        },
+    );
+}
+
+/// Its gradient: each value's own channels of `g`.
+pub fn split<E: Element>(g: &[E], channels: [usize; 2], da: &mut [E], db: &mut [E]) {
+    let [ca, cb] = channels;
+    let pixels = (TASK / (ca + cb)).max(1);
+    g.par_chunks(pixels * (ca + cb)).zip(da.par_chunks_mut(pixels * ca)).zip(db.par_chunks_mut(pixels * cb)).for_each(
+        |((g, da), db)| {
+            for ((g, da), db) in g.chunks_exact(ca + cb).zip(da.chunks_exact_mut(ca)).zip(db.chunks_exact_mut(cb)) {
+                da.copy_from_slice(&g[..ca]);
+                db.copy_from_slice(&g[ca..]);
+            }
+        },
+    );
+}
+
 /// `out = max(u, 0)`; a NaN stays one.
 pub fn relu<E: Element>(u: &[E], out: &mut [E]) {
     let zero = E::default();

@@ -3,8 +3,9 @@
 use half::bf16;
 use std::sync::Arc;
 
+use kernels::bias;
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
-use kernels::operand::{Affine, Gradient, Input, NormGradient};
+use kernels::operand::{Affine, After, Gradient, Input, NormGradient, Within};
 use kernels::runtime::Runtime;
 use kernels::simd::{Element, Isa};
 use testkit::{assert_close, numbers};
@@ -54,6 +55,8 @@ fn shapes() -> Vec<(ConvShape, usize)> {
         (s(9, 7, 12, 24, 3, 2, 1), 2),
         (s(8, 8, 32, 64, 1, 2, 0), 2),
         (s(6, 6, 17, 5, 1, 1, 0), 2),
+        (s(9, 11, 32, 96, 1, 1, 0), 4),
+        (s(13, 12, 3, 64, 7, 2, 3), 2),
         (s(7, 11, 3, 10, 5, 3, 2), 2),
         (s(8, 8, 8, 8, 3, 1, 0), 1),
         (s(8, 8, 64, 128, 3, 1, 1), 0),
@@ -82,11 +85,33 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             let runtime = Runtime::new(isa);
             let mut out = vec![E::of(f64::NAN); y.len()];
             let input = Input { u: &xe, affine: None };
-            conv::forward(&runtime, &s, input, &packed, Some(&re), &mut out, None);
+            let residual = After { residual: Some(&re), ..After::default() };
+            conv::forward(&runtime, &s, input, &packed, residual, &mut out, None);
             let what = format!("{isa:?} {algorithm:?} {s:?} n {n}");
             assert_close(&format!("{what} output"), &back(&out), &y, tolerance);
+            let b = rounded::<E::Wide>(numbers(s.c_out, 5));
+            let be = cast::<E::Wide>(&b);
+            let (scale, shift) = (rounded::<E::Wide>(numbers(s.c_out, 6)), rounded::<E::Wide>(numbers(s.c_out, 7)));
+            let (scale_e, shift_e) = (cast::<E::Wide>(&scale), cast::<E::Wide>(&shift));
+            let affine = Affine { scale: &scale_e, shift: &shift_e, relu: true };
+            let all = After { bias: Some(&be), affine: Some(affine), residual: Some(&re), relu: true, within: None };
+            conv::forward(&runtime, &s, input, &packed, all, &mut out, None);
+            let finished = y.iter().zip(&r).enumerate().map(|(i, (y, r))| {
+                let c = i % s.c_out;
+                (((y - r + b[c]) * scale[c] + shift[c]).max(0.0) + r).max(0.0)
+            });
+            assert_close(&format!("{what} finished"), &back(&out), &finished.collect::<Vec<_>>(), tolerance);
+            // The same as a part of wider pixels, whose other channels are left alone.
+            let within = Within { channels: s.c_out + 5, first: 3 };
+            let mut wider = vec![E::of(7.0); n * s.output_len() / s.c_out * within.channels];
+            let part = After { within: Some(within), ..all };
+            conv::forward(&runtime, &s, input, &packed, part, &mut wider, None);
+            for (pixel, out) in wider.chunks(within.channels).zip(out.chunks(s.c_out)) {
+                assert_eq!(pixel[3..][..s.c_out], *out, "{what} within wider pixels");
+                assert!(pixel[..3].iter().chain(&pixel[3 + s.c_out..]).all(|x| *x == E::of(7.0)), "{what}");
+            }
             let (mut dxe, mut dwe) = (vec![E::of(1.0); dx.len()], vec![E::Wide::of(f64::NAN); dw.len()]);
-            let gradient = Gradient { g: &ge, norm: None };
+            let gradient = Gradient::stored(&ge);
             conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dxe, true)), &mut dwe, None);
             let dx1: Vec<f64> = dx.iter().map(|d| d + 1.0).collect();
             assert_close(&format!("{what} input gradient"), &back(&dxe), &dx1, tolerance);
@@ -120,8 +145,8 @@ fn equals_the_naive_loop_in_bf16_portably_and_with_the_processors_own_product() 
     }
 }
 
-/// BatchNorm and ReLU applied on the way in, and BatchNorm's gradient formed on the way in, equal the
-/// same operations done beforehand.
+/// BatchNorm and ReLU applied on the way in, and the gradients of BatchNorm and of a ReLU behind formed on the way in,
+/// equal the same operations done beforehand; the bias's gradient is the sum over the pixels.
 #[test]
 fn operands_on_the_fly_equal_stored_ones() {
     for (s, n) in shapes() {
@@ -133,6 +158,7 @@ fn operands_on_the_fly_equal_stored_ones() {
             let v = |len, seed| cast::<f32>(&numbers(len, seed));
             let (scale, shift) = (v(s.c_in, 6), v(s.c_in, 7));
             let (oscale, oshift) = (v(s.c_out, 8), v(s.c_out, 9));
+            let behind: Vec<f32> = v(n * s.output_len(), 13);
             let (slope, spread, offset) = (v(s.c_out, 10), v(s.c_out, 11), v(s.c_out, 12));
             let affine = Affine { scale: &scale, shift: &shift, relu: true };
             let lazy = Input { u: &x, affine: Some(affine) };
@@ -150,7 +176,8 @@ fn operands_on_the_fly_equal_stored_ones() {
                     let c = i % s.c_out;
                     let open = u[i].mul_add(oscale[c], oshift[c]) > 0.0;
                     let g = if open { g[i] } else { 0.0 };
-                    g * slope[c] + (u[i] * spread[c] + offset[c])
+                    let g = g * slope[c] + (u[i] * spread[c] + offset[c]);
+                    if behind[i] > 0.0 { g } else { 0.0 }
                 })
                 .collect();
             let algorithm = s.algorithm();
@@ -158,16 +185,22 @@ fn operands_on_the_fly_equal_stored_ones() {
             let runtime = Runtime::new(isa);
             let outcome = |input, gradient| {
                 let mut y = vec![0f32; n * s.output_len()];
-                conv::forward(&runtime, &s, input, &packed, None, &mut y, None);
+                conv::forward(&runtime, &s, input, &packed, After::default(), &mut y, None);
                 let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
                 conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
                 [back(&y), back(&dx), back(&dw)]
             };
-            let fly = outcome(lazy, Gradient { g: &g, norm: Some(norm) });
-            let stored = outcome(Input { u: &stored_x, affine: None }, Gradient { g: &stored_g, norm: None });
+            let lazy_g = Gradient { g: &g, norm: Some(norm), relu: Some(&behind) };
+            let fly = outcome(lazy, lazy_g);
+            let stored = outcome(Input { u: &stored_x, affine: None }, Gradient::stored(&stored_g));
             for (fly, stored) in fly.iter().zip(&stored) {
                 assert_close(&format!("{isa:?} {s:?}"), fly, stored, 2e-6);
             }
+            let mut sums = vec![0f32; s.c_out];
+            bias::gradient(isa, lazy_g, s.output_len(), &mut sums);
+            let expected: Vec<f64> =
+                (0..s.c_out).map(|c| stored_g.iter().skip(c).step_by(s.c_out).map(|g| f64::from(*g)).sum()).collect();
+            assert_close(&format!("{isa:?} {s:?} bias gradient"), &back(&sums), &expected, 2e-6);
         }
     }
 }
@@ -195,11 +228,15 @@ fn same_bits<E: Element>(isa: Isa, s: &ConvShape, algorithm: Algorithm) {
         let runtime = Runtime::new(isa);
         let input = Input { u: x, affine: None };
         let (mut y, mut dx) = (vec![E::default(); g.len()], vec![E::default(); x.len()]);
-        conv::forward(&runtime, s, input, &packed, None, &mut y, None);
+        let bias = cast::<E::Wide>(&numbers(s.c_out, 5));
+        let after = After { bias: Some(&bias), relu: true, ..After::default() };
+        conv::forward(&runtime, s, input, &packed, after, &mut y, None);
         let mut dw = vec![E::Wide::default(); s.weight_len()];
-        let gradient = Gradient { g, norm: None };
+        let gradient = Gradient::stored(g);
         conv::backward(&runtime, s, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
-        (y, dx, dw)
+        let mut db = vec![E::Wide::default(); s.c_out];
+        bias::gradient(isa, gradient, o, &mut db);
+        (y, dx, dw, db)
     };
     let threads = |t: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(t).build().unwrap();

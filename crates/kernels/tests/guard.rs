@@ -5,8 +5,10 @@ use half::bf16;
 use kernels::batch_norm::NormSums;
 use std::sync::Arc;
 
+use kernels::bias;
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
-use kernels::operand::{Affine, Gradient, Input, NormGradient};
+use kernels::operand::{Affine, After, Gradient, Input, NormGradient, Within};
+use kernels::pool::{self, PoolShape, Window};
 use kernels::runtime::Runtime;
 use kernels::simd::{Element, Isa};
 use testkit::numbers;
@@ -69,7 +71,14 @@ fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
     let packed = Packed::new(&Arc::new(Runtime::new(isa)), s, algorithm, w.slice(), true);
     let affine = Affine { scale, shift, relu: true };
     let input = Input { u: &*x.slice(), affine: Some(affine) };
-    conv::forward(&runtime, s, input, &packed, Some(r.slice()), y.slice(), Some(stats.slice()));
+    let mut b = wide(s.c_out, 40);
+    let finish = Affine { scale: oscale, shift: oshift, relu: true };
+    let after =
+        After { bias: Some(b.slice()), affine: Some(finish), residual: Some(r.slice()), relu: true, within: None };
+    conv::forward(&runtime, s, input, &packed, after, y.slice(), Some(stats.slice()));
+    let mut wider = stored(o / s.c_out * (s.c_out + 3), 42);
+    let within = Within { channels: s.c_out + 3, first: 3 };
+    conv::forward(&runtime, s, input, &packed, After { within: Some(within), ..after }, wider.slice(), None);
     let norm = NormGradient {
         u: u.slice(),
         affine: Affine { scale: oscale, shift: oshift, relu: true },
@@ -77,10 +86,22 @@ fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
         spread,
         offset,
     };
-    let gradient = Gradient { g: g.slice(), norm: Some(norm) };
+    let gradient = Gradient { g: g.slice(), norm: Some(norm), relu: Some(y.slice()) };
+    bias::gradient(isa, gradient, s.output_len(), wide(s.c_out, 41).slice());
     let sums = NormSums { u: input.u, affine, mean, out: sums.slice() };
     conv::backward(&runtime, s, input, gradient, &packed, Some((dx.slice(), true)), dw.slice(), Some(sums));
     assert!(y.slice().iter().all(|v| v.f64().is_finite()) && dw.slice().iter().all(|v| v.f64().is_finite()));
+}
+
+fn pools<E: Element>(isa: Isa, shape: PoolShape, n: usize) {
+    let (from, to) = (shape.h * shape.w * shape.channels, shape.out_h() * shape.out_w() * shape.channels);
+    let stored = |len, seed| Guarded::<E>::new(&numbers(len, seed));
+    let (mut x, mut y, mut g, mut dx) =
+        (stored(n * from, 1), stored(n * to, 2), stored(n * to, 3), stored(n * from, 4));
+    let mut winner = vec![0; n * to];
+    pool::pool(&Runtime::new(isa), shape, x.slice(), y.slice(), shape.max.then_some(&mut winner));
+    pool::pool_gradient(shape, g.slice(), shape.max.then_some(&winner), dx.slice());
+    assert!(y.slice().iter().chain(dx.slice().iter()).all(|v| v.f64().is_finite()));
 }
 
 #[test]
@@ -93,12 +114,24 @@ fn nothing_beyond_the_slices_is_touched() {
             (s(1, 1, 8, 8, 3, 1, 1), 1),
             (s(5, 9, 20, 36, 3, 2, 1), 2),
             (s(6, 6, 17, 5, 1, 2, 0), 2),
+            (s(5, 7, 19, 33, 1, 1, 0), 3),
             (s(7, 11, 3, 10, 5, 3, 2), 1),
         ] {
             for algorithm in [Algorithm::Direct, shape.algorithm()] {
                 run::<f32>(isa, &shape, n, algorithm);
                 run::<bf16>(isa, &shape, n, algorithm);
                 run::<f64>(isa, &shape, n, algorithm);
+            }
+        }
+        for (h, w, channels, k, stride, padding, ceil_mode) in
+            [(7, 5, 17, 3, 2, 1, false), (8, 9, 5, 3, 2, 0, true), (4, 4, 32, 2, 2, 1, true), (1, 1, 3, 1, 1, 0, false)]
+        {
+            for max in [true, false] {
+                let window = Window { k, stride, padding, ceil_mode };
+                let shape = PoolShape { h, w, channels, window, max };
+                pools::<f32>(isa, shape, 2);
+                pools::<bf16>(isa, shape, 2);
+                pools::<f64>(isa, shape, 2);
             }
         }
     }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::{Executor, Mode, Norm, Saved, subsample_places};
 use crate::batch_norm::{self, NormSums};
+use crate::bias;
 use crate::conv;
 use crate::graph::{Graph, Node, Value};
 use crate::operand::{Gradient, NormGradient};
@@ -41,7 +42,15 @@ impl<E: Element> Executor<E> {
                     pending[a.0].push(g.clone());
                     pending[b.0].push(g);
                 }
-                Node::Conv { input, shape, weight } => {
+                Node::Concat { a, b } => {
+                    let g = self.stored(saved, out, channels);
+                    let channels = [a, b].map(|v| graph.shape(v).channels);
+                    let [mut da, mut db] = [a, b].map(|v| Buffer::take(&self.runtime, saved.n * graph.shape(v).len()));
+                    pointwise::split(g.as_slice(), channels, da.as_mut_slice(), db.as_mut_slice());
+                    pending[a.0].push(Pending { g: Arc::new(da), norm: None });
+                    pending[b.0].push(Pending { g: Arc::new(db), norm: None });
+                }
+                Node::Conv { input, shape, weight, bias, relu } => {
                     let g = self.single(saved, out, channels);
                     let wanted = input.0 > 0 || input_gradient;
                     let (mut dx, accumulate) = match wanted.then(|| take_owned(&mut pending[input.0])) {
@@ -50,12 +59,18 @@ impl<E: Element> Executor<E> {
                         None => (None, false),
                     };
                     let mut image_sums = plan.sums_for[i].map(|_| vec![E::Wide::default(); saved.n * 2 * shape.c_in]);
+                    let open = relu.then(|| saved.value(Value(i + 1)));
+                    let gradient = Gradient { relu: open, ..g.gradient(saved, graph) };
+                    if let Some(at) = bias {
+                        let db = &mut dp[at..at + shape.c_out];
+                        bias::gradient(self.runtime.isa, gradient, shape.output_len(), db);
+                    }
                     let norm = plan.sums_for[i].and_then(|bn| saved.norms[bn].as_ref().map(|n| (bn, n)));
                     conv::backward(
                         &self.runtime,
                         &shape,
                         saved.input(graph, plan, input),
-                        g.gradient(saved, graph),
+                        gradient,
                         saved.packed(i),
                         dx.as_mut().map(|dx| (dx.as_mut_slice(), accumulate)),
                         &mut dp[weight..weight + shape.weight_len()],
@@ -98,9 +113,7 @@ impl<E: Element> Executor<E> {
                 Node::Pool { input, shape } => {
                     let g = self.stored(saved, out, channels);
                     let mut dx = Buffer::take(&self.runtime, saved.n * graph.shape(input).len());
-                    let none = vec![0; g.as_slice().len()];
-                    let winner = saved.winners[i].as_deref().unwrap_or(&none);
-                    pool::pool_gradient(shape, g.as_slice(), winner, dx.as_mut_slice());
+                    pool::pool_gradient(shape, g.as_slice(), saved.winners[i].as_deref(), dx.as_mut_slice());
                     pending[input.0].push(Pending { g: Arc::new(dx), norm: None });
                 }
             }
@@ -173,7 +186,7 @@ impl<E: Element> Pending<E> {
             let affine = saved.norms[*node].as_ref()?.affine();
             Some(NormGradient { u, affine, slope: &c.slope, spread: &c.spread, offset: &c.offset })
         });
-        Gradient { g: self.g.as_slice(), norm }
+        Gradient { g: self.g.as_slice(), norm, relu: None }
     }
 }
 

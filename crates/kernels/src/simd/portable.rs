@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Element, Simd};
+use super::vocabulary::{Element, Simd};
 
 /// Vectors of eight scalars that are computed in as they are stored.
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@ use std::mem::transmute;
 
 use half::bf16;
 
-use super::{Kernel, Simd};
+use super::vocabulary::{Kernel, Simd};
 
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn avx2<K: Kernel<f32>>(kernel: K) -> K::Output {

@@ -1,12 +1,12 @@
 //! Both gradients.
 
+use super::block::{Block, ELEMENTS, Sizes, gather};
 use super::forward::{horizontal_input, vertical_input};
 use super::points::{SIDE, TILE, gradient, input_gradient};
-use super::{Block, ELEMENTS, Sizes, gather};
-use crate::conv::{Backward, ConvShape, Scratch, ScratchLen};
 use crate::gemm::{Lhs, Out, Rhs, WHOLE, gemm, leading, padded, steps};
 use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
 use crate::simd::{Element, Simd, Wide};
+use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
 
 /// Scratch that [`backward`] needs for `images` images.
 pub fn backward_scratch(s: &ConvShape, images: usize) -> ScratchLen {

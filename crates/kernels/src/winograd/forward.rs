@@ -1,11 +1,11 @@
 //! The output.
 
+use super::block::{Block, Sizes, gather};
 use super::points::{SIDE, TILE, input, output};
-use super::{Block, Sizes, gather};
-use crate::conv::{ConvShape, Forward, Scratch, ScratchLen};
 use crate::gemm::{Lhs, Out, Rhs, WHOLE, gemm, leading, padded, steps};
-use crate::operand::{InputReader, load_channels, store_channels};
+use crate::operand::{InputReader, OutputWriter};
 use crate::simd::{Element, Simd, Wide};
+use crate::task::{ConvShape, Forward, Scratch, ScratchLen};
 
 /// Scratch that [`forward`] needs for `images` images.
 pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
@@ -19,12 +19,13 @@ pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
-    let Forward { shape: s, images, input, packed, residual, out, scratch } = task;
+    let Forward { shape: s, images, input, packed, after, out, scratch } = task;
     let Scratch { stored: v, wide, .. } = scratch;
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
     let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
     let (m, lines_out) = wide.split_at_mut(SIDE * z.matrix_out);
-    let reader = InputReader::new(input, s.c_in);
+    let (reader, writer) =
+        (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, images.start * s.h * s.w));
     let (k, product) = (steps::<S::E>(s.c_in), padded(s.c_out) * steps::<S::E>(s.c_in) * S::E::DEPTH);
     // SAFETY: images within the activation; blocks within the scratch sized by `forward_scratch`.
     unsafe {
@@ -49,7 +50,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                 }
                 horizontal_output::<S>(s, block, &z, m, &mut lines_out[u * z.line_out..]);
             }
-            vertical_output::<S>(s, block, &z, lines_out, residual.map(|r| (r, images.start)), out);
+            vertical_output::<S>(s, block, &z, lines_out, &writer, out);
         }
     }
 }
@@ -153,17 +154,17 @@ unsafe fn horizontal_output<S: Simd>(s: &ConvShape, block: Block, z: &Sizes, m: 
     }
 }
 
-/// The output: `A^T` applied to the columns of the six lines, plus the residual, cut at the image's border.
+/// The output: `A^T` applied to the columns of the six lines, finished, cut at the image's border.
 #[inline(always)]
 unsafe fn vertical_output<S: Simd>(
     s: &ConvShape,
     block: Block,
     z: &Sizes,
     lines: &[Wide<S>],
-    residual: Option<(&[S::E], usize)>,
+    writer: &OutputWriter<'_, S::E>,
     out: &mut [S::E],
 ) {
-    let (ld, image_len) = (padded(s.c_out), s.h * s.w * s.c_out);
+    let ld = padded(s.c_out);
     for (r, image, ty) in block.tile_rows() {
         let rows = (s.h - TILE * ty).min(TILE);
         for x in 0..s.w {
@@ -174,15 +175,8 @@ unsafe fn vertical_output<S: Simd>(
                 unsafe {
                     let values = output::<S>(gather::<S, SIDE>(from.add(c), z.line_out));
                     for (y, &value) in values.iter().enumerate().take(rows) {
-                        let at = ((image * s.h + TILE * ty + y) * s.w + x) * s.c_out;
-                        let value = match residual {
-                            Some((r, start)) => {
-                                let r = r.as_ptr().add(start * image_len + at);
-                                S::add(value, load_channels::<S>(r, c, s.c_out))
-                            }
-                            None => value,
-                        };
-                        store_channels::<S>(out.as_mut_ptr().add(at), c, s.c_out, value);
+                        let pixel = (image * s.h + TILE * ty + y) * s.w + x;
+                        writer.store::<S>(out.as_mut_ptr(), pixel, c, value);
                     }
                 }
                 c += S::LANES;

@@ -2,85 +2,88 @@
 
 use std::sync::Arc;
 
+use super::block::{ELEMENTS, gather};
 use super::points::{SIDE, weight, weight_gradient};
-use super::{ELEMENTS, gather};
-use crate::conv::{ConvShape, Sides};
 use crate::gemm::{STRIP, padded, steps};
 use crate::runtime::{Buffer, Runtime};
 use crate::simd::{Element, Isa, Kernel, Simd};
+use crate::task::{ConvShape, Sides};
 
 /// `U = G g G^T` for every pair of channels, packed for the forward product and, if asked for, transposed for the
 /// backward one.
 pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
-    let (ci, co) = (s.c_in, s.c_out);
-    let forward = pack_side(runtime, ci, co, |k, j| &weight[(j * ci + k) * 9..][..9]);
-    let backward = if backward {
-        pack_side(runtime, co, ci, |k, j| &weight[(k * ci + j) * 9..][..9])
-    } else {
-        Buffer::take(runtime, 0)
+    let side = |rows: usize, columns: usize, row: usize, column: usize| {
+        let mut out = Buffer::take(runtime, ELEMENTS * steps::<E>(rows) * E::DEPTH * padded(columns));
+        runtime.isa.run(Pack { weight, rows, columns, row, column, out: out.as_mut_slice() });
+        out
     };
-    Sides { forward, backward }
+    let (input, output) = (9, 9 * s.c_in);
+    Sides {
+        forward: side(s.c_in, s.c_out, input, output),
+        backward: if backward { side(s.c_out, s.c_in, output, input) } else { Buffer::take(runtime, 0) },
+    }
 }
 
-/// The packed (k, columns) matrices of one direction; `taps(k, column)` are a pair's nine weights.
-fn pack_side<'w, E: Element>(
-    runtime: &Arc<Runtime<E>>,
-    k: usize,
-    columns: usize,
-    taps: impl Fn(usize, usize) -> &'w [E::Wide],
-) -> Buffer<E> {
-    // Columns innermost, so that the transform runs over vectors.
-    let (width, rows) = (padded(columns), steps::<E>(k) * E::DEPTH);
-    let mut by_tap = runtime.take_wide(9 * rows * width);
-    if k < rows || columns < width {
-        by_tap.fill(E::Wide::default());
-    }
-    for i in 0..k {
-        for j in 0..columns {
-            for (tap, w) in taps(i, j).iter().enumerate() {
-                by_tap[(tap * rows + i) * width + j] = *w;
-            }
-        }
-    }
-    let mut out = Buffer::take(runtime, ELEMENTS * rows * width);
-    runtime.isa.run(Pack { by_tap: &by_tap, rows, width, out: out.as_mut_slice() });
-    runtime.give_wide(by_tap);
-    out
-}
-
+/// The packed matrices of one direction.
 struct Pack<'a, E: Element> {
-    /// (9, rows, width).
-    by_tap: &'a [E::Wide],
+    /// Nine weights for each pair of channels.
+    weight: &'a [E::Wide],
     rows: usize,
-    width: usize,
+    columns: usize,
+    /// Distances of two rows and of two columns in `weight`.
+    row: usize,
+    column: usize,
     /// For each of 36 elements: strips of (steps, columns, depth).
     out: &'a mut [E],
+}
+
+impl<E: Element> Pack<'_, E> {
+    /// The weights of a row in a strip of columns, by tap; zero behind the last row and column.
+    #[inline(always)]
+    fn strip(&self, row: usize, first: usize) -> [[E::Wide; STRIP]; 9] {
+        let mut by_tap = [[E::Wide::default(); STRIP]; 9];
+        if row < self.rows {
+            for j in 0..STRIP.min(self.columns - first) {
+                let taps = &self.weight[row * self.row + (first + j) * self.column..][..9];
+                for (by_tap, w) in by_tap.iter_mut().zip(taps) {
+                    by_tap[j] = *w;
+                }
+            }
+        }
+        by_tap
+    }
 }
 
 impl<E: Element> Kernel<E> for Pack<'_, E> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
-        let Pack { by_tap, rows, width, out } = self;
-        for i in (0..rows).step_by(E::DEPTH) {
-            for j in (0..width).step_by(S::LANES) {
-                let at = (j / STRIP * rows + i) * STRIP + j % STRIP * E::DEPTH;
-                // SAFETY: i + DEPTH <= rows, j + LANES <= width; `out` holds 36 matrices of (rows, width).
-                unsafe {
-                    let mut u = [[S::splat(E::Wide::default()); ELEMENTS]; 2];
-                    for (k, u) in u.iter_mut().enumerate().take(E::DEPTH) {
-                        let mut columns = [[S::splat(E::Wide::default()); SIDE]; 3];
-                        for (x, column) in columns.iter_mut().enumerate() {
-                            let at = by_tap[(x * rows + i + k) * width + j..].as_ptr();
-                            *column = weight::<S>(gather::<S, 3>(at, 3 * rows * width));
+        let rows = steps::<E>(self.rows) * E::DEPTH;
+        let matrix = rows * padded(self.columns);
+        for first in (0..self.columns).step_by(STRIP) {
+            for i in (0..rows).step_by(E::DEPTH) {
+                let mut strips = [[[E::Wide::default(); STRIP]; 9]; 2];
+                for (k, strip) in strips.iter_mut().enumerate().take(E::DEPTH) {
+                    *strip = self.strip(i + k, first);
+                }
+                for j in (0..STRIP).step_by(S::LANES) {
+                    let at = (first / STRIP * rows + i) * STRIP + j * E::DEPTH;
+                    // SAFETY: i + DEPTH <= rows, j + LANES <= STRIP; `out` holds 36 matrices.
+                    unsafe {
+                        let mut u = [[S::splat(E::Wide::default()); ELEMENTS]; 2];
+                        for (u, strip) in u.iter_mut().zip(&strips).take(E::DEPTH) {
+                            let mut columns = [[S::splat(E::Wide::default()); SIDE]; 3];
+                            for (x, column) in columns.iter_mut().enumerate() {
+                                *column = weight::<S>(gather::<S, 3>(strip[x][j..].as_ptr(), 3 * STRIP));
+                            }
+                            for y in 0..SIDE {
+                                let row = weight::<S>([columns[0][y], columns[1][y], columns[2][y]]);
+                                u[y * SIDE..][..SIDE].copy_from_slice(&row);
+                            }
                         }
-                        for y in 0..SIDE {
-                            let row = weight::<S>([columns[0][y], columns[1][y], columns[2][y]]);
-                            u[y * SIDE..][..SIDE].copy_from_slice(&row);
+                        for f in 0..ELEMENTS {
+                            S::store_operand(self.out.as_mut_ptr().add(f * matrix + at), [u[0][f], u[1][f]]);
                         }
-                    }
-                    for f in 0..ELEMENTS {
-                        S::store_operand(out.as_mut_ptr().add(f * rows * width + at), [u[0][f], u[1][f]]);
                     }
                 }
             }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use half::bf16;
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
 use kernels::graph::{Graph, Node, Shape};
-use kernels::operand::{Gradient, Input};
+use kernels::operand::{After, Gradient, Input};
 use kernels::peak;
 use kernels::runtime::Runtime;
 use kernels::simd::Element;
@@ -146,8 +146,8 @@ fn convolution_ms<E: Element>(shape: &ConvShape, algorithm: Algorithm, batch: us
     let mut dw = weight.clone();
     median_ms(repeats, || {
         let packed = Packed::new(&runtime, shape, algorithm, &weight, true);
-        let (input, gradient) = (Input { u: &x, affine: None }, Gradient { g: &g, norm: None });
-        conv::forward(&runtime, shape, input, &packed, None, &mut y, None);
+        let (input, gradient) = (Input { u: &x, affine: None }, Gradient::stored(&g));
+        conv::forward(&runtime, shape, input, &packed, After::default(), &mut y, None);
         conv::backward(&runtime, shape, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
         Ok(())
     })

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use kernels::batch_norm::Statistics;
 use kernels::graph::{EPS, Graph, Node};
+use kernels::pool::{PoolShape, Window};
 use kernels::stage::Mode;
 
 /// The same function as `Stage::forward`, on any device.
@@ -18,9 +19,14 @@ pub fn forward(
     for (i, node) in graph.nodes.iter().enumerate() {
         let out = graph.shapes[i + 1];
         let y = match *node {
-            Node::Conv { input, shape: s, weight } => {
+            Node::Conv { input, shape: s, weight, bias, relu } => {
                 let w = parameters.narrow(0, weight, s.weight_len())?.reshape((s.c_out, s.c_in, s.k, s.k))?;
-                values[input.0].contiguous()?.conv2d(&w, s.padding, s.stride, 1, 1)?
+                let y = values[input.0].contiguous()?.conv2d(&w, s.padding, s.stride, 1, 1)?;
+                let y = match bias {
+                    Some(at) => y.broadcast_add(&parameters.narrow(0, at, s.c_out)?.reshape((1, s.c_out, 1, 1))?)?,
+                    None => y,
+                };
+                if relu { y.relu()? } else { y }
             }
             Node::BatchNorm { input, gamma, running: at, relu } => {
                 let c = out.channels;
@@ -49,6 +55,7 @@ pub fn forward(
             }
             Node::Relu { input } => values[input.0].relu()?,
             Node::Add { a, b } => (&values[a.0] + &values[b.0])?,
+            Node::Concat { a, b } => Tensor::cat(&[&values[a.0], &values[b.0]], 1)?,
             Node::Subsample { input, stride, channels } => {
                 let x = &values[input.0];
                 let every = |len: usize| -> Result<Tensor> {
@@ -60,25 +67,46 @@ pub fn forward(
                 let before = (channels - from.channels) / 2;
                 x.pad_with_zeros(1, before, channels - from.channels - before)?
             }
-            Node::Pool { input, shape: s } => {
-                let x = &values[input.0];
-                // As a maximum or mean over shifted, strided copies: candle's max_pool2d has a wrong gradient.
-                let mut taps = Vec::new();
-                for tap in 0..s.k * s.k {
-                    let places = |offset: usize, count: usize| -> Result<Tensor> {
-                        let rows: Vec<u32> = (0..count).map(|o| (o * s.stride + offset) as u32).collect();
-                        Tensor::new(rows, x.device())
-                    };
-                    let rows = x.index_select(&places(tap / s.k, s.out_h())?, 2)?;
-                    taps.push(rows.index_select(&places(tap % s.k, s.out_w())?, 3)?);
-                }
-                let stacked = Tensor::stack(&taps, 0)?;
-                if s.max { stacked.max(0)? } else { stacked.mean(0)? }
-            }
+            Node::Pool { input, shape } => pool(&values[input.0], &shape)?,
         };
         values.push(y);
     }
     Ok((values.swap_remove(graph.nodes.len()), statistics))
+}
+
+/// A maximum or mean over shifted, strided copies: candle's max_pool2d has a wrong gradient, and no padding.
+fn pool(x: &Tensor, shape: &PoolShape) -> Result<Tensor> {
+    let Window { k, stride, padding, .. } = shape.window;
+    let (oh, ow) = (shape.out_h(), shape.out_w());
+    // What lies in front of the image and behind it, so that every window is whole. No maximum sees it; in a mean it is
+    // zero.
+    let behind = |out: usize, len: usize| ((out - 1) * stride + k).saturating_sub(padding + len);
+    let (below, right) = (behind(oh, shape.h), behind(ow, shape.w));
+    let bordered = |x: &Tensor| x.pad_with_zeros(2, padding, below)?.pad_with_zeros(3, padding, right);
+    let places = |offset: usize, count: usize| -> Result<Tensor> {
+        let rows: Vec<u32> = (0..count).map(|o| (o * stride + offset) as u32).collect();
+        Tensor::new(rows, x.device())
+    };
+    let shifted = |x: &Tensor| -> Result<Tensor> {
+        let taps: Result<Vec<_>> = (0..k * k)
+            .map(|tap| x.index_select(&places(tap / k, oh)?, 2)?.index_select(&places(tap % k, ow)?, 3))
+            .collect();
+        Tensor::stack(&taps?, 0)
+    };
+    let whole = padding == 0 && below == 0 && right == 0;
+    let taps = shifted(&if whole { x.clone() } else { bordered(x)? })?;
+    if whole {
+        return if shape.max { taps.max(0) } else { taps.mean(0) };
+    }
+    if !shape.max {
+        let counts = shape.mean_counts().into_iter().map(|c| c as f64).collect::<Vec<_>>();
+        let counts = Tensor::from_vec(counts, (1, 1, oh, ow), x.device())?.to_dtype(x.dtype())?;
+        return taps.sum(0)?.broadcast_div(&counts);
+    }
+    // Where a tap lies outside, a number below every other takes its place.
+    let inside = shifted(&bordered(&x.ones_like()?)?)?;
+    let lowest = (taps.ones_like()? * f64::from(f32::MIN))?;
+    inside.gt(0.0)?.where_cond(&taps, &lowest)?.max(0)
 }
 
 fn flat(t: &Tensor) -> Result<Vec<f64>> {

@@ -47,13 +47,13 @@ impl Dual {
 }
 
 impl Head {
-    /// One node as a graph of its own.
+    /// The linear part of one node as a graph of its own.
     fn single(graph: &Graph, node: usize) -> Graph {
         let mut one = graph.nodes[node].clone();
         let from = one.inputs()[0];
-        match &mut one {
-            Node::Conv { input, .. } | Node::Subsample { input, .. } | Node::Pool { input, .. } => *input = Value(0),
-            Node::BatchNorm { .. } | Node::Relu { .. } | Node::Add { .. } => {}
+        one.inputs_mut().into_iter().for_each(|input| *input = Value(0));
+        if let Node::Conv { bias, relu, .. } = &mut one {
+            (*bias, *relu) = (None, false);
         }
         let shapes = vec![graph.shape(from), graph.shapes[node + 1]];
         Graph { nodes: vec![one], shapes, parameters: vec![], statistics: vec![], cuts: vec![] }
@@ -99,7 +99,22 @@ impl Head {
                     Node::Pool { shape, .. } if shape.max => bail!(
                         "loss.gradient = \"double\" does not go through max pooling behind the explained layer: use \"stop_grad\""
                     ),
-                    Node::Conv { input, .. } | Node::Subsample { input, .. } | Node::Pool { input, .. } => {
+                    Node::Concat { a, b } => {
+                        let (a, b) = (&values[a.0], &values[b.0]);
+                        Dual {
+                            value: Tensor::cat(&[&a.value, &b.value], 1)?,
+                            tangent: Tensor::cat(&[&a.tangent, &b.tangent], 1)?,
+                        }
+                    }
+                    Node::Conv { input, shape, bias, relu, .. } => {
+                        let mut y = self.linear(graph, i, &values[input.0], &parameters.trunk)?;
+                        if let Some(at) = bias {
+                            let bias = parameters.trunk.narrow(0, at, shape.c_out)?.reshape((1, shape.c_out, 1, 1))?;
+                            y.value = y.value.broadcast_add(&bias)?;
+                        }
+                        if relu { y.relu()? } else { y }
+                    }
+                    Node::Subsample { input, .. } | Node::Pool { input, .. } => {
                         self.linear(graph, i, &values[input.0], &parameters.trunk)?
                     }
                 };

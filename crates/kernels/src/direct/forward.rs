@@ -1,0 +1,95 @@
+//! The output.
+
+use super::image::{Padded, channels, copy_padded, copy_pixels};
+use crate::gemm::{Lhs, Rhs, Target, WHOLE, gemm, padded, steps};
+use crate::operand::{InputReader, OutputWriter};
+use crate::simd::{Element, Simd, Wide};
+use crate::task::{ConvShape, Forward, Scratch, ScratchLen};
+
+/// A 1x1 convolution of stride 1 is one product, whose rows are the pixels of all images: so many at a time that they and
+/// their outputs stay in the second cache.
+fn rows_at_a_time(s: &ConvShape) -> Option<usize> {
+    const FLOATS: usize = 1 << 15;
+    let rows = FLOATS / (padded(s.c_in) + padded(s.c_out));
+    ((s.k, s.stride, s.padding) == (1, 1, 0)).then(|| rows.next_multiple_of(12).max(24))
+}
+
+/// Scratch that [`forward`] needs: one padded image, or the rows at a time.
+pub fn forward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
+    let stored = match rows_at_a_time(s) {
+        Some(rows) => rows * channels::<E>(s.c_in),
+        None => Padded::input::<E>(s).len(),
+    };
+    ScratchLen { stored, wide: 0, segments: s.k }
+}
+
+/// Rows of a product that are pixels of the output, side by side.
+#[derive(Clone, Copy)]
+struct Pixels<'a, E: Element> {
+    writer: &'a OutputWriter<'a, E>,
+    out: *mut E,
+    first: usize,
+    channels: usize,
+}
+
+impl<S: Simd> Target<S> for Pixels<'_, S::E> {
+    #[inline(always)]
+    fn accumulates(self) -> bool {
+        false
+    }
+    #[inline(always)]
+    unsafe fn load(self, _: usize, _: usize) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { S::splat(Wide::<S>::default()) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, i: usize, j: usize, v: S::V) {
+        // Columns are filled up to whole strips.
+        if j < self.channels {
+            // SAFETY: the caller's contract; `forward` asks for pixels of its own images only.
+            unsafe { self.writer.store::<S>(self.out, self.first + i, j, v) }
+        }
+    }
+}
+
+/// Convolves the images of one chunk.
+///
+/// # Safety
+/// The processor has `S`; the buffers have the sizes that `task` promises.
+#[inline(always)]
+pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
+    let Forward { shape: s, images, input, packed, after, out, scratch } = task;
+    let Scratch { stored: image_in, segments, .. } = scratch;
+    let pixels = s.out_h() * s.out_w();
+    let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, images.start * pixels));
+    let target = Pixels { writer: &writer, out: out.as_mut_ptr(), first: 0, channels: s.c_out };
+    let pad = Padded::input::<S::E>(s);
+    let (k, ldo, depth) = (steps::<S::E>(s.k * pad.ld), padded(s.c_out), S::E::DEPTH);
+    let weight = Rhs::packed(packed.forward.as_slice().as_ptr(), k * s.k);
+    if let Some(rows) = rows_at_a_time(s) {
+        let (start, count) = (images.start * pixels, images.len() * pixels);
+        for first in (0..count).step_by(rows) {
+            let rows = rows.min(count - first);
+            // SAFETY: pixels of the activation and of the output.
+            unsafe {
+                copy_pixels::<S, S>(&reader, start + first, s.c_in, &mut image_in[..rows * pad.ld], pad.ld);
+                let a = Lhs { data: image_in.as_ptr(), row: pad.ld, col: depth, segments: WHOLE };
+                gemm::<S>(rows, ldo, k, a, weight, Pixels { first, ..target });
+            }
+        }
+        return;
+    }
+    segments.iter_mut().enumerate().for_each(|(ky, at)| *at = pad.at(ky, 0));
+    for (local, image) in images.enumerate() {
+        // SAFETY: images within the activation; a patch lies in the padded image, a row of pixels in the output.
+        unsafe {
+            copy_padded::<S, S>(s, &reader, image, image_in, pad);
+            for y in 0..s.out_h() {
+                let data = image_in[pad.at(y * s.stride, 0)..].as_ptr();
+                let a = Lhs { data, row: s.stride * pad.ld, col: depth, segments };
+                let first = (local * s.out_h() + y) * s.out_w();
+                gemm::<S>(s.out_w(), ldo, k, a, weight, Pixels { first, ..target });
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Zero-bordered images and the pixels of a class in them.
+
+use crate::gemm::STRIP;
+use crate::operand::{InputReader, store_channels};
+use crate::simd::{Element, Simd, Wide};
+use crate::task::ConvShape;
+
+/// Channels of a pixel of a padded image: whole steps of a product, nothing more.
+pub fn channels<E: Element>(c: usize) -> usize {
+    c.next_multiple_of(E::DEPTH)
+}
+
+/// A zero-bordered image.
+#[derive(Clone, Copy)]
+pub struct Padded {
+    pub h: usize,
+    pub w: usize,
+    /// Distance of two pixels.
+    pub ld: usize,
+    /// Zero rows above and columns on the left.
+    pub border: usize,
+}
+
+impl Padded {
+    /// The input, stored as `T`.
+    pub fn input<T: Element>(s: &ConvShape) -> Padded {
+        let p = s.padding;
+        Padded { h: s.h + 2 * p, w: s.w + 2 * p, ld: channels::<T>(s.c_in), border: p }
+    }
+    /// The output's gradient, with room for the taps of every class.
+    pub fn gradient<E: Element>(s: &ConvShape) -> Padded {
+        let border = s.k.div_ceil(s.stride) - 1;
+        // The last pixel of a class may lie behind what the strides reach.
+        let (h, w) = ((s.h + s.padding - 1) / s.stride + 1, (s.w + s.padding - 1) / s.stride + 1);
+        let (h, w) = (h.max(s.out_h()) + border, w.max(s.out_w()) + border);
+        Padded { h, w, ld: channels::<E>(s.c_out), border }
+    }
+    /// Elements, and a vector more: the last pixel may be read beyond its end.
+    pub fn len(&self) -> usize {
+        self.h * self.w * self.ld + 2 * STRIP
+    }
+    pub fn at(&self, y: usize, x: usize) -> usize {
+        (y * self.w + x) * self.ld
+    }
+}
+
+/// The pixels of one class in one direction: those at `rest + stride * q` of the padded input.
+#[derive(Clone, Copy)]
+pub struct Class {
+    pub rest: usize,
+    /// Taps that reach them: `rest`, `rest + stride`, ...
+    pub taps: usize,
+}
+
+impl Class {
+    pub fn all(s: &ConvShape) -> impl Iterator<Item = Class> + Clone + use<> {
+        let (k, stride) = (s.k, s.stride);
+        (0..stride).map(move |rest| Class { rest, taps: k.saturating_sub(rest).div_ceil(stride) })
+    }
+    /// The values of q that lie inside an image side of `len` pixels.
+    pub fn range(&self, s: &ConvShape, len: usize) -> std::ops::Range<usize> {
+        let first = s.padding.saturating_sub(self.rest).div_ceil(s.stride);
+        let end = (s.padding + len).saturating_sub(self.rest).div_ceil(s.stride);
+        first..end.max(first)
+    }
+}
+
+/// Copies one image into a zero-bordered one, stored as `T` stores.
+#[inline(always)]
+pub unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
+    s: &ConvShape,
+    reader: &InputReader<'_, S::E>,
+    image: usize,
+    to: &mut [T::E],
+    pad: Padded,
+) where
+    T::E: Element<Wide = Wide<S>>,
+{
+    let zero = T::E::default();
+    let (top, bottom) = (pad.at(pad.border, 0), pad.at(pad.border + s.h, 0));
+    to[..top].fill(zero);
+    to[bottom..].fill(zero);
+    for y in 0..s.h {
+        let row = &mut to[pad.at(y + pad.border, 0)..][..pad.w * pad.ld];
+        row[..pad.border * pad.ld].fill(zero);
+        row[(pad.border + s.w) * pad.ld..].fill(zero);
+        let row = &mut row[pad.border * pad.ld..][..s.w * pad.ld];
+        // SAFETY: a row of the image.
+        unsafe { copy_pixels::<S, T>(reader, (image * s.h + y) * s.w, s.c_in, row, pad.ld) };
+    }
+}
+
+/// Copies the pixels from `first` on, `ld` elements apart; what lies behind a pixel's last channel is zero.
+#[inline(always)]
+pub unsafe fn copy_pixels<S: Simd, T: Simd<V = S::V>>(
+    reader: &InputReader<'_, S::E>,
+    first: usize,
+    channels: usize,
+    to: &mut [T::E],
+    ld: usize,
+) where
+    T::E: Element<Wide = Wide<S>>,
+{
+    if let (Some(u), true) = (reader.plain(), ld == channels) {
+        let from = &u[first * channels..][..to.len()];
+        to.iter_mut().zip(from).for_each(|(to, x)| *to = T::E::narrow(x.widen()));
+        return;
+    }
+    for (x, pixel) in to.chunks_exact_mut(ld).enumerate() {
+        let mut c = 0;
+        while c < ld {
+            // SAFETY: the pixel holds `ld` elements; the caller's pixels are within the activation.
+            unsafe {
+                let v = reader.load::<S>((first + x) * channels, c);
+                store_channels::<T>(pixel.as_mut_ptr(), c, ld, v);
+            }
+            c += S::LANES;
+        }
+    }
+}
