@@ -1,4 +1,5 @@
-//! Puts the commit into the program, so that every checkpoint can say what made it; one with changes on top carries a mark.
+//! Puts the commit into the program, so that every checkpoint can say what made it; one with changes on top carries a
+//! mark.
 
 use std::process::Command;
 

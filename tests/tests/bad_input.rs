@@ -278,7 +278,7 @@ fn wrong_checkpoints() -> Result<()> {
         (metadata("num_classes", "99999999999")?, &["num_classes 99999999999"]),
         (metadata("std", "[0.2, 0.0, 0.2]")?, &["std positive"]),
         (metadata("mean", "grey")?, &["\"mean\" in the metadata"]),
-        (metadata("shortcut", "sideways")?, &["accepted are preact and raw"]),
+        (metadata("shortcut", "sideways")?, &["accepted: preact, raw"]),
         (metadata("input_size", "100000000")?, &["input_size"]),
     ] {
         std::fs::write(&bad, bytes)?;

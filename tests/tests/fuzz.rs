@@ -1,7 +1,8 @@
-//! Every reader of foreign bytes, on real files with pieces changed, cut, doubled and swapped: no panic, no memory beyond the file's size
-//! times a constant, and no damaged state or cache taken for a whole one.
+//! Every reader of foreign bytes, on real files with pieces changed, cut, doubled and swapped: no panic, no memory
+//! beyond the file's size times a constant, and no damaged state or cache taken for a whole one.
 //!
-//! `FUZZ_INPUTS=100000 cargo test --release --test fuzz` tries that many inputs a reader; a few hundred are tried with every test.
+//! `FUZZ_INPUTS=100000 cargo test --release --test fuzz` tries that many inputs a reader; a few hundred are tried with
+//! every test.
 
 use std::path::Path;
 

@@ -118,8 +118,8 @@ impl Lab {
     }
 }
 
-/// The whole life of a grid: done once, a wrong cell alone, a divergence told apart, nothing done again, the launcher killed over and
-/// over, a damaged cache made anew: always the same weights.
+/// The whole life of a grid: done once, a wrong cell alone, a divergence told apart, nothing done again, the launcher
+/// killed over and over, a damaged cache made anew: always the same weights.
 #[test]
 fn what_is_missing_is_done_and_nothing_twice() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,4 +1,5 @@
-//! A result belongs to what it was made of: to its settings, to the contents of its inputs, and to one process at a time.
+//! A result belongs to what it was made of: to its settings, to the contents of its inputs, and to one process at a
+//! time.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -43,7 +44,8 @@ impl Lab {
     }
 }
 
-/// Finished or not, a run is not another teacher's, warm start's or data folder's, though every file is called the same.
+/// Finished or not, a run is not another teacher's, warm start's or data folder's, though every file is called the
+/// same.
 #[test]
 fn a_result_is_not_given_for_other_inputs() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,4 +1,5 @@
-//! Terms of the loss and optimizers, by value, against PyTorch in float64 (`scripts/make_losses.py`, `scripts/make_optimizers.py`).
+//! Terms of the loss and optimizers, by value, against PyTorch in float64 (`scripts/make_losses.py`,
+//! `scripts/make_optimizers.py`).
 
 use std::path::Path;
 

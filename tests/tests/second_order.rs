@@ -6,11 +6,11 @@ use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
 use kernels::stage::Precision;
 use testkit::{flat, tensor};
-use trainer::models::{Architecture, Shortcut};
+use trainer::models::{Architecture, Options};
 use trainer::nn::{Backend, Engine, Mode, Model, Network, Normalization, StateDict, gradient};
 
 fn network(name: &str, layer: &str, engine: Engine) -> Result<Network> {
-    let architecture = Architecture::named(name, Shape { channels: 3, h: 12, w: 12 }, 4, Shortcut::Preact)?;
+    let architecture = Architecture::named(name, Shape { channels: 3, h: 12, w: 12 }, 4, &Options::new())?;
     let weights = StateDict::init(&architecture, 5, true);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
     let backend = Backend { engine, dtype: DType::F64, precision: Precision::F32, device: Device::Cpu };
@@ -77,7 +77,8 @@ fn maps_at_inner_layers_are_differentiated_in_full() -> Result<()> {
             let network = network(name, layer, engine)?;
             for score in [Score::Logit, Score::Prob] {
                 for (method, interpreter) in methods(score) {
-                    // On a WRN's inner layers, which have negative values, XGrad-CAM's and Grad-CAM++'s quotients may explode.
+                    // On a WRN's inner layers, which have negative values, XGrad-CAM's and Grad-CAM++'s quotients may
+                    // explode.
                     if name.starts_with("wrn") && ["grad_cam_pp", "xgrad_cam"].contains(&method) {
                         continue;
                     }

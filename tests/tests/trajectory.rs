@@ -185,7 +185,8 @@ fn ten_steps_follow_pytorch() -> Result<()> {
     Ok(())
 }
 
-/// Clipping, weights over time, drops of the learning rate with a reset of the momentum, and the moving average, by value.
+/// Clipping, weights over time, drops of the learning rate with a reset of the momentum, and the moving average, by
+/// value.
 #[test]
 fn a_longer_way_follows_pytorch() -> Result<()> {
     const STEPS: usize = 4;

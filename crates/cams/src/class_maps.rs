@@ -4,11 +4,12 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use crate::{CamModel, Forward, LinearHead, SampleId, ops};
 
-/// What a linear head makes of a layer's activations before they are pooled, and the head's bias: a model of its own, whose
-/// channels are the classes and whose head is the mean over positions plus the bias.
+/// What a linear head makes of a layer's activations before they are pooled, and the head's bias: a model of its own,
+/// whose channels are the classes and whose head is the mean over positions plus the bias.
 ///
-/// With a linear head the logits, and what coalitions of positions add up to, depend on the activations through `W A(p)` alone. A method
-/// that says so ([`Interpreter::sees_class_maps_alone`](crate::Interpreter::sees_class_maps_alone)) finds its map here, for any
+/// With a linear head the logits, and what coalitions of positions add up to, depend on the activations through `W
+/// A(p)` alone. A method that says so
+/// ([`Interpreter::sees_class_maps_alone`](crate::Interpreter::sees_class_maps_alone)) finds its map here, for any
 /// class and with any of its settings, without the activations: ten channels in the place of hundreds.
 #[derive(Clone, Debug)]
 pub struct ClassMaps {

@@ -54,7 +54,8 @@ pub fn minmax(map: &Tensor) -> Result<Tensor> {
     scaled.reshape(map.dims())
 }
 
-/// `images` (n, c, h, w) under a Gaussian of `size` pixels, an odd number, and standard deviation `sigma`; borders are reflected.
+/// `images` (n, c, h, w) under a Gaussian of `size` pixels, an odd number, and standard deviation `sigma`; borders are
+/// reflected.
 pub fn blur(images: &Tensor, size: usize, sigma: f64) -> Result<Tensor> {
     let (n, c, h, w) = images.dims4()?;
     let axis = |len: usize| -> Result<Tensor> {
@@ -88,6 +89,24 @@ fn reflected(i: isize, len: usize) -> usize {
     let period = (2 * len as isize - 2).max(1);
     let at = i.rem_euclid(period);
     (if at >= len as isize { period - at } else { at }) as usize
+}
+
+/// Adaptive average pooling of (n, h, w) to (n, height, width), PyTorch's windows, as two matrix products.
+pub fn adaptive_average(maps: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (n, h, w) = maps.dims3()?;
+    if (h, w) == (height, width) {
+        return Ok(maps.clone());
+    }
+    let axis = |from: usize, to: usize| -> Result<Tensor> {
+        let mut m = vec![0f64; to * from];
+        for i in 0..to {
+            let (start, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
+            m[i * from + start..i * from + end].fill(1.0 / (end - start) as f64);
+        }
+        Tensor::from_vec(m, (to, from), maps.device())?.to_dtype(maps.dtype())
+    };
+    let wide = maps.reshape((n * h, w))?.matmul(&axis(w, width)?.t()?)?.reshape((n, h, width))?;
+    axis(h, height)?.unsqueeze(0)?.broadcast_as((n, height, h))?.contiguous()?.matmul(&wide)
 }
 
 #[cfg(test)]

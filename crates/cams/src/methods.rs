@@ -59,7 +59,8 @@ macro_rules! methods {
                 }
             }
 
-            /// Settles, for use inside a loss, what is left to the methods; `given` says whether a user has set a method's field.
+            /// Settles, for use inside a loss, what is left to the methods; `given` says whether a user has set a
+            /// method's field.
             pub fn settle_in_loss(&mut self, given: &dyn Fn(&str, &str) -> bool) {
                 $(self.$key.settle_in_loss(&|field| given(stringify!($key), field));)*
             }

@@ -1,4 +1,5 @@
-//! How alike two maps are. Plain numbers in, plain numbers out; what is not defined is None, never a number that looks like one.
+//! How alike two maps are. Plain numbers in, plain numbers out; what is not defined is None, never a number that looks
+//! like one.
 
 /// Pearson correlation; None if either side is constant, where there is nothing to correlate.
 pub fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
@@ -40,8 +41,8 @@ pub fn cosine(a: &[f64], b: &[f64]) -> Option<f64> {
     (scale > 0.0 && scale.is_finite()).then(|| (dot(a, b) / scale).clamp(-1.0, 1.0))
 }
 
-/// Intersection over union of the highest `share` of each map's positions (at least one). Among equal values at the border
-/// each counts with the part of them that fits, so that a flat map does not gain by the order of its positions.
+/// Intersection over union of the highest `share` of each map's positions (at least one). Among equal values at the
+/// border each counts with the part of them that fits, so that a flat map does not gain by the order of its positions.
 pub fn top_overlap(a: &[f64], b: &[f64], share: f64) -> f64 {
     let count = ((share * a.len() as f64).round() as usize).clamp(1, a.len().max(1));
     let (a, b) = (membership(a, count), membership(b, count));

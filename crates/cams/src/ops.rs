@@ -1,8 +1,9 @@
 //! What maps and heads are made of, as ops over plain slices, parallel over images.
 //!
-//! On the CPU candle's own ops would do, but not at their price: a batch of small products is one call of a matrix product
-//! an image, whose threads may wait for each other for longer than they compute, and a mean over positions walks memory by strides. Each op
-//! here reads the activations once. Elsewhere, and in other types than f32 and f64, the same is written in candle's ops.
+//! On the CPU candle's own ops would do, but not at their price: a batch of small products is one call of a matrix
+//! product an image, whose threads may wait for each other for longer than they compute, and a mean over positions
+//! walks memory by strides. Each op here reads the activations once. Elsewhere, and in other types than f32 and f64,
+//! the same is written in candle's ops.
 
 mod sliced;
 
@@ -43,8 +44,8 @@ pub fn class_maps(weight: &Tensor, features: &Tensor) -> Result<Tensor> {
     weight.matmul(&features.flatten_from(2)?)?.reshape((n, classes, h, w))
 }
 
-/// `x M`: (n, a) and (a, b) to (n, b), every row by itself. A matrix product may round a row differently in a batch of another size,
-/// and what is said about an image must not depend on its neighbours.
+/// `x M`: (n, a) and (a, b) to (n, b), every row by itself. A matrix product may round a row differently in a batch of
+/// another size, and what is said about an image must not depend on its neighbours.
 pub fn rows(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
     let (_, a) = x.dims2()?;
     if matrix.dims2()?.0 != a {

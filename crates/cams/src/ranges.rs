@@ -1,5 +1,5 @@
-//! What a number may be. A struct of hyper-parameters states it for each of its fields, beside their defaults; whoever reads a
-//! configuration checks it.
+//! What a number may be. A struct of hyper-parameters states it for each of its fields, beside their defaults; whoever
+//! reads a configuration checks it.
 
 /// Numbers from `least` to `most`; without `least` itself where it is `above`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -206,7 +206,8 @@ proptest! {
     }
 }
 
-/// What a method says it can find in every class's CAM it does find there, to the bit of rounding; the others depend on more.
+/// What a method says it can find in every class's CAM it does find there, to the bit of rounding; the others depend on
+/// more.
 #[test]
 fn class_maps_are_all_that_some_methods_see() -> Result<()> {
     let model = Toy::new(3, 5, 4, true);

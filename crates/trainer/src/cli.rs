@@ -1,4 +1,4 @@
-//! The command line: what a user types, one file a command. Every command answers `--help` with an example.
+//! The command line: what a user types, one file per command. Every command answers `--help` with an example.
 // The comments below are the help that a user reads, not documentation pages.
 #![allow(rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links)]
 

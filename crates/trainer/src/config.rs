@@ -13,7 +13,7 @@ use cams::methods::Methods;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use crate::error::unknown;
+use crate::error::{self, unknown};
 pub use check::methods as check_methods;
 pub use sections::{BnGamma, Dtype, InitConfig, Student, Teacher, Train};
 pub use text::{apply, merge, parse_set, typed};
@@ -74,6 +74,10 @@ impl Config {
 
     /// Fills a profile's and the loss's defaults and checks everything that can be checked without data.
     pub fn from_table(given: Table) -> Result<Config> {
+        Config::settled(given).context(error::Config)
+    }
+
+    fn settled(given: Table) -> Result<Config> {
         let path = |table: &str, key: &str| given.get(table).and_then(|t| t.get(key)).cloned();
         let profile = match path("train", "profile") {
             None => profiles::DEFAULT.to_string(),
@@ -99,6 +103,7 @@ impl Config {
             );
             optim.warmup = 0.0;
         }
+        config.student.settle()?;
         config.check()?;
         Ok(config)
     }

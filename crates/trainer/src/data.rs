@@ -1,26 +1,27 @@
-//! Data sets: u8 images in memory, the list of names, and what is read from where.
+//! Data sets: the list of names, what each says of itself, and the splits of a run.
 
 pub mod augment;
 pub mod cifar;
 pub mod decode;
 pub mod fetch;
 mod folder;
+mod images;
 pub mod loader;
+#[cfg(feature = "mini")]
 pub mod mini;
 mod planted;
 mod settings;
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 
-use crate::error::unknown;
-use crate::files::sha256;
+use crate::error::{self, unknown};
 use crate::random::{Purpose, stream};
 pub use decode::{is_image, kinds, read_image};
 pub use folder::Found;
+pub use images::{Images, Object};
 pub use settings::Data;
 
 /// Part of a data set.
@@ -28,108 +29,8 @@ pub use settings::Data;
 pub enum Split {
     /// For training.
     Train,
-    /// For the final figure, read once a run.
+    /// For the final figure, read once per run.
     Test,
-}
-
-/// Labelled images of one size, as they were stored: u8, channels first.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Images {
-    /// (n, channels, h, w).
-    pub pixels: Vec<u8>,
-    /// (n,).
-    pub labels: Vec<u32>,
-    /// Channels, height, width.
-    pub shape: [usize; 3],
-    /// Number of classes.
-    pub classes: usize,
-    /// Position of each image in the set it was taken from: the key of its views.
-    pub index: Vec<u64>,
-    /// Where the object is, (x0, y0, x1, y1), x0 <= x < x1, if the set says so.
-    pub boxes: Option<Vec<[u32; 4]>>,
-    /// What whoever uses them should know: files that were passed over, classes without images.
-    pub notes: Vec<String>,
-}
-
-impl Images {
-    /// Checks sizes and labels.
-    pub fn new(pixels: Vec<u8>, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
-        let len: usize = shape.iter().product();
-        ensure!(
-            pixels.len() == labels.len() * len,
-            "{} bytes are not {} images of {shape:?}",
-            pixels.len(),
-            labels.len()
-        );
-        if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
-            bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
-        }
-        let index = (0..labels.len() as u64).collect();
-        Ok(Images { pixels, labels, shape, classes, index, boxes: None, notes: vec![] })
-    }
-
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
-    /// Bytes of an image.
-    pub fn image_len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// The pixels of image `i`.
-    pub fn image(&self, i: usize) -> Result<Cow<'_, [u8]>> {
-        Ok(Cow::Borrowed(&self.pixels[i * self.image_len()..][..self.image_len()]))
-    }
-
-    /// A hash of pixels, labels and positions: what a run or a cache depends on.
-    pub fn fingerprint(&self) -> Result<String> {
-        let mut bytes = self.pixels.clone();
-        bytes.extend(self.labels.iter().flat_map(|l| l.to_le_bytes()));
-        bytes.extend(self.index.iter().flat_map(|i| i.to_le_bytes()));
-        Ok(sha256(&bytes))
-    }
-
-    /// The images at these positions, which keep their index.
-    pub fn select(&self, positions: &[usize]) -> Images {
-        let len = self.image_len();
-        Images {
-            pixels: positions.iter().flat_map(|&i| &self.pixels[i * len..][..len]).copied().collect(),
-            labels: positions.iter().map(|&i| self.labels[i]).collect(),
-            index: positions.iter().map(|&i| self.index[i]).collect(),
-            boxes: self.boxes.as_ref().map(|b| positions.iter().map(|&i| b[i]).collect()),
-            notes: vec![],
-            shape: self.shape,
-            classes: self.classes,
-        }
-    }
-
-    /// Mean and standard deviation of each channel of the pixels / 255.
-    pub fn mean_std(&self) -> Result<(Vec<f64>, Vec<f64>)> {
-        let [channels, h, w] = self.shape;
-        let mut mean = vec![0.0; channels];
-        let mut std = vec![1.0; channels];
-        let count = (self.len() * h * w).max(1) as f64;
-        for c in 0..channels {
-            let values = || {
-                let plane = move |i| &self.pixels[i * self.image_len() + c * h * w..][..h * w];
-                (0..self.len()).flat_map(move |i| plane(i).iter().map(|p| f64::from(*p)))
-            };
-            let m = values().sum::<f64>() / count;
-            let v = values().map(|p| (p - m) * (p - m)).sum::<f64>() / count;
-            mean[c] = m / 255.0;
-            if v > 0.0 {
-                std[c] = v.sqrt() / 255.0;
-            }
-        }
-        Ok((mean, std))
-    }
 }
 
 /// A data set as a command or a configuration names it.
@@ -153,12 +54,15 @@ pub struct DataSet {
     pub about: &'static str,
     /// Reads a split.
     pub load: fn(&Source, Split) -> Result<Images>,
-    /// The mean and standard deviation of its pixels / 255 that everybody uses; None where those of the images at hand are taken.
+    /// The mean and standard deviation of its pixels / 255 that everybody uses; None where those of the images at hand
+    /// are taken.
     pub statistics: Option<[[f64; 3]; 2]>,
     /// The set that this one is a part of.
     pub part_of: Option<&'static str>,
     /// How its files come to this machine, where there are files to fetch.
     pub fetch: Option<Fetch>,
+    /// Makes the files that it is read from anew, in a folder, where the program has them inside; says which.
+    pub make: Option<fn(&Path) -> Result<Vec<PathBuf>>>,
 }
 
 /// How a data set's files are brought and checked.
@@ -170,7 +74,14 @@ pub struct Fetch {
 }
 
 /// The one list of data sets.
-pub const LIST: &[DataSet] = &[cifar::CIFAR10, cifar::CIFAR100, mini::MINI, planted::PLANTED, folder::FOLDER];
+pub const LIST: &[DataSet] = &[
+    cifar::CIFAR10,
+    cifar::CIFAR100,
+    #[cfg(feature = "mini")]
+    mini::MINI,
+    planted::PLANTED,
+    folder::FOLDER,
+];
 
 impl Source {
     /// Parses `NAME[:DIR]`.
@@ -216,7 +127,7 @@ impl Source {
 
     /// Reads one split.
     pub fn load(&self, split: Split) -> Result<Images> {
-        (self.entry()?.load)(self, split).with_context(|| format!("data set {}", self.name))
+        (self.entry()?.load)(self, split).with_context(|| error::Data(self.name.clone()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The algorithm: what a student learns from, one step at a time. It knows no run folder, no file of settings and prints nothing.
+//! The algorithm: what a student learns from, one step at a time. It knows no run folder, no file of settings and
+//! prints nothing.
 //!
 //! ```text
 //! Batch { pixels, labels, ids } --+--> Teacher::output ---------> TeacherOutput { logits, class maps, a map, attention }

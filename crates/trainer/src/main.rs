@@ -4,7 +4,8 @@ mod cli;
 
 use std::process::ExitCode;
 
-/// The system's allocator gives large blocks back to the kernel at every step and pays for their pages again at the next.
+/// The system's allocator gives large blocks back to the kernel at every step and pays for their pages again at the
+/// next.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

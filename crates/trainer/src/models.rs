@@ -1,38 +1,34 @@
 //! Architectures: a name or a layer list becomes a [`Graph`] and the size of the classifier behind it.
 
+mod classifier;
 mod layers;
 mod resnet;
+mod resnet_imagenet;
+mod squeezenet;
+mod vgg;
 mod wrn;
 
-use anyhow::{Result, bail};
-use kernels::graph::{Entry, Graph, Init, Shape};
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-use crate::error::nearest;
+use anyhow::{Context, Result, bail};
+use kernels::graph::{Entry, Graph, Shape};
+
+use crate::error::{nearest, unknown};
+pub use classifier::{Classifier, Step};
 pub use layers::Layer;
 
-/// What a WRN's 1x1 shortcut reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Shortcut {
-    /// relu(bn1(x)), as in the attention-transfer code.
-    #[default]
-    Preact,
-    /// x itself.
-    Raw,
+/// A choice that a family leaves open, as it stands in `[student]` and in a checkpoint's metadata.
+pub struct Choice {
+    /// Its key.
+    pub name: &'static str,
+    /// What it may be; the first where nothing is said.
+    pub words: &'static [&'static str],
 }
 
-impl Shortcut {
-    /// Its word in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Shortcut::Preact => "preact",
-            Shortcut::Raw => "raw",
-        }
-    }
-}
+/// Choices by key.
+pub type Options = BTreeMap<String, String>;
 
-/// A model's trunk, then average pooling and a linear classifier `fc`.
+/// A model's trunk, up to `last`, and the classifier behind it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
     /// Its name in checkpoints: `wrn-16-2`, `resnet20`, `layers`.
@@ -41,10 +37,12 @@ pub struct Architecture {
     pub graph: Graph,
     /// Number of classes.
     pub classes: usize,
-    /// For a WRN.
-    pub shortcut: Option<Shortcut>,
-    /// Offset of `fc.weight` (classes, k); `fc.bias` (classes,) follows.
-    pub fc: usize,
+    /// What its family left open, every choice of it.
+    pub options: Options,
+    /// What makes logits of the activations at `last`.
+    pub classifier: Classifier,
+    /// Offset of the classifier's first parameter.
+    pub trunk: usize,
 }
 
 /// One family of architectures.
@@ -55,53 +53,89 @@ pub struct Family {
     pub about: &'static str,
     /// An example that can be built.
     pub example: &'static str,
-    build: fn(&str, Shape, Shortcut) -> Option<Result<Graph>>,
+    /// What it leaves open.
+    pub options: &'static [Choice],
+    /// The trunk of the model of that name, if the name is the family's.
+    pub build: fn(&str, Shape, &Options) -> Option<Result<Graph>>,
+    /// What stands behind the trunk, for so many classes.
+    pub classifier: fn(&mut Graph, usize) -> Classifier,
 }
 
 /// The one list of families.
-pub const LIST: &[Family] = &[
-    Family {
-        pattern: "wrn-D-K",
-        about: "wide residual network, D = 6 N + 4 layers, width K (Zagoruyko & Komodakis 2016)",
-        example: "wrn-16-2",
-        build: wrn::build,
-    },
-    Family {
-        pattern: "resnetD",
-        about: "CIFAR residual network, D = 6 N + 2 layers, option A (He et al. 2016)",
-        example: "resnet20",
-        build: resnet::build,
-    },
-];
+pub const LIST: &[Family] =
+    &[wrn::WRN, resnet_imagenet::RESNET_IMAGENET, resnet::RESNET, vgg::VGG, squeezenet::SQUEEZENET];
+
+/// What a model made of a list of layers is called.
+pub const LAYERS: &str = "layers";
+
+impl Family {
+    /// These choices, and the first word of every other; None at the first that is not the family's, with what it may
+    /// be.
+    fn settle(&self, name: &str, given: &Options) -> Result<Options> {
+        for (key, word) in given {
+            let Some(choice) = self.options.iter().find(|c| c.name == key) else {
+                let names: Vec<_> = self.options.iter().map(|c| c.name).collect();
+                return Err(unknown(&format!("option of {name}"), key, &names));
+            };
+            if !choice.words.contains(&word.as_str()) {
+                return Err(unknown(key, word, choice.words));
+            }
+        }
+        let of = |c: &Choice| (c.name.to_string(), given.get(c.name).cloned().unwrap_or_else(|| c.words[0].into()));
+        Ok(self.options.iter().map(of).collect())
+    }
+}
+
+/// The family of a name.
+fn family(name: &str) -> Result<&'static Family> {
+    let smallest = Shape { channels: 3, h: 64, w: 64 };
+    let is_its = |f: &&Family| f.settle(name, &Options::new()).is_ok_and(|o| (f.build)(name, smallest, &o).is_some());
+    if let Some(found) = LIST.iter().find(is_its) {
+        return Ok(found);
+    }
+    let hint = nearest(name, LIST.iter().map(|f| f.example)).map(|n| format!(" (did you mean \"{n}\"?)"));
+    let accepted: Vec<_> = LIST.iter().map(|f| f.pattern).collect();
+    bail!(
+        "unknown architecture \"{name}\"{}; accepted: {}, or a list of [[student.layers]]",
+        hint.unwrap_or_default(),
+        accepted.join(", ")
+    )
+}
+
+/// Every choice of the model of that name: as given, or its default.
+pub fn settle(name: &str, given: &Options) -> Result<Options> {
+    family(name)?.settle(name, given)
+}
+
+/// The keys of what the family of that name leaves open.
+pub fn choices(name: &str) -> Result<&'static [Choice]> {
+    Ok(family(name)?.options)
+}
 
 impl Architecture {
     /// The architecture of that name.
-    pub fn named(name: &str, input: Shape, classes: usize, shortcut: Shortcut) -> Result<Architecture> {
-        for family in LIST {
-            if let Some(graph) = (family.build)(name, input, shortcut) {
-                let shortcut = name.starts_with("wrn").then_some(shortcut);
-                return Ok(Self::with_classifier(name, graph?, classes, shortcut));
-            }
-        }
-        let hint = nearest(name, LIST.iter().map(|f| f.example)).map(|n| format!(" (did you mean \"{n}\"?)"));
-        let accepted: Vec<_> = LIST.iter().map(|f| f.pattern).collect();
-        bail!(
-            "unknown architecture \"{name}\"{}; accepted: {}, or a list of [[student.layers]]",
-            hint.unwrap_or_default(),
-            accepted.join(", ")
-        )
+    pub fn named(name: &str, input: Shape, classes: usize, options: &Options) -> Result<Architecture> {
+        let family = family(name)?;
+        let options = family.settle(name, options)?;
+        let graph = (family.build)(name, input, &options).context("a family knows its names")??;
+        Ok(Self::with_classifier(name, graph, classes, options, family.classifier))
     }
 
     /// One's own, from a list of layers.
     pub fn from_layers(list: &[Layer], input: Shape, classes: usize) -> Result<Architecture> {
-        Ok(Self::with_classifier("layers", layers::build(list, input)?, classes, None))
+        Ok(Self::with_classifier(LAYERS, layers::build(list, input)?, classes, Options::new(), Classifier::pooled))
     }
 
-    fn with_classifier(name: &str, mut graph: Graph, classes: usize, shortcut: Option<Shortcut>) -> Architecture {
-        let k = graph.shape(graph.last()).channels;
-        let fc = graph.parameter("fc.weight".into(), vec![classes, k], Init::Kaiming { fan_in: k });
-        graph.parameter("fc.bias".into(), vec![classes], Init::Zeros);
-        Architecture { name: name.to_string(), graph, classes, shortcut, fc }
+    fn with_classifier(
+        name: &str,
+        mut graph: Graph,
+        classes: usize,
+        options: Options,
+        classifier: fn(&mut Graph, usize) -> Classifier,
+    ) -> Architecture {
+        let trunk = graph.parameter_len();
+        let classifier = classifier(&mut graph, classes);
+        Architecture { name: name.to_string(), graph, classes, options, classifier, trunk }
     }
 
     /// Trainable parameters.
@@ -109,9 +143,9 @@ impl Architecture {
         self.graph.parameter_len()
     }
 
-    /// Multiplications and additions of a forward pass, an image.
+    /// Multiplications and additions of a forward pass, per image.
     pub fn macs(&self) -> usize {
-        self.graph.macs() + self.classes * self.graph.shape(self.graph.last()).channels
+        self.graph.macs() + self.classifier.macs(self.graph.shape(self.graph.last()))
     }
 
     /// Channels of the last layer.
@@ -144,7 +178,7 @@ mod tests {
     fn published_parameter_counts() {
         let count = |name| {
             let input = Shape { channels: 3, h: 32, w: 32 };
-            Architecture::named(name, input, 10, Shortcut::Preact).unwrap().parameters()
+            Architecture::named(name, input, 10, &Options::new()).unwrap().parameters()
         };
         assert_eq!(count("wrn-16-2"), 691_674);
         assert_eq!(count("wrn-40-2"), 2_243_546);
@@ -155,7 +189,7 @@ mod tests {
     #[test]
     fn published_work_an_image() {
         let input = Shape { channels: 3, h: 32, w: 32 };
-        let macs = |name| Architecture::named(name, input, 10, Shortcut::Preact).unwrap().macs() as f64 / 1e6;
+        let macs = |name| Architecture::named(name, input, 10, &Options::new()).unwrap().macs() as f64 / 1e6;
         assert!((macs("wrn-16-2") - 101.1).abs() < 0.1, "{}", macs("wrn-16-2"));
         assert!((macs("wrn-40-2") - 327.6).abs() < 0.1, "{}", macs("wrn-40-2"));
     }
@@ -165,7 +199,7 @@ mod tests {
         let input = Shape { channels: 3, h: 32, w: 32 };
         for (name, part) in [("wrn-17-2", "6 N + 4"), ("wrn16-2", "did you mean \"wrn-16-2\""), ("resnet21", "6 N + 2")]
         {
-            let error = Architecture::named(name, input, 10, Shortcut::Preact).unwrap_err().to_string();
+            let error = Architecture::named(name, input, 10, &Options::new()).unwrap_err().to_string();
             assert!(error.contains(part), "{name}: {error}");
         }
     }

@@ -2,30 +2,31 @@
 //! and candle's own ops.
 
 pub mod by_ops;
+mod classifier;
 mod cut;
 mod model;
 mod normalization;
 mod parameters;
+mod running;
 mod second_order;
 
 use anyhow::{Result, anyhow, bail};
-use cams::{CamModel, LinearHead};
+use cams::CamModel;
 use candle_core::{DType, Device, Tensor, Var};
+use classifier::Tail;
 use kernels::Value;
-use kernels::batch_norm::Statistics;
-use kernels::graph::{Graph, Init};
+use kernels::graph::{Graph, Init, Shape};
 use kernels::stage::{Memory, Precision, Stage};
 pub use model::{Mode, Model, Pass, gradient, linear_head};
 pub use normalization::Normalization;
 use parameters::Parameters;
 use rand::RngExt;
+pub use running::Measured;
+use running::Running;
 
 use crate::models::Architecture;
 use crate::random::{Purpose, stream};
 pub use cut::Cut;
-
-/// BatchNorm's momentum, as in PyTorch.
-const MOMENTUM: f64 = 0.1;
 
 /// Which engine runs the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +78,7 @@ pub struct Network {
     /// Tracked by candle if the network is trained.
     parameters: Parameters,
     variables: Vec<Var>,
-    /// BatchNorm's running statistics, flat.
-    pub running: Vec<f32>,
+    running: Running,
     /// The channels' mean activations over the training set at the last layer, where they are known.
     pub feature_mean: Option<Vec<f32>>,
     segments: Vec<Segment>,
@@ -86,6 +86,17 @@ pub struct Network {
     layers: Vec<Vec<String>>,
     memory: Memory,
     backend: Backend,
+    /// What the next training pass draws its dropout from.
+    pub dropout: Dropout,
+}
+
+/// Where the dropout of a training pass comes from: the same seed and pass, the same numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Dropout {
+    /// Of the run.
+    pub seed: u64,
+    /// Training passes made so far.
+    pub pass: u64,
 }
 
 /// All that a network has learned, as plain numbers.
@@ -141,12 +152,13 @@ impl Network {
             normalization,
             parameters,
             variables,
-            running: weights.running,
+            running: Running::new(weights.running, backend.engine, &backend.device)?,
             feature_mean: None,
             layers: vec![],
             segments: vec![],
             memory: Memory::new(kernels::Isa::best()),
             backend,
+            dropout: Dropout::default(),
         };
         network.divide(layers)?;
         Ok(network)
@@ -180,12 +192,12 @@ impl Network {
 
     /// Everything it has learned, as plain numbers.
     pub fn state_dict(&self) -> Result<StateDict> {
-        Ok(StateDict { parameters: self.parameters.values()?, running: self.running.clone() })
+        Ok(StateDict { parameters: self.parameters.values()?, running: self.running.values()?.into_owned() })
     }
 
-    /// Pooling and classifier, as functions of the parameters.
-    pub fn linear_head(&self) -> candle_core::Result<LinearHead> {
-        self.parameters.head()
+    /// What stands behind `last`.
+    fn tail(&self) -> Tail {
+        self.parameters.tail(&self.architecture)
     }
 
     /// Runs segments `from..to` on `x`, collecting every segment's output.
@@ -197,14 +209,19 @@ impl Network {
         mode: Mode,
         precision: Precision,
         out: &mut Vec<Tensor>,
-    ) -> candle_core::Result<Vec<Statistics>> {
+    ) -> candle_core::Result<Vec<Measured>> {
         let mut all = Vec::new();
         for segment in &self.segments[segments] {
-            let (y, statistics) = match segment {
-                Segment::Kernels(stage) => stage.forward(&x, trunk, &self.running, mode, precision)?,
-                Segment::Ops(graph) => by_ops::forward(graph, &x, trunk, &self.running, mode)?,
+            let y = match segment {
+                Segment::Kernels(stage) => {
+                    let (y, statistics) = stage.forward(&x, trunk, &self.running.values()?, mode, precision)?;
+                    for measured in statistics {
+                        all.push(Measured::of(measured)?);
+                    }
+                    y
+                }
+                Segment::Ops(graph) => by_ops::forward(graph, &x, trunk, &self.running.tensor()?, mode, &mut all)?,
             };
-            all.extend(statistics);
             out.push(y.clone());
             x = y;
         }
@@ -217,7 +234,8 @@ impl Network {
         let all = 0..self.segments.len();
         let statistics = self.run(images.clone(), &parameters.trunk, all, mode, precision, &mut outputs)?;
         let Some(last) = outputs.last() else { bail!("the model has no layers") };
-        let logits = parameters.head()?.logits(last)?;
+        let mut rng = stream(self.dropout.seed, Purpose::Dropout, self.dropout.pass);
+        let logits = parameters.tail(&self.architecture).forward(last, mode, &mut |p, x| dropped(&mut rng, p, &x))?;
         let named = |(names, output): (&Vec<String>, Tensor)| -> Vec<_> {
             names.iter().map(|name| (name.clone(), output.clone())).collect()
         };
@@ -226,23 +244,37 @@ impl Network {
     }
 
     /// What lies behind a layer.
-    fn head(&self, layer: usize) -> second_order::Head {
+    fn head(&self, layer: usize) -> candle_core::Result<second_order::Head> {
         let graphs = self.segments[layer + 1..].iter().map(|s| match s {
             Segment::Kernels(stage) => stage.graph().clone(),
             Segment::Ops(graph) => (**graph).clone(),
         });
-        second_order::Head {
+        Ok(second_order::Head {
             graphs: graphs.collect(),
-            running: self.running.clone(),
+            architecture: self.architecture.clone(),
+            running: self.running.tensor()?,
             engine: self.backend.engine,
             memory: self.memory.clone(),
-        }
+        })
+    }
+
+    /// Sizes of the activations at `last`.
+    fn last(&self) -> Shape {
+        let graph = &self.architecture.graph;
+        graph.shape(graph.last())
     }
 
     /// Device of the weights.
     pub fn device(&self) -> &Device {
         &self.backend.device
     }
+}
+
+/// What dropout with probability `p` leaves of `x`.
+fn dropped(rng: &mut impl RngExt, p: f64, x: &Tensor) -> candle_core::Result<Tensor> {
+    let keep = (1.0 / (1.0 - p)) as f32;
+    let mask = (0..x.elem_count()).map(|_| if rng.random::<f64>() < p { 0.0 } else { keep }).collect::<Vec<f32>>();
+    x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?
 }
 
 impl Model for Network {
@@ -275,24 +307,13 @@ impl Model for Network {
         &self.variables
     }
 
-    /// PyTorch's momentum and unbiased variance.
     fn update_statistics(&mut self, pass: &Pass) -> Result<()> {
-        let mut at = 0;
-        for s in &pass.statistics {
-            let c = s.mean.len();
-            let unbiased = s.count as f64 / (s.count as f64 - 1.0).max(1.0);
-            for i in 0..c {
-                let mix = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
-                self.running[at + i] = mix(self.running[at + i], s.mean[i]);
-                self.running[at + c + i] = mix(self.running[at + c + i], s.var[i] * unbiased);
-            }
-            at += 2 * c;
-        }
-        Ok(())
+        self.dropout.pass += 1;
+        Ok(self.running.update(&pass.statistics)?)
     }
 
     fn statistics(&self) -> Result<Vec<Tensor>> {
-        Ok(vec![Tensor::new(self.running.as_slice(), self.device())?])
+        Ok(vec![self.running.tensor()?])
     }
 
     fn attention_layers(&self) -> Vec<String> {

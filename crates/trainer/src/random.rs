@@ -19,6 +19,8 @@ pub enum Purpose {
     Split = 5,
     /// Fixed inputs of a benchmark.
     Bench = 6,
+    /// What a training pass drops.
+    Dropout = 7,
 }
 
 /// The stream for `purpose` number `index` under `seed`.

@@ -62,8 +62,8 @@ pub struct Options<'a> {
 /// Trains as configured.
 ///
 /// # Errors
-/// [`Claimed`](crate::error::Claimed) if another process works in the folder, [`Diverged`] if the loss or its gradient is not finite;
-/// everything else is a mistake in the settings, the data or the machine.
+/// [`Claimed`](crate::error::Claimed) if another process works in the folder, [`Diverged`] if the loss or its gradient
+/// is not finite; everything else is a mistake in the settings, the data or the machine.
 pub fn train(config: &Config, options: &Options) -> Result<Outcome> {
     let dir = &options.run;
     let mut claim = Claim::take(dir)?;

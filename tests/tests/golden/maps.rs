@@ -43,9 +43,9 @@ fn golden_maps() -> Result<()> {
             for (what, method, tolerance) in at_last {
                 golden.assert_close(what, &method.explain(&forward, &labels)?.map, tolerance);
             }
-            // candle's matrix product blocks its sums by the processor's caches, so on some machines an activation within
-            // rounding of 0 lands on the other side of a ReLU, and in f32 its maps at inner layers are off. The test below
-            // compares them in f64. The kernels' sums are the same everywhere.
+            // candle's matrix product blocks its sums by the processor's caches, so on some machines an activation
+            // within rounding of 0 lands on the other side of a ReLU, and in f32 its maps at inner layers are off. The
+            // test below compares them in f64. The kernels' sums are the same everywhere.
             if engine == Engine::Ops {
                 continue;
             }
@@ -68,7 +68,8 @@ fn golden_maps() -> Result<()> {
     Ok(())
 }
 
-/// Shapley values of the probability: each estimator within its own error and five standard errors of the recorded sampler.
+/// Shapley values of the probability: each estimator within its own error and five standard errors of the recorded
+/// sampler.
 #[test]
 fn golden_shapley_values_of_the_probability() -> Result<()> {
     for golden in Maps::all()? {

@@ -1,4 +1,5 @@
-//! The outputs of pytorch-grad-cam 1.5.7 on the same checkpoints and images, where it computes something else with that something.
+//! The outputs of pytorch-grad-cam 1.5.7 on the same checkpoints and images, where it computes something else with that
+//! something.
 
 use anyhow::Result;
 use cams::{Explanation, Forward, maps, methods};

@@ -5,8 +5,8 @@ use crate::ops::{pool, weighted_sum};
 use crate::ranges::{MEMORY_MB, Ranges};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass};
 
-/// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0 (0 where y is 0; a y
-/// that is less than a thousandth of the largest `y - y_k` is taken for that);
+/// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0
+/// (0 where y is 0; a y that is less than a thousandth of the largest `y - y_k` is taken for that);
 /// `map = ReLU(sum_k alpha_k A_k)`.
 ///
 /// With a linear head `z_k = z - W_k f_k`, no pass is needed; elsewhere the head is evaluated once for every channel.

@@ -5,7 +5,8 @@ use crate::ops::weighted_sum;
 use crate::ranges::Ranges;
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
-/// CAM (Zhou et al. 2016, arXiv 1512.04150, eq. 2): `map = sum_k W_ck A_k`, signed. Needs pooling and a linear layer behind A.
+/// CAM (Zhou et al. 2016, arXiv 1512.04150, eq. 2): `map = sum_k W_ck A_k`, signed. Needs pooling and a linear layer
+/// behind A.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cam {}

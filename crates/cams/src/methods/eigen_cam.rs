@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::ranges::Ranges;
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
-/// Eigen-CAM (Muhammad & Yeasin 2020, arXiv 2008.00299): the positions' projection on the first right singular vector of the
-/// (positions, channels) matrix of A. It knows no class.
+/// Eigen-CAM (Muhammad & Yeasin 2020, arXiv 2008.00299): the positions' projection on the first right singular vector
+/// of the (positions, channels) matrix of A. It knows no class.
 ///
 /// Signed; of the two possible signs the one that correlates positively with the channels' mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,8 +64,8 @@ fn first_eigenvector(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
     (length > 0.0).then(|| u.into_iter().map(|x| x / length).collect())
 }
 
-/// `sigma_1 u_1` of the matrix with these `rows` of `k` numbers, by the smaller of its two Gram matrices; zeros for a zero
-/// matrix, NaN for one that is not finite.
+/// `sigma_1 u_1` of the matrix with these `rows` of `k` numbers, by the smaller of its two Gram matrices; zeros for a
+/// zero matrix, NaN for one that is not finite.
 fn first_component(x: &[f64], rows: usize, k: usize) -> Vec<f64> {
     if x.iter().any(|x| !x.is_finite()) {
         return vec![f64::NAN; rows];

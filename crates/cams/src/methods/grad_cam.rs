@@ -7,8 +7,8 @@ use crate::{Differentiable, Explanation, Forward, Interpreter, Score};
 
 /// Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, eq. 1 and 2).
 ///
-/// `alpha_k = mean_p G_k(p)` with `G = d y / d A`, `map = ReLU(sum_k alpha_k A_k)`. With a linear head and the logit G is `W_ck / n`, a
-/// formula that candle can differentiate once more; for the other scores `(d y / d z) W / n`.
+/// `alpha_k = mean_p G_k(p)` with `G = d y / d A`, `map = ReLU(sum_k alpha_k A_k)`. With a linear head and the logit G
+/// is `W_ck / n`, a formula that candle can differentiate once more; for the other scores `(d y / d z) W / n`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GradCam {

@@ -23,16 +23,20 @@ pub enum Init {
     /// Nothing is blurred.
     #[default]
     Ones,
-    /// The smallest disc in the middle is blurred that takes 99 % of what blurring everything takes, as in the authors' code.
+    /// The smallest disc in the middle is blurred that takes 99 % of what blurring everything takes, as in the authors'
+    /// code.
     Disc,
 }
 
-/// Meaningful perturbations (Fong & Vedaldi 2017, arXiv 1704.03296, eq. 4): the smallest smooth mask whose blurring away takes the score down.
+/// Meaningful perturbations (Fong & Vedaldi 2017, arXiv 1704.03296, eq. 4): the smallest smooth mask whose blurring
+/// away takes the score down.
 ///
-/// `argmin_m f(m^ x + (1 - m^) blur(x)) + l1 |1 - m| + tv (|d_v m|^beta + |d_h m|^beta)` over grids m in [0, 1], m^ the grid resized
-/// bilinearly; `map = 1 - m^` at the image's resolution. Adam. On images of 224 pixels the authors' code has `grid = 28`, `l1 = 1e-4`, `tv = 1e-2`,
-/// `reduction = "sum"`, `init = "disc"`, `jitter = 4` and blurs the mask too; the widely used PyTorch port `grid = 28`, 500 iterations, `noise = 0.2` and a median
-/// filter on the blurred image. The defaults are the port's penalties on a grid for images of 32 pixels, 300 iterations and no noise; they are not tuned.
+/// `argmin_m f(m^ x + (1 - m^) blur(x)) + l1 |1 - m| + tv (|d_v m|^beta + |d_h m|^beta)` over grids m in [0, 1], m^ the
+/// grid resized bilinearly; `map = 1 - m^` at the image's resolution. Adam. On images of 224 pixels the authors' code
+/// has `grid = 28`, `l1 = 1e-4`, `tv = 1e-2`, `reduction = "sum"`, `init = "disc"`, `jitter = 4` and blurs the mask
+/// too; the widely used PyTorch port `grid = 28`, 500 iterations, `noise = 0.2` and a median filter on the blurred
+/// image. The defaults are the port's penalties on a grid for images of 32 pixels, 300 iterations and no noise; they
+/// are not tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mask {
@@ -62,7 +66,7 @@ pub struct Mask {
     pub jitter: usize,
     /// Standard deviation of noise on what each step sees, in the units of normalised images.
     pub noise: f64,
-    /// Draws of that noise a step, each a pass of its own.
+    /// Draws of that noise per step, each a pass of its own.
     pub noise_draws: usize,
     /// Seed of moves and noise.
     pub seed: u64,
@@ -148,7 +152,8 @@ impl Mask {
         Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
     }
 
-    /// The images of one step and their blurred versions, as the step sees them: all moved alike, each with noise of its own.
+    /// The images of one step and their blurred versions, as the step sees them: all moved alike, each with noise of
+    /// its own.
     fn disturbed(&self, images: &Tensor, ids: &[SampleId], step: usize, draw: usize) -> Result<Tensor> {
         let mut images = images.clone();
         if self.noise > 0.0 {

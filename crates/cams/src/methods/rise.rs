@@ -19,8 +19,9 @@ pub enum Background {
 
 /// RISE (Petsiuk et al. 2018, arXiv 1806.07421, eq. 5): `S = 1 / (N p) sum_i f(x * M_i) M_i` at the image's resolution.
 ///
-/// A mask is a grid of `cells` x `cells` zeros and ones (one with probability `p`), resized bilinearly to one cell more than the image and
-/// cut out at a random place. All images see the same masks. The error is the standard error of the mean over masks.
+/// A mask is a grid of `cells` x `cells` zeros and ones (one with probability `p`), resized bilinearly to one cell more
+/// than the image and cut out at a random place. All images see the same masks. The error is the standard error of the
+/// mean over masks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rise {

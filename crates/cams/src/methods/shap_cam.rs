@@ -33,7 +33,8 @@ pub enum Fill {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Computation {
-    /// Exactly where that is possible; else `det2` for the images where its own estimate of its error is below 5 %; else `mc`.
+    /// Exactly where that is possible; else `det2` for the images where its own estimate of its error is below 5 %;
+    /// else `mc`.
     #[default]
     Auto,
     /// Exactly, or not at all.
@@ -48,14 +49,17 @@ pub enum Computation {
 
 /// Shap-CAM (Zheng et al. 2022, arXiv 2208.03608).
 ///
-/// The players are the n positions of A, each with all its channels; the map is their Shapley value. It is signed and sums to
-/// `v(all) - v(none)`, v the explained score.
+/// The players are the n positions of A, each with all its channels; the map is their Shapley value. It is signed and
+/// sums to `v(all) - v(none)`, v the explained score.
 ///
 /// With average pooling and a linear layer behind A the logits are a sum over positions, and no coalition needs a pass:
 /// - For the logit itself the game is additive: every marginal contribution is the same in every coalition, and
-///   `phi_p = (CAM(p) - CAM of the fill) / n` with `CAM(p) = sum_k W_ck A_k(p)` is exact. For `present_mean`, where the fill depends on the
-///   coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the n-th harmonic number, and v(none) = b_c.
-/// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations, each with its
+///   `phi_p = (CAM(p) - CAM of the fill) / n` with `CAM(p) = sum_k W_ck A_k(p)` is exact. For `present_mean`, where the
+///   fill depends on the
+///   coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the n-th harmonic number, and
+///   v(none) = b_c.
+/// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations,
+/// each with its
 ///   reverse, whose standard error comes with the map.
 ///
 /// Elsewhere `mc` evaluates the head on masked activations, without its first layer where that is linear in them
@@ -69,9 +73,9 @@ pub struct ShapCam {
     pub fill: Fill,
     /// How the values are found.
     pub estimator: Computation,
-    /// Sampled permutations at most, an image; a pair is two.
+    /// Sampled permutations at most, per image; a pair is two.
     pub permutations: usize,
-    /// Evaluations of the head at most, an image, where coalitions need them; two pairs are always sampled.
+    /// Evaluations of the head at most, per image, where coalitions need them; two pairs are always sampled.
     pub evaluations: usize,
     /// Sampling stops when the 95 % intervals are within this share of the largest value; 0: at `permutations`.
     pub tolerance: f64,

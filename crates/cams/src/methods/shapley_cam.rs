@@ -7,8 +7,9 @@ use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score}
 
 /// ShapleyCAM (Cai 2025, arXiv 2501.06261): not Shap-CAM, but Shapley values of channels to second order.
 ///
-/// `alpha = mean_p (G - 1/2 H A)` with G and H the score's gradient and Hessian in A, `map = ReLU(sum_k alpha_k A_k)`. With a linear head
-/// `H A = W^T H_z (z - b) / n`, a formula; elsewhere `H A` is the central difference of G between (1 + step) A and (1 - step) A.
+/// `alpha = mean_p (G - 1/2 H A)` with G and H the score's gradient and Hessian in A, `map = ReLU(sum_k alpha_k A_k)`.
+/// With a linear head `H A = W^T H_z (z - b) / n`, a formula; elsewhere `H A` is the central difference of G between (1
+/// + step) A and (1 - step) A.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapleyCam {

@@ -5,10 +5,11 @@ use crate::ops::weighted_sum;
 use crate::ranges::Ranges;
 use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score};
 
-/// XGrad-CAM (Fu et al. 2020, arXiv 2008.02312, eq. 7): `alpha_k = sum_p G_k(p) A_k(p) / sum_p A_k(p)`, 0 where that sum is 0;
-/// `map = ReLU(sum_k alpha_k A_k)`, `G = d y / d A`.
+/// XGrad-CAM (Fu et al. 2020, arXiv 2008.02312, eq. 7): `alpha_k = sum_p G_k(p) A_k(p) / sum_p A_k(p)`, 0 where that
+/// sum is 0; `map = ReLU(sum_k alpha_k A_k)`, `G = d y / d A`.
 ///
-/// Where G is the same at every position it is Grad-CAM. On a layer with negative values the quotient can be ill-conditioned.
+/// Where G is the same at every position it is Grad-CAM. On a layer with negative values the quotient can be
+/// ill-conditioned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct XgradCam {

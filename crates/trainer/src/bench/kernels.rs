@@ -135,7 +135,8 @@ fn error(found: &[Tensor; 3], truth: &[Tensor; 3]) -> Result<f64> {
     Ok(worst)
 }
 
-/// Output and both gradients of a convolution as a network runs it: on activations that are stored in the kernels' order.
+/// Output and both gradients of a convolution as a network runs it: on activations that are stored in the kernels'
+/// order.
 fn convolution_ms<E: Element>(shape: &ConvShape, algorithm: Algorithm, batch: usize, repeats: u32) -> Result<f64> {
     let runtime = Arc::new(Runtime::new(Isa::best()));
     let numbers = |len: usize| -> Vec<f64> { (0..len).map(|i| ((i * 37) % 101) as f64 / 50.0 - 1.0).collect() };
@@ -168,8 +169,9 @@ pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
         let stage = Stage::new(graph.clone(), &Memory::new(isa));
         let ours =
             |x: &Tensor, p: &Tensor, running: &[f32]| Ok(stage.forward(x, p, running, Mode::Train, precision)?.0);
-        let candles =
-            |x: &Tensor, p: &Tensor, running: &[f32]| Ok(by_ops::forward(&graph, x, p, running, Mode::Train)?.0);
+        let candles = |x: &Tensor, p: &Tensor, running: &[f32]| {
+            by_ops::forward(&graph, x, p, &Tensor::new(running, x.device())?, Mode::Train, &mut vec![])
+        };
         let truth = Inputs::new(&graph, batch, DType::F64)?.run(candles)?;
         let inputs = Inputs::new(&graph, batch, tensors)?;
         let error = error(&inputs.run(ours)?, &truth)?;

@@ -16,9 +16,9 @@ pub struct Cost {
     pub estimator: String,
     /// Images at a time.
     pub images: usize,
-    /// Median milliseconds a map, given the forward pass.
+    /// Median milliseconds per map, given the forward pass.
     pub ms_per_map: f64,
-    /// Evaluations beyond that pass, an image.
+    /// Evaluations beyond that pass, per image.
     pub evaluations: usize,
     /// Matching a batch's maps: both maps from their passes, the distance, backward to activations and head.
     pub matching_ms: Option<f64>,
@@ -30,7 +30,7 @@ pub struct Cost {
 pub struct Maps {
     /// The model's training step on the whole batch, in milliseconds.
     pub train_ms: f64,
-    /// The model's forward pass in eval mode, in milliseconds an image.
+    /// The model's forward pass in eval mode, in milliseconds per image.
     pub forward_ms: f64,
     /// The methods.
     pub methods: Vec<Cost>,

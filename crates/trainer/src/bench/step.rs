@@ -15,7 +15,7 @@ use crate::data::loader::Batch;
 use crate::distill::cache::{self, Cache, Key};
 use crate::distill::teacher::{Frozen, Teacher};
 use crate::distill::{Learner, Objective};
-use crate::models::{Architecture, Shortcut};
+use crate::models::{Architecture, Options};
 use crate::nn::{Backend, Model, Network, Normalization, StateDict};
 use crate::random::{Purpose, stream};
 
@@ -32,8 +32,8 @@ pub struct Step {
     pub teacher_train_ms: f64,
     /// What matching adds to a step with teacher and KD.
     pub explain_ms: f64,
-    /// Reading a batch's outputs (logits, every class's CAM of 8x8, three attention maps) from a teacher's cache of 10,000 images; the
-    /// epoch's reading of its file is shared by its steps.
+    /// Reading a batch's outputs (logits, every class's CAM of 8x8, three attention maps) from a teacher's cache of
+    /// 10,000 images; the epoch's reading of its file is shared by its steps.
     pub cached_ms: f64,
     /// Largest resident memory of all but the last, in MB.
     pub peak_rss_mb: Option<f64>,
@@ -49,7 +49,7 @@ pub(super) fn batch(n: usize) -> Result<Batch> {
 
 pub(super) fn network(name: &str, trained: bool, backend: &Backend) -> Result<Network> {
     let input = Shape { channels: 3, h: 32, w: 32 };
-    let architecture = Architecture::named(name, input, 10, Shortcut::Preact)?;
+    let architecture = Architecture::named(name, input, 10, &Options::new())?;
     let weights = StateDict::init(&architecture, 0, false);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
     Network::new(architecture, weights, normalization, &[], trained, backend.clone())

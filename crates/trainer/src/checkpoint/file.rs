@@ -13,8 +13,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::error;
 use crate::files::write_atomically;
-use crate::models::{Architecture, Layer, Shortcut};
+use crate::models::{self, Architecture, LAYERS, Layer, Options};
 use crate::nn::{Backend, Network, Normalization, StateDict};
 
 /// The metadata map.
@@ -96,12 +97,16 @@ impl File {
     /// Reads and checks the header.
     pub fn read(path: &Path) -> Result<File> {
         let name = path.display().to_string();
-        let bytes = fs::read(path).with_context(|| format!("reading {name}"))?;
+        let bytes = fs::read(path).with_context(|| format!("reading {name}")).context(error::Checkpoint)?;
         File::parse(name, bytes)
     }
 
     /// The same of bytes that are there already; `name` is for messages.
     pub fn parse(name: String, bytes: Vec<u8>) -> Result<File> {
+        File::whole(name, bytes).context(error::Checkpoint)
+    }
+
+    fn whole(name: String, bytes: Vec<u8>) -> Result<File> {
         let (_, header) = SafeTensors::read_metadata(&bytes)
             .map_err(|e| anyhow!("{name} is not a whole safetensors file ({e}): it is truncated or damaged"))?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
@@ -213,20 +218,22 @@ impl File {
         ensure!((1..=100_000).contains(&classes), "{}: num_classes {classes} is not plausible", self.name);
         let input = input_shape(self.metadata.get("input_size").map_or("32", String::as_str))
             .with_context(|| format!("input_size in the metadata of {}", self.name))?;
-        if name == "layers" {
+        if name == LAYERS {
             let layers: Vec<Layer> = serde_json::from_str(self.get("layers")?).context("\"layers\" in the metadata")?;
             return Architecture::from_layers(&layers, input, classes);
         }
-        let shortcut = match self.metadata.get("shortcut").map(String::as_str) {
-            None | Some("preact") => Shortcut::Preact,
-            Some("raw") => Shortcut::Raw,
-            Some(other) => bail!("{}: shortcut \"{other}\"; accepted are preact and raw", self.name),
-        };
-        Architecture::named(name, input, classes, shortcut)
+        Architecture::named(name, input, classes, &self.options(name)?)
+            .with_context(|| format!("the metadata of {}", self.name))
     }
 
-    /// The frozen model that it holds (as `arch`, where its metadata does not say), with what it knows of the training set. `layers` says
-    /// what the model hands out.
+    /// What its metadata says of the choices that the family of `arch` leaves open.
+    pub fn options(&self, arch: &str) -> Result<Options> {
+        let said = |c: &models::Choice| Some((c.name.to_string(), self.metadata.get(c.name)?.clone()));
+        Ok(models::choices(arch)?.iter().filter_map(said).collect())
+    }
+
+    /// The frozen model that it holds (as `arch`, where its metadata does not say), with what it knows of the training
+    /// set. `layers` says what the model hands out.
     pub fn network(
         &self,
         arch: Option<&str>,
@@ -249,7 +256,8 @@ impl File {
     pub fn state_dict(&self, architecture: &Architecture) -> Result<StateDict> {
         let mut found = self.named()?;
         found.retain(|name, _| !name.ends_with("num_batches_tracked"));
-        let (weights, unexpected) = assemble(architecture, found).with_context(|| self.name.clone())?;
+        let assembled = assemble(architecture, found).with_context(|| self.name.clone());
+        let (weights, unexpected) = assembled.context(error::Checkpoint)?;
         ensure!(
             unexpected.is_empty(),
             "{} does not fit {}; unexpected: {}",
@@ -356,9 +364,7 @@ pub fn save(
     metadata.insert("input_size".into(), size.to_string());
     metadata.insert("mean".into(), json!(normalization.mean).to_string());
     metadata.insert("std".into(), json!(normalization.std).to_string());
-    if let Some(shortcut) = architecture.shortcut {
-        metadata.insert("shortcut".into(), shortcut.name().into());
-    }
+    metadata.extend(architecture.options.clone());
     let tensors = architecture
         .entries()
         .map(|(e, parameter)| {

@@ -1,7 +1,7 @@
 //! PyTorch's files: a zip archive with a pickle that describes tensors and their storages as files beside it.
 //!
-//! Nothing in a pickle is run: it is read as data, and what is not a mapping of tensors is passed over. (candle's own reader knows neither
-//! strided storages nor dictionaries in dictionaries, and trusts the lengths that a file claims.)
+//! Nothing in a pickle is run: it is read as data, and what is not a mapping of tensors is passed over. (candle's own
+//! reader knows neither strided storages nor dictionaries in dictionaries, and trusts the lengths that a file claims.)
 
 mod pickle;
 
@@ -117,7 +117,8 @@ pub struct Pth {
     pub mappings: Vec<Mapping>,
 }
 
-/// Of names of tensors, in bytes, and of a tensor's axes: a file that refers to a long one again and again must not multiply it.
+/// Of names of tensors, in bytes, and of a tensor's axes: a file that refers to a long one again and again must not
+/// multiply it.
 const LONGEST_NAME: usize = 1024;
 const MOST_AXES: usize = 16;
 
@@ -477,7 +478,8 @@ mod tests {
         file[at] ^= 1;
         let error = format!("{:#}", Pth::parse(file).unwrap().tensors(0).unwrap_err());
         assert!(error.contains("damaged"), "{error}");
-        // Classes made of one long text, over and over; ten million tuples in one another, and a dictionary that holds itself.
+        // Classes made of one long text, over and over; ten million tuples in one another, and a dictionary that holds
+        // itself.
         let deep = Writer::default().raw(b")").raw(&vec![0x85; 10_000_000]);
         assert!(check_pickle(&[&deep.0[..], b"."].concat()).is_ok_and(|n| n == 0));
         let long = Writer::default().text(&"x".repeat(1 << 20)).raw(b"q\x00").raw(&b"h\x00h\x00\x930".repeat(100_000));

@@ -45,7 +45,7 @@ pub(super) struct BenchMaps {
 /// Arguments of `trainer bench kernels`.
 #[derive(Args)]
 pub(super) struct BenchKernels {
-    /// Images a call.
+    /// Images per call.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(super) batch: u32,
     /// What to compute in; candle's ops compute in f32.
@@ -65,7 +65,7 @@ pub(super) struct BenchStep {
     /// Architecture of the teacher.
     #[arg(long, default_value = "wrn-40-2", value_name = "NAME")]
     pub(super) teacher: String,
-    /// Images a step.
+    /// Images per step.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(super) batch: u32,
     /// Method of the maps.

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device};
 use clap::Args;
 use serde_json::json;
@@ -9,7 +9,7 @@ use trainer::checkpoint::{self, File, Metadata, Named};
 use trainer::data::cifar::CIFAR10_STATISTICS;
 use trainer::data::loader::Loader;
 use trainer::data::{Source, Split};
-use trainer::models::{Architecture, Shortcut};
+use trainer::models::{self, Architecture, Options};
 use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
 
 use super::Done;
@@ -47,15 +47,15 @@ pub(super) struct ConvertArgs {
 pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
     // A name that nobody knows is told before a large file is read.
-    Architecture::named(&args.arch, checkpoint::input_shape("32")?, 10, Shortcut::Preact)?;
+    let open = models::choices(&args.arch)?;
     let (metadata, tensors) = read(args)?;
     let known = |key: &str| metadata.get(key).map(String::as_str);
     let file = args.input.display();
-    let shortcut = match args.shortcut.as_deref().or(known("shortcut")).unwrap_or("preact") {
-        "preact" => Shortcut::Preact,
-        "raw" => Shortcut::Raw,
-        other => bail!("{file}: shortcut \"{other}\" in its metadata; say --shortcut preact or --shortcut raw"),
-    };
+    let said = open.iter().filter_map(|c| Some((c.name.to_string(), known(c.name)?.to_string())));
+    let given = args.shortcut.iter().map(|word| ("shortcut".to_string(), word.clone()));
+    let options: Options = said.chain(given).collect();
+    let options =
+        models::settle(&args.arch, &options).with_context(|| format!("{file}: its metadata, or --shortcut"))?;
     let classes =
         match (args.classes, known("num_classes")) {
             (Some(n), _) => n as usize,
@@ -66,7 +66,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
         };
     let input = checkpoint::input_shape(known("input_size").unwrap_or("32"))
         .with_context(|| format!("input_size in the metadata of {file}"))?;
-    let architecture = Architecture::named(&args.arch, input, classes, shortcut)?;
+    let architecture = Architecture::named(&args.arch, input, classes, &options)?;
     let [mean, std] = CIFAR10_STATISTICS.map(Vec::from);
     let statistics = |option: &str, given: &Option<String>, key: &str, default: Vec<f64>| match given {
         Some(text) => triple(option, text),
@@ -88,7 +88,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     // What was measured of a model holds for that model alone.
     let changed = |key: &str, now: &str| known(key).is_some_and(|before| before != now);
     let other = changed("arch", &args.arch)
-        || known("shortcut").unwrap_or("preact") != shortcut.name()
+        || open.iter().any(|c| known(c.name).unwrap_or(c.words[0]) != architecture.options[c.name])
         || changed("num_classes", &classes.to_string())
         || [("mean", &normalization.mean), ("std", &normalization.std)].iter().any(|(key, now)| {
             known(key).is_some_and(|text| triple(key, text.trim().trim_matches(['[', ']'])).ok().as_ref() != Some(now))

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde_json::json;
-use trainer::data::{DataSet, Fetch, LIST, Source, Split, mini};
+use trainer::data::{DataSet, Fetch, LIST, Source, Split};
 use trainer::files::sha256;
 
 use super::Done;
@@ -32,7 +32,7 @@ pub(super) enum DataCommand {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
-    /// Writes a data set's test images as PNG files, a folder a class, or makes cifar10-mini's sheets.
+    /// Writes a data set's test images as PNG files, a folder per class, or makes cifar10-mini's sheets.
     #[command(after_help = "Example:\n  trainer data convert planted --dir planted-images")]
     Convert {
         /// Any data set, or cifar10-mini to make its sheets anew from cifar10.
@@ -85,9 +85,8 @@ fn convert(name: &str, dir: Option<&Path>) -> Result<Done> {
     let dir = dir.map_or_else(|| Path::new("data").join(format!("{name}-png")), Path::to_path_buf);
     std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let mut files = Vec::new();
-    if name == mini::MINI.name {
-        mini::make(&Source::parse("cifar10")?, &dir)?;
-        files.extend(["train", "test"].map(|s| dir.join(format!("{name}-{s}.png"))));
+    if let Some(make) = Source::parse(name)?.entry()?.make {
+        files.extend(make(&dir)?);
     } else {
         let images = Source::parse(name)?.load(Split::Test)?;
         let [_, h, w] = images.shape;

@@ -62,9 +62,10 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
         Ok(other)
     });
     let other = other.transpose()?;
-    let found = explain(&methods, &names, &network, &args.layer, &input, &class)?;
+    let asked: Vec<_> = names.iter().filter_map(|name| Some((*name, methods.get(name)?))).collect();
+    let found = explain(&asked, &network, &args.layer, &input.images, &class)?;
     let classes = Class::Given(found.classes.clone());
-    let beside = other.map(|other| explain(&methods, &names, &other, &args.layer, &input, &classes)).transpose()?;
+    let beside = other.map(|other| explain(&asked, &other, &args.layer, &input.images, &classes)).transpose()?;
     for note in &input.images.notes {
         eprintln!("{note}");
     }
@@ -114,7 +115,13 @@ fn table(explained: &Explained, n: usize) -> Table {
         column("seconds", "seconds", 3),
     ]);
     for o in &explained.outcomes {
-        table.rows.push(vec![o.method.into(), o.estimator().into(), n.into(), o.evaluations.into(), o.seconds.into()]);
+        table.rows.push(vec![
+            o.method.clone().into(),
+            o.estimator().into(),
+            n.into(),
+            o.evaluations.into(),
+            o.seconds.into(),
+        ]);
     }
     table
 }
@@ -132,7 +139,7 @@ fn rows(explained: &Explained, n: usize) -> Vec<Value> {
 /// The gallery's rows: each method of the model and, under it, of the one beside it.
 fn strips<'a>(found: &'a Explained, beside: Option<&'a Explained>) -> Vec<Strip<'a>> {
     let strip = |o: &'a Outcome, model: &'static str| Strip {
-        method: o.method,
+        method: &o.method,
         model,
         estimator: o.estimator(),
         shape: o.shape,

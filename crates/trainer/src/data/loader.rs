@@ -51,7 +51,7 @@ impl Batch {
 /// How an epoch's batches are made.
 #[derive(Clone, Debug)]
 pub struct Loader {
-    /// Images a batch; the last one may be smaller.
+    /// Images per batch; the last one may be smaller.
     pub batch: usize,
     /// Seed of the order.
     pub seed: u64,
@@ -69,7 +69,7 @@ impl Loader {
         Loader { batch, seed: 0, data_seed: 0, views: 0, augment: Augment::default() }
     }
 
-    /// Steps an epoch.
+    /// Steps per epoch.
     pub fn steps(&self, images: usize) -> usize {
         images.div_ceil(self.batch)
     }

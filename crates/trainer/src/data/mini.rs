@@ -1,10 +1,10 @@
 //! `cifar10-mini`: the first 500 training and 100 test images of each class of CIFAR-10, inside the program.
 //!
-//! Stored as one PNG a split, 50 or 10 images wide: lossless, and small enough for a repository. The images
+//! Stored as one PNG per split, 50 or 10 images wide: lossless, and small enough for a repository. The images
 //! are CIFAR-10's (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"), in the order
 //! in which they stand in the official files, sorted by class.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use image::{ImageFormat, RgbImage};
@@ -19,14 +19,14 @@ const SIDE: usize = 32;
 /// Images a row of the sheet.
 const COLUMNS: usize = 50;
 
-/// What the list says of it.
-pub const MINI: DataSet = DataSet {
+pub(super) const MINI: DataSet = DataSet {
     name: "cifar10-mini",
     about: "6,000 images of CIFAR-10, inside the program",
     load,
     statistics: Some(CIFAR10_STATISTICS),
     part_of: Some("cifar10"),
     fetch: None,
+    make: Some(make),
 };
 
 /// Reads the embedded sheet.
@@ -47,8 +47,10 @@ pub fn load(_: &Source, split: Split) -> Result<Images> {
     Images::new(pixels, labels, [3, SIDE, SIDE], CLASSES)
 }
 
-/// Writes the two sheets from the full CIFAR-10: how the embedded files were made.
-pub fn make(cifar10: &Source, out: &Path) -> Result<()> {
+/// Writes the two sheets from the full CIFAR-10, wherever it is fetched to: how the embedded files were made.
+fn make(out: &Path) -> Result<Vec<PathBuf>> {
+    let cifar10 = Source::parse("cifar10")?;
+    let mut files = vec![];
     for (split, per_class, name) in [(Split::Train, 500, "train"), (Split::Test, 100, "test")] {
         let images = cifar10.load(split)?;
         let mut positions = Vec::new();
@@ -78,6 +80,7 @@ pub fn make(cifar10: &Source, out: &Path) -> Result<()> {
             image::codecs::png::FilterType::Adaptive,
         );
         sheet.write_with_encoder(encoder).with_context(|| format!("writing {}", file.display()))?;
+        files.push(file);
     }
-    Ok(())
+    Ok(files)
 }

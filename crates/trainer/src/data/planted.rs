@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use rand::RngExt;
 
-use super::{DataSet, Images, Source, Split};
+use super::{DataSet, Images, Object, Source, Split};
 use crate::random::{Purpose, stream};
 
 pub(super) const PLANTED: DataSet = DataSet {
@@ -14,6 +14,7 @@ pub(super) const PLANTED: DataSet = DataSet {
     statistics: None,
     part_of: None,
     fetch: None,
+    make: None,
 };
 
 /// Shapes: the classes.
@@ -41,7 +42,7 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
     let (count, first) = if split == Split::Train { (TRAIN, 0) } else { (TEST, TRAIN) };
     let mut pixels = vec![0; count * 3 * side * side];
     let mut labels = Vec::with_capacity(count);
-    let mut boxes = Vec::with_capacity(count);
+    let mut objects = Vec::with_capacity(count);
     for (i, image) in pixels.chunks_exact_mut(3 * side * side).enumerate() {
         let mut rng = stream(source.seed, Purpose::Planted, (first + i) as u64);
         let class = rng.random_range(0..CLASSES);
@@ -79,10 +80,10 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
             }
         }
         labels.push(class as u32);
-        boxes.push(bounds);
+        objects.push(vec![Object { class: class as u32, bounds }]);
     }
     let mut images = Images::new(pixels, labels, [3, side, side], CLASSES)?;
     images.index.iter_mut().for_each(|i| *i += first as u64);
-    images.boxes = Some(boxes);
+    images.objects = Some(objects);
     Ok(images)
 }

@@ -56,8 +56,8 @@ impl Average {
     }
 }
 
-/// What step `t` (from 1) adds to a moving average that holds nothing of what was before the first: after t steps step i weighs
-/// `decay^(t - i) (1 - decay) / (1 - decay^t)`, as Adam's averages are debiased.
+/// What step `t` (from 1) adds to a moving average that holds nothing of what was before the first: after t steps step
+/// i weighs `decay^(t - i) (1 - decay) / (1 - decay^t)`, as Adam's averages are debiased.
 fn share_of_step(decay: f64, t: usize) -> f64 {
     (1.0 - decay) / (1.0 - decay.powf(t as f64))
 }

@@ -38,9 +38,9 @@ pub const FORMAT: u32 = 3;
 
 /// A teacher's outputs on disk: a file for each view and part, holding that part of every training image, exact.
 ///
-/// A part is a tensor of an output (logits, every class's CAM, a method's map ...). The folder's name is a hash of the [`Key`], so
-/// students with the same teacher and views share it and others cannot meet it; each takes the parts it uses. A file is written whole,
-/// once every image of the view has been seen, with a checksum.
+/// A part is a tensor of an output (logits, every class's CAM, a method's map ...). The folder's name is a hash of the
+/// [`Key`], so students with the same teacher and views share it and others cannot meet it; each takes the parts it
+/// uses. A file is written whole, once every image of the view has been seen, with a checksum.
 pub struct Cache {
     dir: PathBuf,
     /// Where its tensors go.
@@ -164,7 +164,8 @@ impl Cache {
         self.tables.iter().map(tensor).collect::<Result<_>>().map(Some)
     }
 
-    /// Keeps what the teacher said about a batch, a tensor for each part; once it has said everything about a view, on disk.
+    /// Keeps what the teacher said about a batch, a tensor for each part; once it has said everything about a view, on
+    /// disk.
     pub fn remember(&mut self, batch: &Batch, output: &[Tensor]) -> Result<()> {
         ensure!(output.len() == self.parts.len(), "an output of {} parts, not of {}", output.len(), self.parts.len());
         let Some(first) = batch.ids.first() else { return Ok(()) };

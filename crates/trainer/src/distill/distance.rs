@@ -1,5 +1,6 @@
 //! Distances of maps, and of anything that is pooled from them; means over the batch.
 
+use cams::maps::adaptive_average;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::terms::Distance;
@@ -39,24 +40,6 @@ pub fn all_class_pooled(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
 /// Where a layer (n, k, h, w) looks: the mean of its squared activations, (n, h, w).
 pub fn attention_map(features: &Tensor) -> Result<Tensor> {
     features.sqr()?.mean(1)
-}
-
-/// Adaptive average pooling of (n, h, w) to (n, height, width), PyTorch's windows, as two matrix products.
-fn adaptive_average(maps: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (n, h, w) = maps.dims3()?;
-    if (h, w) == (height, width) {
-        return Ok(maps.clone());
-    }
-    let axis = |from: usize, to: usize| -> Result<Tensor> {
-        let mut m = vec![0f64; to * from];
-        for i in 0..to {
-            let (start, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
-            m[i * from + start..i * from + end].fill(1.0 / (end - start) as f64);
-        }
-        Tensor::from_vec(m, (to, from), maps.device())?.to_dtype(maps.dtype())
-    };
-    let wide = maps.reshape((n * h, w))?.matmul(&axis(w, width)?.t()?)?.reshape((n, h, width))?;
-    axis(h, height)?.unsqueeze(0)?.broadcast_as((n, height, h))?.contiguous()?.matmul(&wide)
 }
 
 /// A scalar tensor as f64.

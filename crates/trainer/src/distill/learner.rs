@@ -3,12 +3,11 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::average::Average;
-use super::distance::value;
 use super::objective::{Losses, Objective, Value};
-use super::optimizers::{self, Optim, Optimizer, norm};
+use super::optimizers::{self, Optim, Optimizer, square};
 use super::schedule::Schedule;
 use super::teacher::Teacher;
 use super::terms::Inputs;
@@ -64,7 +63,8 @@ pub struct Measurements {
 }
 
 impl<M: Model, T: Teacher> Learner<M, T> {
-    /// A student before its first step, in a run of `epochs` epochs of `steps` steps; without clipping, average or measured gradients.
+    /// A student before its first step, in a run of `epochs` epochs of `steps` steps; without clipping, average or
+    /// measured gradients.
     pub fn new(
         model: M,
         teacher: Option<T>,
@@ -92,21 +92,23 @@ impl<M: Model, T: Teacher> Learner<M, T> {
         let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, teacher };
         let losses = self.objective.losses(epoch, &inputs)?;
         let total = losses.total()?;
+        let mut whole = gradient(&total, self.model.variables())?;
+        // Everything that is read of a step crosses from its device at once.
+        let mut scalars = vec![total, square(&whole)?, wrong(&pass.logits, &labels)?];
+        scalars.extend(losses.0.iter().map(|term| term.value.clone()));
+        let read = read(&scalars)?;
         let mut measured = Measurements {
             step: step + 1,
             epoch: step / self.schedule.steps + 1,
             lr: self.schedule.lr(step),
-            total: value(&total)?,
+            terms: losses.0.iter().map(|term| term.name).zip(read[3..].iter().copied()).collect(),
+            total: read[0],
+            gradient_norm: read[1].sqrt(),
+            wrong: read[2] as usize,
             images: batch.len(),
             ..Measurements::default()
         };
-        for term in &losses.0 {
-            measured.terms.push((term.name, value(&term.value)?));
-        }
         check("loss", measured.total, &measured)?;
-
-        let mut whole = gradient(&total, self.model.variables())?;
-        measured.gradient_norm = norm(&whole)?;
         check("gradient", measured.gradient_norm, &measured)?;
         if self.log_every > 0 && step.is_multiple_of(self.log_every) {
             measured.gradient_norms = Some(self.gradient_norms(&losses, measured.gradient_norm)?);
@@ -124,7 +126,6 @@ impl<M: Model, T: Teacher> Learner<M, T> {
         if let Some(average) = &mut self.average {
             average.update(&self.model, self.step)?;
         }
-        measured.wrong = wrong(&pass.logits, &batch.labels)?;
         measured.images_per_second = batch.len() as f64 / clock.elapsed().as_secs_f64();
         Ok(measured)
     }
@@ -135,7 +136,11 @@ impl<M: Model, T: Teacher> Learner<M, T> {
         for Value { name, value, weight } in &losses.0 {
             // A single term's gradient is the whole one: no second pass is needed.
             let single = losses.0.len() == 1;
-            let size = if single { total / weight } else { norm(&gradient(value, self.model.variables())?)? };
+            let size = if single {
+                total / weight
+            } else {
+                read(&[square(&gradient(value, self.model.variables())?)?])?[0].sqrt()
+            };
             norms.push((*name, size));
         }
         norms.push(("total", total));
@@ -143,10 +148,20 @@ impl<M: Model, T: Teacher> Learner<M, T> {
     }
 }
 
-/// Images of which another class than the label is the most probable.
-fn wrong(logits: &Tensor, labels: &[u32]) -> Result<usize> {
-    let predicted = logits.detach().to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    Ok(predicted.iter().zip(labels).filter(|(p, l)| p != l).count())
+/// Number of images of which another class than the label is the most probable, a scalar.
+fn wrong(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let predicted = logits.detach().argmax(D::Minus1)?;
+    Ok(predicted.ne(labels)?.to_dtype(DType::F32)?.sum_all()?)
+}
+
+/// Scalars as numbers, read from their device at once. Those of a CPU may be of different types; not every other device
+/// has f64.
+fn read(scalars: &[Tensor]) -> Result<Vec<f64>> {
+    let on_cpu = scalars.first().is_some_and(|t| t.device().is_cpu());
+    let dtype = if on_cpu { DType::F64 } else { DType::F32 };
+    let all = scalars.iter().map(|t| t.detach().to_dtype(dtype)?.reshape(1));
+    let all = Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_device(&Device::Cpu)?;
+    Ok(all.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 /// Stops a run whose loss or gradient is not finite.

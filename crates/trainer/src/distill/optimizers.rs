@@ -10,7 +10,7 @@ use adamw::AdamW;
 pub use adamw::Moments;
 use anyhow::{Context, Result};
 use cams::ranges::{Ranges, above, from};
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sgd::Sgd;
@@ -140,21 +140,26 @@ fn slot<'s>(slots: &'s Slots, name: &str) -> Result<&'s [f32]> {
     slots.get(name).map(Vec::as_slice).with_context(|| format!("the optimizer's state has no {name}"))
 }
 
-/// Euclidean norm of several tensors as one, summed in f64 and always in the same order.
-pub fn norm(tensors: &[Tensor]) -> Result<f64> {
-    let mut square = 0.0;
-    for t in tensors {
-        let t = t.flatten_all()?;
-        square += match t.dtype() {
-            DType::F64 => sum_of_squares(&t.to_vec1::<f64>()?),
-            _ => sum_of_squares(&t.to_dtype(DType::F32)?.to_vec1::<f32>()?),
-        };
-    }
-    Ok(square.sqrt())
+/// The sum of the squares of several tensors, a scalar on their device; on the CPU summed in f64 and always in the same
+/// order.
+pub fn square(tensors: &[Tensor]) -> Result<Tensor> {
+    let Some(device) = tensors.first().map(Tensor::device).filter(|d| !d.is_cpu()) else {
+        let mut square = 0.0;
+        for t in tensors {
+            let t = t.flatten_all()?;
+            square += match t.dtype() {
+                DType::F64 => sum_of_squares(&t.to_vec1::<f64>()?),
+                _ => sum_of_squares(&t.to_dtype(DType::F32)?.to_vec1::<f32>()?),
+            };
+        }
+        return Ok(Tensor::new(square, &Device::Cpu)?);
+    };
+    let squares = tensors.iter().map(|t| t.sqr()?.sum_all()?.to_dtype(DType::F32));
+    Ok(Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_device(device)?.sum_all()?)
 }
 
 fn sum_of_squares<T: Copy + Into<f64> + Sync>(values: &[T]) -> f64 {
-    /// Elements a task.
+    /// Elements per task.
     const TASK: usize = 1 << 15;
     let square = |v: &T| Into::<f64>::into(*v).powi(2);
     let tasks: Vec<f64> = values.par_chunks(TASK).map(|task| task.iter().map(square).sum()).collect();

@@ -1,5 +1,5 @@
-//! The terms of the loss. A new one is a file in `terms/` and a line in the list below: that gives it a weight, a schedule, a table of
-//! options, its place in `trainer list` and in the checks.
+//! The terms of the loss. A new one is a file in `terms/` and a line in the list below: that gives it a weight, a
+//! schedule, a table of options, its place in `trainer list` and in the checks.
 
 mod attention;
 mod ce;
@@ -59,7 +59,8 @@ pub trait Term: Send + Sync {
         true
     }
 
-    /// Layers at which it looks into a model (student or teacher), beside `last`; `attention` are that model's attention layers.
+    /// Layers at which it looks into a model (student or teacher), beside `last`; `attention` are that model's
+    /// attention layers.
     fn layers(&self, _attention: &[String]) -> Vec<String> {
         vec![]
     }
@@ -80,7 +81,8 @@ pub struct Entry {
     pub has_table: bool,
 }
 
-/// The one list: it makes `[loss.weights]`, `[loss.schedule]`, the terms' own tables, their ranges, and the terms themselves.
+/// The one list: it makes `[loss.weights]`, `[loss.schedule]`, the terms' own tables, their ranges, and the terms
+/// themselves.
 macro_rules! terms {
     (
         in_loss { $($key:ident: $term:ident = $weight:literal, $keys:expr;)* }

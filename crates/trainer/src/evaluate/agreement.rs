@@ -69,8 +69,8 @@ impl Sums {
     }
 }
 
-/// Measures a student and its teacher, in full precision. The methods are always the same four, so that runs can be compared whatever
-/// they were trained to match.
+/// Measures a student and its teacher, in full precision. The methods are always the same four, so that runs can be
+/// compared whatever they were trained to match.
 pub fn measure(student: &Network, teacher: &Network, images: &Images) -> Result<Agreement> {
     let methods: [(&str, &dyn Interpreter); 4] = [
         ("grad_cam", &GradCam::default()),

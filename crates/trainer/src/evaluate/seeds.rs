@@ -10,8 +10,9 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::File;
-use crate::data::Source;
 use crate::data::loader::Loader;
+use crate::data::{Images, Source};
+use crate::explain::{Class, explain};
 use crate::nn::{Backend, Model as _, Network, Pass};
 use crate::report::statistics::{mean, sd};
 
@@ -108,9 +109,9 @@ pub struct Game {
 /// Everything that does not depend on the game.
 struct Bench {
     network: Network,
+    set: Images,
     images: Tensor,
     pass: Pass,
-    ids: Vec<cams::SampleId>,
     classes: Tensor,
 }
 
@@ -128,15 +129,20 @@ impl Bench {
         let images = network.images(&batch.pixels)?;
         let pass = network.observe(&images)?;
         let classes = batch.labels_on(network.device())?;
-        Ok(Bench { network, images, pass, ids: batch.ids, classes })
+        Ok(Bench { network, set: set.select(&positions), images, pass, classes })
     }
 
-    /// One map an image, as plain numbers.
-    fn maps(&self, method: &ShapCam) -> Result<(Tensor, Vec<Vec<f64>>)> {
-        let cut = self.network.cut("last")?;
-        let map = method.explain(&self.pass.seen(&*cut, "last", &self.ids)?, &self.classes)?.map;
-        let rows = map.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?;
-        Ok((map, rows))
+    /// Each variant's maps of all images: as a tensor, and as rows of numbers.
+    fn maps(&self, variants: &[ShapCam]) -> Result<Vec<(Tensor, Vec<Vec<f64>>)>> {
+        let named: Vec<(&str, &dyn Interpreter)> =
+            variants.iter().map(|v| ("shap_cam", v as &dyn Interpreter)).collect();
+        let found = explain(&named, &self.network, "last", &self.set, &Class::Label)?;
+        let each = found.outcomes.into_iter().map(|o| {
+            let map = Tensor::from_vec(o.values, (self.set.len(), o.shape[0], o.shape[1]), self.network.device())?;
+            let rows = map.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?;
+            Ok((map, rows))
+        });
+        each.collect()
     }
 
     /// Each image's drop of its class's probability under its own map, in percent.
@@ -175,7 +181,7 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
     );
     ensure!(c.permutations.iter().all(|m| *m >= 4), "seeds.permutations: 4 at least, for a standard error");
     let bench = Bench::new(&config.model, device)?;
-    let n = bench.ids.len();
+    let n = bench.set.len();
     let mut rows = Vec::new();
     for &score in &c.scores {
         for &fill in &c.fills {
@@ -187,14 +193,15 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
             } else {
                 ShapCam { permutations: c.reference, seed: u64::MAX, ..sampled }
             };
-            let (_, truth) = bench.maps(&reference)?;
+            let truth = bench.maps(&[reference])?.swap_remove(0).1;
             for &permutations in &c.permutations {
                 if !quiet {
                     eprintln!("{} {} {permutations}", word(score)?, word(fill)?);
                 }
                 let (mut of_seed, mut drops) = (Vec::new(), Vec::new());
-                for seed in c.first..c.first + c.count {
-                    let (map, values) = bench.maps(&ShapCam { permutations, seed, ..sampled })?;
+                let seeds = c.first..c.first + c.count;
+                let variants: Vec<_> = seeds.map(|seed| ShapCam { permutations, seed, ..sampled }).collect();
+                for (map, values) in bench.maps(&variants)? {
                     drops.push(bench.drops(&map)?);
                     of_seed.push(values);
                 }

@@ -42,7 +42,8 @@ fn range(values: &[f32]) -> (f32, f32) {
     values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)))
 }
 
-/// Writes `original-<i>.png`, `[<model>-]<method>-<i>.png` and `index.html`: a row a method and model under a row of the images. A method has one scale.
+/// Writes `original-<i>.png`, `[<model>-]<method>-<i>.png` and `index.html`: a row per method and model under a row of
+/// the images. A method has one scale.
 pub fn write(dir: &Path, images: &Images, captions: &[String], strips: &[Strip]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let originals = (0..captions.len()).map(|i| picture(images, i)).collect::<Result<Vec<_>>>()?;

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use cams::methods::Methods;
+use cams::Interpreter;
 use candle_core::{D, DType, Tensor};
 
-use super::Input;
+use crate::data::Images;
 use crate::data::loader::{Batch, Loader};
 use crate::error::sentence;
 use crate::nn::Model;
@@ -59,7 +59,7 @@ pub struct Explained {
     pub outcomes: Vec<Outcome>,
     /// Methods that cannot explain this layer, and why.
     pub skipped: Vec<String>,
-    /// Explained, one an image.
+    /// Explained, one per image.
     pub classes: Vec<u32>,
     /// (images, classes).
     pub logits: Vec<f32>,
@@ -69,7 +69,7 @@ pub struct Explained {
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// Its name.
-    pub method: &'static str,
+    pub method: String,
     /// How each image's map came about.
     pub estimators: Vec<&'static str>,
     /// Of the network or its head, per image, beyond the one pass.
@@ -85,9 +85,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn new(method: &'static str) -> Outcome {
+    fn new(method: &str) -> Outcome {
         Outcome {
-            method,
+            method: method.into(),
             estimators: vec![],
             evaluations: 0,
             seconds: 0.0,
@@ -120,20 +120,21 @@ impl Outcome {
     }
 }
 
-/// Every method's maps of all images, from one pass a batch. Of several methods those that cannot explain this layer are left out.
+/// Every method's maps of all images, from one pass per batch. Of several methods those that cannot explain this layer
+/// are left out.
 pub fn explain(
-    methods: &Methods,
-    names: &[&'static str],
+    methods: &[(&str, &dyn Interpreter)],
     model: &dyn Model,
     layer: &str,
-    input: &Input,
+    images: &Images,
     class: &Class,
 ) -> Result<Explained> {
     let cut = model.cut(layer)?;
-    let outcomes = names.iter().map(|name| Outcome::new(name)).collect();
+    let outcomes = methods.iter().map(|(name, _)| Outcome::new(name)).collect();
+    let mut methods = methods.to_vec();
     let mut found = Explained { outcomes, skipped: vec![], classes: vec![], logits: vec![] };
     let flat = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-    for batch in Loader::each(&input.images, BATCH) {
+    for batch in Loader::each(images, BATCH) {
         let (positions, batch) = batch?;
         let clock = Instant::now();
         let pass = model.observe(&model.images(&batch.pixels)?)?;
@@ -141,13 +142,12 @@ pub fn explain(
         let wanted = class.of(&batch, &positions, &pass.logits)?;
         let of_pass = clock.elapsed().as_secs_f64();
         let mut failed = Vec::new();
-        for outcome in &mut found.outcomes {
+        for (outcome, (name, method)) in found.outcomes.iter_mut().zip(&methods) {
             let clock = Instant::now();
-            let method = methods.get(outcome.method).context("the name was checked")?;
             let explanation = match method.explain(&forward, &wanted) {
                 Ok(explanation) => explanation,
                 Err(e) => {
-                    failed.push((outcome.method, anyhow::Error::from(e)));
+                    failed.push((*name, anyhow::Error::from(e)));
                     continue;
                 }
             };
@@ -157,6 +157,7 @@ pub fn explain(
         }
         for (method, e) in failed {
             found.outcomes.retain(|o| o.method != method);
+            methods.retain(|(name, _)| *name != method);
             if found.outcomes.is_empty() {
                 let others =
                     if found.skipped.is_empty() { String::new() } else { format!("; {}", found.skipped.join("; ")) };

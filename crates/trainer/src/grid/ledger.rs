@@ -1,5 +1,5 @@
-//! What happened to a grid's cells, a line an event. The truth is in the run folders; this is its history, and where the reasons
-//! of failures stand.
+//! What happened to a grid's cells, a line an event. The truth is in the run folders; this is its history, and where
+//! the reasons of failures stand.
 
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! A grid at a glance: a row a cell, a column a seed; plain lines where there is no terminal.
+//! A grid at a glance: a row per cell, a column per seed; plain lines where there is no terminal.
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Seek, SeekFrom};

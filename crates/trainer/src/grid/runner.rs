@@ -1,5 +1,5 @@
-//! Works through a grid: each run is a process of its own, so that one cannot harm another, and several launchers, on one machine or on
-//! several that share a folder, may work on one grid: a run folder is claimed by whoever runs in it.
+//! Works through a grid: each run is a process of its own, so that one cannot harm another, and several launchers, on
+//! one machine or on several that share a folder, may work on one grid: a run folder is claimed by whoever runs in it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -89,7 +89,8 @@ pub struct Summary {
 struct Process {
     cell: usize,
     child: Child,
-    /// Kept open: a run whose standard input ends saves its state and stops, so that none outlives a launcher that was killed.
+    /// Kept open: a run whose standard input ends saves its state and stops, so that none outlives a launcher that was
+    /// killed.
     lifeline: Option<ChildStdin>,
     began: Instant,
 }

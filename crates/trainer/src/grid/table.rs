@@ -1,4 +1,5 @@
-//! The table of a grid, from its run folders alone: what each cell came to, what the differences are worth, and what that says.
+//! The table of a grid, from its run folders alone: what each cell came to, what the differences are worth, and what
+//! that says.
 
 mod folders;
 mod show;
@@ -44,10 +45,10 @@ pub struct Comparison {
     pub equivalence: f64,
     /// The same difference by pairs of one seed, and how the pairs correlate.
     pub paired: Option<(Difference, Option<f64>)>,
-    /// Images on which only this cell's run is wrong, only the other's, for each seed that both have. The images are the same each time:
-    /// the counts of several seeds are no larger sample of images.
+    /// Images on which only this cell's run is wrong, only the other's, for each seed that both have. The images are
+    /// the same each time: the counts of several seeds are no larger sample of images.
     pub discordant: Vec<(u64, u64)>,
-    /// Runs a side that would show a difference of this size.
+    /// Runs per side that would show a difference of this size.
     pub needed: Option<usize>,
 }
 

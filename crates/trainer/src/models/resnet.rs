@@ -2,12 +2,17 @@ use anyhow::{Result, ensure};
 use kernels::Value;
 use kernels::graph::{Graph, Shape};
 
-use super::Shortcut;
+use super::{Classifier, Family};
 
-/// `resnetD`: He et al. 2016 (arXiv 1512.03385, section 4.2), option A, D = 6 N + 2.
-pub fn build(name: &str, input: Shape, _: Shortcut) -> Option<Result<Graph>> {
-    Some(resnet(name.strip_prefix("resnet")?.parse().ok()?, input))
-}
+/// `resnetD`: He et al. 2016 (arXiv 1512.03385, section 4.2), option A, D = 6 N + 2. (`resnet50` is ImageNet's, not this family's.)
+pub(super) const RESNET: Family = Family {
+    pattern: "resnetD",
+    about: "CIFAR residual network, D = 6 N + 2 layers, option A (He et al. 2016)",
+    example: "resnet20",
+    options: &[],
+    build: |name, input, _| Some(resnet(name.strip_prefix("resnet")?.parse().ok()?, input)),
+    classifier: Classifier::pooled,
+};
 
 fn resnet(depth: usize, input: Shape) -> Result<Graph> {
     let fits = (8..=2000).contains(&depth) && (depth - 2).is_multiple_of(6);

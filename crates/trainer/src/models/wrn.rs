@@ -2,16 +2,26 @@ use anyhow::{Result, ensure};
 use kernels::Value;
 use kernels::graph::{Graph, Shape};
 
-use super::Shortcut;
+use super::{Choice, Classifier, Family, Options};
 
-/// `wrn-D-K`: Zagoruyko & Komodakis 2016 (arXiv 1605.07146), pre-activation blocks, D = 6 N + 4.
-pub fn build(name: &str, input: Shape, shortcut: Shortcut) -> Option<Result<Graph>> {
+/// `wrn-D-K`: Zagoruyko & Komodakis 2016 (arXiv 1605.07146), pre-activation blocks, D = 6 N + 4. Its 1x1 shortcut reads
+/// relu(bn1(x)), as in the attention-transfer code, or x itself: weights of both kinds are about.
+pub(super) const WRN: Family = Family {
+    pattern: "wrn-D-K",
+    about: "wide residual network, D = 6 N + 4 layers, width K (Zagoruyko & Komodakis 2016)",
+    example: "wrn-16-2",
+    options: &[Choice { name: "shortcut", words: &["preact", "raw"] }],
+    build,
+    classifier: Classifier::pooled,
+};
+
+fn build(name: &str, input: Shape, options: &Options) -> Option<Result<Graph>> {
     let (depth, width) = name.strip_prefix("wrn-")?.split_once('-')?;
     let (depth, width): (usize, usize) = (depth.parse().ok()?, width.parse().ok()?);
-    Some(wrn(depth, width, input, shortcut))
+    Some(wrn(depth, width, input, options.get("shortcut").is_some_and(|word| word == "raw")))
 }
 
-fn wrn(depth: usize, width: usize, input: Shape, shortcut: Shortcut) -> Result<Graph> {
+fn wrn(depth: usize, width: usize, input: Shape, raw: bool) -> Result<Graph> {
     ensure!(
         depth >= 10 && (depth - 4).is_multiple_of(6),
         "wrn-{depth}-{width}: the depth must be 6 N + 4 (10, 16, 22, 28, 40, ...)"
@@ -25,7 +35,7 @@ fn wrn(depth: usize, width: usize, input: Shape, shortcut: Shortcut) -> Result<G
     for group in 0..3 {
         for i in 0..(depth - 4) / 6 {
             let stride = if group > 0 && i == 0 { 2 } else { 1 };
-            x = block(&mut g, &format!("layer{}.{i}", group + 1), x, (16 << group) * width, stride, shortcut);
+            x = block(&mut g, &format!("layer{}.{i}", group + 1), x, (16 << group) * width, stride, raw);
         }
         g.cut(&format!("layer{}", group + 1));
     }
@@ -34,15 +44,12 @@ fn wrn(depth: usize, width: usize, input: Shape, shortcut: Shortcut) -> Result<G
     Ok(g)
 }
 
-fn block(g: &mut Graph, name: &str, x: Value, channels: usize, stride: usize, shortcut: Shortcut) -> Value {
+fn block(g: &mut Graph, name: &str, x: Value, channels: usize, stride: usize, raw: bool) -> Value {
     let o = g.batch_norm(&format!("{name}.bn1"), x, true);
     let y = g.conv(&format!("{name}.conv1"), o, channels, 3, stride, 1);
     let same = stride == 1 && g.shape(x).channels == channels;
-    let side = match shortcut {
-        _ if same => x,
-        Shortcut::Preact => g.conv(&format!("{name}.shortcut"), o, channels, 1, stride, 0),
-        Shortcut::Raw => g.conv(&format!("{name}.shortcut"), x, channels, 1, stride, 0),
-    };
+    let side =
+        if same { x } else { g.conv(&format!("{name}.shortcut"), if raw { x } else { o }, channels, 1, stride, 0) };
     let y = g.batch_norm(&format!("{name}.bn2"), y, true);
     let y = g.conv(&format!("{name}.conv2"), y, channels, 3, 1, 1);
     g.add(y, side)

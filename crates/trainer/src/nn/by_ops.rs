@@ -1,21 +1,22 @@
 //! The graph by candle's own ops, for devices that the CPU kernels do not serve.
 
 use candle_core::{Result, Tensor};
-use kernels::batch_norm::Statistics;
 use kernels::graph::{EPS, Graph, Node};
 use kernels::pool::{PoolShape, Window};
 use kernels::stage::Mode;
 
-/// The same function as `Stage::forward`, on any device.
+use super::Measured;
+
+/// The same function as `Stage::forward`, on any device; what BatchNorm has measured in train mode is added to `measured`.
 pub fn forward(
     graph: &Graph,
     x: &Tensor,
     parameters: &Tensor,
-    running: &[f32],
+    running: &Tensor,
     mode: Mode,
-) -> Result<(Tensor, Vec<Statistics>)> {
+    measured: &mut Vec<Measured>,
+) -> Result<Tensor> {
     let mut values = vec![x.clone()];
-    let mut statistics = Vec::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         let out = graph.shapes[i + 1];
         let y = match *node {
@@ -36,15 +37,13 @@ pub fn forward(
                     Mode::Train => {
                         let mean = x.mean_keepdim((0, 2, 3))?;
                         let var = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim((0, 2, 3))?;
-                        statistics.push(Statistics {
-                            mean: flat(&mean)?,
-                            var: flat(&var)?,
-                            count: x.dim(0)? * out.h * out.w,
-                        });
+                        let flat = |t: &Tensor| t.detach().flatten_all();
+                        let count = x.dim(0)? * out.h * out.w;
+                        measured.push(Measured { mean: flat(&mean)?, var: flat(&var)?, count });
                         (mean, var)
                     }
                     Mode::Eval => {
-                        let load = |at: usize| Tensor::new(&running[at..at + c], x.device())?.to_dtype(x.dtype());
+                        let load = |at: usize| running.narrow(0, at, c)?.to_dtype(x.dtype());
                         (column(load(at)?)?, column(load(at + c)?)?)
                     }
                 };
@@ -71,7 +70,7 @@ pub fn forward(
         };
         values.push(y);
     }
-    Ok((values.swap_remove(graph.nodes.len()), statistics))
+    Ok(values.swap_remove(graph.nodes.len()))
 }
 
 /// A maximum or mean over shifted, strided copies: candle's max_pool2d has a wrong gradient, and no padding.
@@ -107,8 +106,4 @@ fn pool(x: &Tensor, shape: &PoolShape) -> Result<Tensor> {
     let inside = shifted(&bordered(&x.ones_like()?)?)?;
     let lowest = (taps.ones_like()? * f64::from(f32::MIN))?;
     inside.gt(0.0)?.where_cond(&taps, &lowest)?.max(0)
-}
-
-fn flat(t: &Tensor) -> Result<Vec<f64>> {
-    t.detach().to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1()
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use cams::{CamModel, LinearHead, Score};
+use cams::{CamModel, FirstLayer, LinearHead, Score};
 use candle_core::{Result, Tensor};
+use kernels::graph::Shape;
 use kernels::stage::{Mode, Precision};
 
 use super::{Network, second_order};
@@ -34,7 +35,7 @@ impl CamModel for Cut<'_> {
 
     fn head(&self, features: &Tensor) -> Result<Tensor> {
         let last = self.run(features, self.segment + 1..self.network.segments.len())?;
-        self.network.linear_head()?.logits(&last)
+        self.network.tail().logits(&last)
     }
 
     fn differentiable_gradient(
@@ -47,7 +48,7 @@ impl CamModel for Cut<'_> {
         if !features.track_op() {
             return Ok(None);
         }
-        let (head, parameters) = (Arc::new(self.network.head(self.segment)), &self.network.parameters);
+        let (head, parameters) = (Arc::new(self.network.head(self.segment)?), &self.network.parameters);
         second_order::differentiable(head, features, parameters, gradient, score, classes).map(Some)
     }
 
@@ -57,6 +58,16 @@ impl CamModel for Cut<'_> {
     }
 
     fn linear_head(&self) -> Option<LinearHead> {
-        if self.is_last() { self.network.linear_head().ok() } else { None }
+        if self.is_last() { self.network.tail().linear_head()?.ok() } else { None }
+    }
+
+    fn first_layer(&self) -> Option<FirstLayer> {
+        let Shape { channels, h, w } = self.network.last();
+        if self.is_last() { self.network.tail().first_layer([channels, h, w])?.ok() } else { None }
+    }
+
+    fn behind_first_layer(&self, hidden: &Tensor) -> Result<Tensor> {
+        let Shape { h, w, .. } = self.network.last();
+        self.network.tail().behind_first_layer(hidden, h, w)
     }
 }

@@ -3,20 +3,21 @@
 use anyhow::{Context, Result, bail};
 use cams::{CamModel, LinearHead, SampleId};
 use candle_core::{Tensor, Var};
-use kernels::batch_norm::Statistics;
 pub use kernels::stage::Mode;
 
+use super::Measured;
 use crate::error::unknown;
 
-/// A classifier that can be trained, asked and explained. [`Network`](super::Network) is ours; one's own candle model needs the
-/// methods without a default.
+/// A classifier that can be trained, asked and explained. [`Network`](super::Network) is ours; one's own candle model
+/// needs the methods without a default.
 pub trait Model {
     /// A batch's pixels (n, c, h, w) as this model takes them: normalised, in its type and on its device.
     fn images(&self, pixels: &Tensor) -> Result<Tensor> {
         Ok(pixels.clone())
     }
 
-    /// One pass of images (n, c, h, w), recorded for backward: with the batch's statistics in train mode, with running ones in eval mode.
+    /// One pass of images (n, c, h, w), recorded for backward: with the batch's statistics in train mode, with running
+    /// ones in eval mode.
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Pass>;
 
     /// A pass in eval mode and full precision of which nothing is recorded: for errors and maps that are reported.
@@ -29,8 +30,8 @@ pub trait Model {
         self.observe(images)
     }
 
-    /// The model cut at a layer that its passes name. Whatever a method computes there beyond the given pass is computed in eval mode:
-    /// in train mode BatchNorm would mix the images of a batch.
+    /// The model cut at a layer that its passes name. Whatever a method computes there beyond the given pass is
+    /// computed in eval mode: in train mode BatchNorm would mix the images of a batch.
     fn cut<'m>(&'m self, layer: &str) -> Result<Box<dyn CamModel + 'm>>;
 
     /// What is trained; nothing if the model is frozen.
@@ -82,7 +83,7 @@ pub struct Pass {
     /// (n, classes).
     pub logits: Tensor,
     /// What the batch has measured, in train mode.
-    pub statistics: Vec<Statistics>,
+    pub statistics: Vec<Measured>,
 }
 
 impl Pass {

@@ -40,7 +40,7 @@ impl Normalization {
             let values: Vec<f64> = planes.flat_map(|(i, plane)| plane.iter().map(move |p| value(i % c, *p))).collect();
             return Tensor::from_vec(values, pixels.dims(), device);
         }
-        // A table of 256 values a channel: the same rounding as computing in f64, and no division a pixel.
+        // A table of 256 values per channel: the same rounding as computing in f64, and no division per pixel.
         let table: Vec<f32> = (0..c).flat_map(|c| (0..=u8::MAX).map(move |p| value(c, p) as f32)).collect();
         let mut values = Vec::with_capacity(bytes.len());
         for (i, plane) in bytes.chunks_exact(plane).enumerate() {

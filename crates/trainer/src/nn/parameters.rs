@@ -3,9 +3,9 @@
 //! Two and not one: candle adds whatever gradient reaches a tensor over the whole of it, and the classifier's few
 //! thousand numbers would each time be padded to millions. In files they are one vector, the trunk's first.
 
-use cams::LinearHead;
 use candle_core::{DType, Result, Tensor, Var};
 
+use super::classifier::Tail;
 use crate::models::Architecture;
 
 /// See the module.
@@ -13,36 +13,31 @@ use crate::models::Architecture;
 pub struct Parameters {
     /// All but the classifier's.
     pub trunk: Tensor,
-    /// `fc.weight` (classes, k), then `fc.bias` (classes,), flat.
+    /// The classifier's, flat.
     pub classifier: Tensor,
-    /// Rows of the classifier.
-    pub classes: usize,
 }
 
 impl Parameters {
     /// `flat` as parameters of `architecture`, and, if they are `trained`, the variables they are.
     pub fn new(flat: &Tensor, architecture: &Architecture, trained: bool) -> Result<(Parameters, Vec<Var>)> {
-        let (fc, classes) = (architecture.fc, architecture.classes);
-        let (trunk, classifier) = (flat.narrow(0, 0, fc)?, flat.narrow(0, fc, flat.elem_count() - fc)?);
+        let at = architecture.trunk;
+        let (trunk, classifier) = (flat.narrow(0, 0, at)?, flat.narrow(0, at, flat.elem_count() - at)?);
         if !trained {
-            return Ok((Parameters { trunk, classifier, classes }, vec![]));
+            return Ok((Parameters { trunk, classifier }, vec![]));
         }
         let vars = vec![Var::from_tensor(&trunk)?, Var::from_tensor(&classifier)?];
         let (trunk, classifier) = (vars[0].as_tensor().clone(), vars[1].as_tensor().clone());
-        Ok((Parameters { trunk, classifier, classes }, vars))
+        Ok((Parameters { trunk, classifier }, vars))
     }
 
     /// The same numbers, of which nothing is recorded.
     pub fn detach(&self) -> Parameters {
-        Parameters { trunk: self.trunk.detach(), classifier: self.classifier.detach(), classes: self.classes }
+        Parameters { trunk: self.trunk.detach(), classifier: self.classifier.detach() }
     }
 
-    /// Pooling and classifier, as functions of the parameters.
-    pub fn head(&self) -> Result<LinearHead> {
-        let classes = self.classes;
-        let weights = self.classifier.elem_count() - classes;
-        let weight = self.classifier.narrow(0, 0, weights)?.reshape((classes, weights / classes))?;
-        Ok(LinearHead { weight, bias: self.classifier.narrow(0, weights, classes)? })
+    /// What stands behind the trunk, as functions of the parameters.
+    pub fn tail(&self, architecture: &Architecture) -> Tail {
+        Tail::new(&architecture.classifier, self.classifier.clone(), architecture.trunk)
     }
 
     /// As plain numbers, the trunk's first.

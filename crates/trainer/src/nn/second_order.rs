@@ -1,27 +1,30 @@
-//! The gradient of a score at an inner layer as a tensor that a loss can differentiate once more, exactly, with nothing but
-//! first-order autograd.
+//! The gradient of a score at an inner layer as a tensor that a loss can differentiate once more, exactly, with nothing
+//! but first-order autograd.
 //!
-//! Let G = d y / d A be that gradient and U what the loss passes back to it. What has to be differentiated is `<U, G>`, and that is
-//! the derivative of y along U: one pass of the head that carries tangents beside values (forward mode), in which every ReLU is
-//! open or shut as its value says. Its own gradient with respect to the parameters and, for scores that bend, to A is an ordinary
-//! backward pass. No sum over second derivatives is ever formed.
+//! Let G = d y / d A be that gradient and U what the loss passes back to it. What has to be differentiated is `<U, G>`,
+//! and that is the derivative of y along U: one pass of the head that carries tangents beside values (forward mode), in
+//! which every ReLU is open or shut as its value says. Its own gradient with respect to the parameters and, for scores
+//! that bend, to A is an ordinary backward pass. No sum over second derivatives is ever formed.
 
 use std::sync::Arc;
 
-use cams::{LinearHead, Score};
+use cams::Score;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, bail};
 use kernels::Value;
 use kernels::graph::{EPS, Graph, Node};
 use kernels::stage::{Memory, Mode, Precision, Stage};
 
 use super::{Engine, Parameters, by_ops};
+use crate::models::Architecture;
 
 /// The part of a network behind the explained layer.
 pub struct Head {
-    /// Its pieces, in order.
+    /// Its pieces up to `last`, in order.
     pub graphs: Vec<Graph>,
-    /// The network's running statistics.
-    pub running: Vec<f32>,
+    /// What follows them.
+    pub architecture: Architecture,
+    /// The network's running statistics, flat.
+    pub running: Tensor,
     /// What convolutions run on.
     pub engine: Engine,
     /// Their memory.
@@ -66,14 +69,13 @@ impl Head {
             let stage = Stage::new(single, &self.memory);
             return x.map(|t| Ok(stage.forward(t, parameters, &[], Mode::Eval, Precision::Full)?.0));
         }
-        x.map(|t| Ok(by_ops::forward(&single, t, parameters, &[], Mode::Eval)?.0))
+        x.map(|t| by_ops::forward(&single, t, parameters, &self.running, Mode::Eval, &mut vec![]))
     }
 
     fn batch_norm(&self, x: &Dual, parameters: &Tensor, gamma: usize, at: usize) -> Result<Dual> {
         let c = x.value.dim(1)?;
         let column = |t: Tensor| t.reshape((1, c, 1, 1));
-        let statistic =
-            |at: usize| column(Tensor::new(&self.running[at..at + c], x.value.device())?.to_dtype(x.value.dtype())?);
+        let statistic = |at: usize| column(self.running.narrow(0, at, c)?.to_dtype(x.value.dtype())?);
         let scale = (column(parameters.narrow(0, gamma, c)?)? / (statistic(at + c)? + EPS)?.sqrt()?)?;
         let shift = column(parameters.narrow(0, gamma + c, c)?)?;
         let value = x.value.broadcast_sub(&statistic(at)?)?.broadcast_mul(&scale)?.broadcast_add(&shift)?;
@@ -122,9 +124,7 @@ impl Head {
             }
             x = values.swap_remove(graph.nodes.len());
         }
-        let head = parameters.head()?;
-        let without_bias = LinearHead { weight: head.weight.clone(), bias: head.bias.zeros_like()? };
-        Ok((head.logits(&x.value)?, without_bias.logits(&x.tangent)?))
+        parameters.tail(&self.architecture).tangent(&x.value, &x.tangent)
     }
 }
 
@@ -137,8 +137,7 @@ pub fn differentiable(
     score: Score,
     classes: &Tensor,
 ) -> Result<Tensor> {
-    let op =
-        ScoreGradient { head, score, classes: classes.detach(), rows: parameters.classes, value: gradient.detach() };
+    let op = ScoreGradient { head, score, classes: classes.detach(), value: gradient.detach() };
     features.contiguous()?.apply_op3(&parameters.trunk, &parameters.classifier, op)
 }
 
@@ -146,8 +145,6 @@ struct ScoreGradient {
     head: Arc<Head>,
     score: Score,
     classes: Tensor,
-    /// Of the classifier.
-    rows: usize,
     value: Tensor,
 }
 
@@ -184,8 +181,7 @@ impl CustomOp3 for ScoreGradient {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [a, t, c] = [features, trunk, classifier].map(|t| Var::from_tensor(&t.detach()));
         let (a, t, c) = (a?, t?, c?);
-        let parameters =
-            Parameters { trunk: t.as_tensor().clone(), classifier: c.as_tensor().clone(), classes: self.rows };
+        let parameters = Parameters { trunk: t.as_tensor().clone(), classifier: c.as_tensor().clone() };
         let (logits, along) = self.head.tangent(&a, &direction.detach().contiguous()?, &parameters)?;
         let slope = self.score.gradient(&logits, &self.classes)?;
         let grads = (slope * along)?.sum_all()?.backward()?;

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-/// A place on the axis: its name, a point a run, mean and half of its interval, and the value that somebody has published.
+/// A place on the axis: its name, a point per run, mean and half of its interval, and the value that somebody has
+/// published.
 pub struct Place {
     /// Written below.
     pub name: String,

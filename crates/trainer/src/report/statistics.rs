@@ -1,5 +1,5 @@
-//! What differences between runs are worth. The distributions are statrs's; the formulas are those of scipy and statsmodels, with which
-//! they are compared (`scripts/make_statistics.py`).
+//! What differences between runs are worth. The distributions are statrs's; the formulas are those of scipy and
+//! statsmodels, with which they are compared (`scripts/make_statistics.py`).
 
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
@@ -74,8 +74,8 @@ impl Difference {
         quantile(0.975, self.df) * self.se
     }
 
-    /// Two one-sided tests: the larger probability of a difference as far out as `margin` on either side. Below 0.05 the two are
-    /// equivalent to within the margin.
+    /// Two one-sided tests: the larger probability of a difference as far out as `margin` on either side. Below 0.05
+    /// the two are equivalent to within the margin.
     pub fn equivalence(&self, margin: f64) -> f64 {
         let (low, high) =
             (above((self.mean + margin) / self.se, self.df), above((margin - self.mean) / self.se, self.df));
@@ -120,13 +120,14 @@ pub fn mcnemar(b: u64, c: u64) -> f64 {
     }
 }
 
-/// The difference that `n` runs a side show at 5 % (two-sided) in 80 % of cases, unpaired, as a multiple of the standard deviation.
+/// The difference that `n` runs per side show at 5 % (two-sided) in 80 % of cases, unpaired, as a multiple of the
+/// standard deviation.
 pub fn visible(n: usize) -> f64 {
     let df = 2.0 * (n as f64 - 1.0);
     (quantile(0.975, df) + quantile(0.8, df)) * (2.0 / n as f64).sqrt()
 }
 
-/// The least number of runs a side that show a difference of this size; None if it is a thousand or more.
+/// The least number of runs per side that show a difference of this size; None if it is a thousand or more.
 pub fn runs_needed(difference: f64, sd: f64) -> Option<usize> {
     (2..1000).find(|n| visible(*n) * sd <= difference.abs())
 }

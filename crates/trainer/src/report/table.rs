@@ -139,7 +139,7 @@ impl Table {
         Ok(String::from_utf8(writer.into_inner().context("writing CSV")?)?)
     }
 
-    /// An object a row; a spread is `[value, half width]`.
+    /// An object per row; a spread is `[value, half width]`.
     pub fn json(&self) -> Value {
         let entry = |entry: &Entry| match entry {
             Entry::Text(text) => json!(text),

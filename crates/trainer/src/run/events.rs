@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::files::write_atomically;
 
-/// Drops events of later steps than `step` from the event files in `dir`, and what a killed process has left half-written: a run that
-/// goes on will write those steps again, and readers would show them twice.
+/// Drops events of later steps than `step` from the event files in `dir`, and what a killed process has left
+/// half-written: a run that goes on will write those steps again, and readers would show them twice.
 pub fn cut(dir: &Path, step: usize) -> Result<()> {
     let context = || format!("reading the folder {}", dir.display());
     for entry in fs::read_dir(dir).with_context(context)? {

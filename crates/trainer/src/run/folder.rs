@@ -76,8 +76,8 @@ fn with_epochs_of(old: &Config, new: &Config) -> Config {
     old
 }
 
-/// What this run has come to already, if it has: its report, or the divergence that ended it. What it read then must be what it would
-/// read now.
+/// What this run has come to already, if it has: its report, or the divergence that ended it. What it read then must be
+/// what it would read now.
 pub fn outcome(config: &Config, inputs: &Inputs, dir: &Path) -> Result<Option<Report>> {
     if let Some(old) = read::<Divergence>(&dir.join("diverged.json"))? {
         check_inputs(&old.inputs, inputs, dir)?;
@@ -154,8 +154,9 @@ pub fn diverged(error: &Diverged, inputs: &Inputs, dir: &Path) -> Result<()> {
     write_atomically(&dir.join("diverged.json"), &serde_json::to_vec_pretty(&kept)?)
 }
 
-/// What of a configuration must be the same for `new` to go on with it: names of files are not (their contents are compared), nor what
-/// is written how often, nor a smaller number of epochs where the rate of those that are done does not depend on it.
+/// What of a configuration must be the same for `new` to go on with it: names of files are not (their contents are
+/// compared), nor what is written how often, nor a smaller number of epochs where the rate of those that are done does
+/// not depend on it.
 fn comparable(config: &Config, new: &Config) -> Config {
     let mut c = config.identity();
     c.student.checkpoint = c.student.checkpoint.map(|_| PathBuf::new());

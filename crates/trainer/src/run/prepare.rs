@@ -36,8 +36,9 @@ struct Group<'c> {
     views: u64,
 }
 
-/// Fills the caches of all of these runs, each teacher asked once for a view, until `stop` says so. Several processes may ask at once:
-/// one works, the others wait for it. What goes wrong with one teacher does not keep the others from being asked.
+/// Fills the caches of all of these runs, each teacher asked once for a view, until `stop` says so. Several processes
+/// may ask at once: one works, the others wait for it. What goes wrong with one teacher does not keep the others from
+/// being asked.
 pub fn prepare(
     configs: &[&Config],
     device: &Device,

@@ -56,7 +56,8 @@ pub struct Report {
     /// What student and teacher have in common on the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
-    /// A bit for each test image in order, 1 where the last weights are wrong; bytes in hexadecimal, each from its highest bit.
+    /// A bit for each test image in order, 1 where the last weights are wrong; bytes in hexadecimal, each from its
+    /// highest bit.
     #[serde(default)]
     pub test_wrong: String,
     /// Hashes of what the run read.

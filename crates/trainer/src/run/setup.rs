@@ -15,8 +15,8 @@ use crate::data::{Images, Splits};
 use crate::distill::Learner;
 use crate::distill::average::Average;
 use crate::files::sha256;
-use crate::models::{Architecture, Shortcut};
-use crate::nn::{Backend, Network, Normalization, StateDict};
+use crate::models::{self, Architecture};
+use crate::nn::{Backend, Dropout, Network, Normalization, StateDict};
 
 /// How the epochs' batches are made.
 pub fn loader(config: &Config, images: &Images) -> Result<Loader> {
@@ -36,7 +36,7 @@ pub fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
     let (input, s) = (Shape { channels, h, w }, &config.student);
     let architecture = match (&s.layers, &s.arch, &s.checkpoint) {
         (Some(layers), _, _) => Architecture::from_layers(layers, input, images.classes)?,
-        (None, Some(arch), _) => Architecture::named(arch, input, images.classes, s.shortcut)?,
+        (None, Some(arch), _) => Architecture::named(arch, input, images.classes, &s.options)?,
         (None, None, Some(checkpoint)) => File::read(checkpoint)?.architecture(None)?,
         (None, None, None) => bail!("[student] needs arch or layers"),
     };
@@ -90,20 +90,24 @@ pub fn run<'c>(
     let mut start = StateDict::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
     if let Some(checkpoint) = &config.student.checkpoint {
         let file = File::read(checkpoint).context("the student's warm start")?;
-        let raw = file.metadata.get("shortcut").is_some_and(|s| s == "raw");
-        ensure!(
-            architecture.shortcut.is_none_or(|s| raw == (s == Shortcut::Raw)),
-            "the student's warm start {} has shortcut = \"{}\": say so in [student]",
-            file.name(),
-            if raw { "raw" } else { "preact" }
-        );
+        for (key, own) in &architecture.options {
+            // Weights that do not say were made with the first word.
+            let made = models::settle(&architecture.name, &file.options(&architecture.name)?)?;
+            ensure!(
+                made.get(key) == Some(own),
+                "the student's warm start {} has {key} = \"{}\": say so in [student]",
+                file.name(),
+                made.get(key).map_or("", String::as_str)
+            );
+        }
         start = file.state_dict(&architecture).context("the student's warm start")?;
         normalization = file.normalization()?;
     }
     let saved = saved(config, options, &start, &inputs)?;
     let weights = saved.as_ref().map_or(start, |state| state.student.clone());
     let layers = objective.layers(&architecture.attention_layers());
-    let student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
+    let mut student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
+    student.dropout = Dropout { seed: config.train.seed, pass: saved.as_ref().map_or(0, |s| s.step as u64) };
     let (mut teacher_error, mut note, mut asked) = (None, None, None);
     if let Some(section) = &config.teacher {
         let loaded = teacher::load(section, config, &objective, images, backend)?;

@@ -210,7 +210,8 @@ mod tests {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= bit;
                 let found = File::parse("damaged".into(), damaged).and_then(|file| State::from_file(&file));
-                // The header's spaces and the order of its keys are no contents: the same state may be read from other bytes.
+                // The header's spaces and the order of its keys are no contents: the same state may be read from other
+                // bytes.
                 assert!(found.is_err() || found? == state, "byte {at}");
             }
         }

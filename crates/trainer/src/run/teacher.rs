@@ -132,8 +132,8 @@ pub fn sized(cache: &Cache, views: u64, shapes: &[Vec<usize>], limit_mb: u64, im
     ))
 }
 
-/// The error on this data set: what its metadata states, spot-checked, where that is for this very set; measured in full elsewhere. A
-/// stated error of the set that this one is a part of is checked too, but is not this set's.
+/// The error on this data set: what its metadata states, spot-checked, where that is for this very set; measured in
+/// full elsewhere. A stated error of the set that this one is a part of is checked too, but is not this set's.
 fn check_error(file: &File, network: &Network, config: &Config) -> Result<(f64, String)> {
     let test = config.data.source().load(Split::Test)?;
     let name = &network.architecture.name;

@@ -55,8 +55,8 @@ fn contributions(forward: &Forward, head: &LinearHead, fill: Fill) -> Result<(Te
     Ok((q, share))
 }
 
-/// Every image's game, as numbers, in f64. Plain loops over the activations where they lie: a batch of products of 10 x 128 x 64
-/// spends most of its time on being called.
+/// Every image's game, as numbers, in f64. Plain loops over the activations where they lie: a batch of products of 10 x
+/// 128 x 64 spends most of its time on being called.
 pub fn games(forward: &Forward, head: &LinearHead, classes: &Tensor, fill: Fill) -> Result<Vec<Game>> {
     let (weight, bias) = (numbers(&head.weight)?, numbers(&head.bias)?);
     let mean = if fill == Fill::DatasetMean { numbers(&mean_features(forward)?)? } else { vec![] };

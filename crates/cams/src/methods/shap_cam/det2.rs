@@ -16,16 +16,18 @@ pub struct Found {
     pub relative_error: f64,
 }
 
-/// Second-order Owen: `phi_i = int_0^1 E[u(z(S) + d_i) - u(z(S))] dt`, S each other player with probability t, with the expectation
-/// to second order of z(S) around its mean. A missing or surplus rest of the sum is spread evenly over the players.
+/// Second-order Owen: `phi_i = int_0^1 E[u(z(S) + d_i) - u(z(S))] dt`, S each other player with probability t, with the
+/// expectation to second order of z(S) around its mean. A missing or surplus rest of the sum is spread evenly over the
+/// players.
 ///
-/// The error is estimated from what the rule itself shows, each relative to the values: `s`, what the second order changed (what the
-/// next orders would change is of the order of its square); the rest that had to be spread; the difference of 15 and 7 nodes; and
-/// `b^2`, `b = max_t t (1 - t) / 2 Var_P(z(S))` the spread of the coalitions' logits under the probabilities in their middle: where the
-/// score's third derivative vanishes (a probability near 0.21 or 0.79) the second order changes nothing and the fourth is all there is.
-/// `e = s (1/4 + s) + 2 rest + nodes / 4 + 2.5 b^2`; an `e` that is not small is relative to values that are themselves too small, hence
-/// `e / (1 - e)`. Calibrated on 14,400 maps of six CIFAR-10 checkpoints against 20,000 sampled pairs each, and checked on others: the
-/// difference is within twice the estimate for more than 99 % of them (`scripts/check_det2.py`, decision 17).
+/// The error is estimated from what the rule itself shows, each relative to the values: `s`, what the second order
+/// changed (what the next orders would change is of the order of its square); the rest that had to be spread; the
+/// difference of 15 and 7 nodes; and `b^2`, `b = max_t t (1 - t) / 2 Var_P(z(S))` the spread of the coalitions' logits
+/// under the probabilities in their middle: where the score's third derivative vanishes (a probability near 0.21 or
+/// 0.79) the second order changes nothing and the fourth is all there is. `e = s (1/4 + s) + 2 rest + nodes / 4 + 2.5
+/// b^2`; an `e` that is not small is relative to values that are themselves too small, hence `e / (1 - e)`. Calibrated
+/// on 14,400 maps of six CIFAR-10 checkpoints against 20,000 sampled pairs each, and checked on others: the difference
+/// is within twice the estimate for more than 99 % of them (`scripts/check_det2.py`, decision 17).
 pub fn det2(game: &Game, score: Score) -> Found {
     /// Single precision, in which maps are given.
     const ROUNDING: f64 = 1e-7;
@@ -79,7 +81,8 @@ struct Prepared {
     spread: Vec<f64>,
 }
 
-/// One evaluation at a node: every player's probabilities when each other player is present with probability t, and it is or is not.
+/// One evaluation at a node: every player's probabilities when each other player is present with probability t, and it
+/// is or is not.
 struct Evaluation<'w> {
     /// Unnormalised, (classes, players).
     weights: &'w [f64],

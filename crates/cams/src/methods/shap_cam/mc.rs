@@ -1,4 +1,5 @@
-//! Sampled permutations (Castro et al. 2009), each with its reverse: all effects up to second order cancel within a pair.
+//! Sampled permutations (Castro et al. 2009), each with its reverse: all effects up to second order cancel within a
+//! pair.
 
 use candle_core::{Result, Tensor, bail};
 use rand::{RngExt, SeedableRng};
@@ -176,8 +177,8 @@ pub fn additive(game: &Game, score: Score, sampling: Sampling, id: SampleId) -> 
     (pairs.mean, error)
 }
 
-/// The same by passes of the head on masked activations, for models without a linear head; behind its first layer where that is
-/// linear.
+/// The same by passes of the head on masked activations, for models without a linear head; behind its first layer where
+/// that is linear.
 pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
     let (n, _, h, w) = forward.features.dims4()?;
     let (players, sampling) = (h * w, method.sampling());
@@ -277,7 +278,8 @@ struct Sums {
 }
 
 impl Sums {
-    /// From the layer's weight, as numbers and with its shape, and its bias. Not for a fill that depends on who is present.
+    /// From the layer's weight, as numbers and with its shape, and its bias. Not for a fill that depends on who is
+    /// present.
     fn new(
         method: &ShapCam,
         forward: &Forward,

@@ -1,6 +1,6 @@
-//! The integral over the share of players present, by Gauss and Kronrod's pair of rules: the seven nodes of Gauss's lie among
-//! the fifteen of Kronrod's, so that the difference of the two, which tells how far either can be trusted, costs nothing.
-//! Nodes and weights as in QUADPACK's QK15 (Piessens et al. 1983).
+//! The integral over the share of players present, by Gauss and Kronrod's pair of rules: the seven nodes of Gauss's lie
+//! among the fifteen of Kronrod's, so that the difference of the two, which tells how far either can be trusted, costs
+//! nothing. Nodes and weights as in QUADPACK's QK15 (Piessens et al. 1983).
 
 /// A node on [0, 1].
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,13 @@
-//! Python's pickles (protocols 0 to 5, as far as torch.save uses them), as data. What a pickle would call is kept as a call and never
-//! made. Every length is checked against the bytes that are there, and an object that is met again is shared, not copied: memory grows
-//! with the file and not with what it claims.
+//! Python's pickles (protocols 0 to 5, as far as torch.save uses them), as data. What a pickle would call is kept as a
+//! call and never made. Every length is checked against the bytes that are there, and an object that is met again is
+//! shared, not copied: memory grows with the file and not with what it claims.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 
-/// The number of an object of a [`Pickle`]: objects refer to each other by it, so that neither depth nor circles matter.
+/// The number of an object of a [`Pickle`]: objects refer to each other by it, so that neither depth nor circles
+/// matter.
 pub type Object = usize;
 
 /// What a pickle can describe.

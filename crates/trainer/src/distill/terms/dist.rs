@@ -38,8 +38,9 @@ impl Term for Relations {
     }
 }
 
-/// `T^2 (beta mean_i (1 - r(p_i, q_i)) + gamma mean_j (1 - r(p_j, q_j)))` of logits (n, classes): p and q are the softened probabilities of
-/// teacher and student, i runs over images, j over classes, r is Pearson's correlation. In f64, and given back in the student's type.
+/// `T^2 (beta mean_i (1 - r(p_i, q_i)) + gamma mean_j (1 - r(p_j, q_j)))` of logits (n, classes): p and q are the
+/// softened probabilities of teacher and student, i runs over images, j over classes, r is Pearson's correlation. In
+/// f64, and given back in the student's type.
 pub fn relations(student: &Tensor, teacher: &Tensor, options: &Relations) -> candle_core::Result<Tensor> {
     let soft = |t: &Tensor| softmax(&(t.to_dtype(DType::F64)? / options.temperature)?, D::Minus1);
     let (q, p) = (soft(student)?, soft(&teacher.detach())?);

@@ -38,8 +38,9 @@ impl Term for Decoupled {
     }
 }
 
-/// `T^2 / n sum_i (alpha KL(b_t || b_s) + beta KL(r_t || r_s))` of logits (n, classes) and labels (n,): b is the pair (label's probability,
-/// the rest of it), r the distribution over the other classes, both softened by T. In f64, and given back in the student's type.
+/// `T^2 / n sum_i (alpha KL(b_t || b_s) + beta KL(r_t || r_s))` of logits (n, classes) and labels (n,): b is the pair
+/// (label's probability, the rest of it), r the distribution over the other classes, both softened by T. In f64, and
+/// given back in the student's type.
 pub fn decoupled(
     student: &Tensor,
     teacher: &Tensor,
@@ -55,7 +56,8 @@ pub fn decoupled(
     // So far below that nothing of it is left, and finite, so that differences of it are 0.
     let absent = (Tensor::ones((n, classes), DType::F64, student.device())? * -1e100)?;
     let others = |z: &Tensor| is_label.where_cond(&absent, z);
-    // log p of the label, and of all others together: differences of sums of exponentials, exact however certain one is.
+    // log p of the label, and of all others together: differences of sums of exponentials, exact however certain one
+    // is.
     let pair = |z: &Tensor| -> candle_core::Result<[Tensor; 2]> {
         let all = log_sum_exp(z)?;
         Ok([(z.gather(&index, 1)?.squeeze(1)? - &all)?, (log_sum_exp(&others(z)?)? - all)?])

@@ -56,7 +56,8 @@ impl Matching {
 }
 
 impl Term for Matching {
-    /// The teacher's map, or every class's CAM where the map follows from these: then all methods and scores share one part.
+    /// The teacher's map, or every class's CAM where the map follows from these: then all methods and scores share one
+    /// part.
     fn parts(&self, teacher: &dyn Model) -> Result<Vec<Part>> {
         let method = self.map.interpreter()?;
         let follows = self.map.layer == "last" && method.sees_class_maps_alone() && linear_head(teacher).is_ok();

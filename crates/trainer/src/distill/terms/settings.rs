@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{Loss, NAMES, Weights};
 use crate::distill::output::MapOf;
 
-/// How the student's and the teacher's maps are compared; the formulas are those of [`distance`](crate::distill::distance).
+/// How the student's and the teacher's maps are compared; the formulas are those of
+/// [`distance`](crate::distill::distance).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Distance {

@@ -91,7 +91,7 @@ impl Summary {
         table
     }
 
-    /// Everything, a row a cell: for CSV and JSON.
+    /// Everything, a row per cell: for CSV and JSON.
     pub fn whole(&self) -> Table {
         let names = [
             "cell",
@@ -161,7 +161,7 @@ impl Summary {
         table
     }
 
-    /// A sentence a comparison.
+    /// A sentence per comparison.
     pub fn sentences(&self) -> Vec<String> {
         let of = |r: &CellFigures| {
             let c = r.comparison.as_ref()?;
@@ -213,7 +213,7 @@ impl Summary {
         notes
     }
 
-    /// The difference that `n` runs a cell show, with the largest of the blocks' standard deviations.
+    /// The difference that `n` runs per cell show, with the largest of the blocks' standard deviations.
     fn seen_by(&self, n: usize) -> f64 {
         statistics::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
     }

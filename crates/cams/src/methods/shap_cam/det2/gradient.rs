@@ -7,13 +7,14 @@ use super::{Evaluation, Prepared};
 use crate::Score;
 use crate::ops::{Array, Gradients, Rule, apply2, length};
 
-/// Every image's map from `d` (n, classes, players) and `z0` (n, classes): (n, players), by the same rule as [`super::det2`].
+/// Every image's map from `d` (n, classes, players) and `z0` (n, classes): (n, players), by the same rule as
+/// [`super::det2`].
 pub fn maps(d: &Tensor, z0: &Tensor, classes: Vec<usize>, score: Score) -> Result<Tensor> {
     apply2(d, z0, Det2 { classes, score })
 }
 
 struct Det2 {
-    /// Explained, one an image.
+    /// Explained, one per image.
     classes: Vec<usize>,
     score: Score,
 }
@@ -94,8 +95,8 @@ impl Prepared {
     /// The gradients of `sum_i g_i phi_i`.
     ///
     /// Each player's expected score is a function F(z, K) of its mean logits and K = Q - d_i d_i^T:
-    /// `F = log P_c + b (P^T K P - P . diag K)`, or `P_c (1 + b E)` with `E = K_cc - 2 (K P)_c + 2 P^T K P - P . diag K`.
-    /// The rest spread over the players turns g into `g - mean g`, and gives `mean g` to `v(all) - v(none)`.
+    /// `F = log P_c + b (P^T K P - P . diag K)`, or `P_c (1 + b E)` with `E = K_cc - 2 (K P)_c + 2 P^T K P - P . diag
+    /// K`. The rest spread over the players turns g into `g - mean g`, and gives `mean g` to `v(all) - v(none)`.
     fn pull(&self, g: &[f64]) -> Pulled {
         let (n, classes) = (self.n, self.z0.len());
         let mean = g.iter().sum::<f64>() / n as f64;

@@ -1,0 +1,210 @@
+//! Labelled images of one size: in memory, or read from their files when they are asked for.
+
+use std::borrow::Cow;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::decode::{check, read_image};
+
+/// An object in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its class.
+    pub class: u32,
+    /// Where it is, (x0, y0, x1, y1) in pixels, x0 <= x < x1.
+    pub bounds: [u32; 4],
+}
+
+/// Labelled images, u8, channels first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Images {
+    pixels: Pixels,
+    /// (n,).
+    pub labels: Vec<u32>,
+    /// Channels, height, width.
+    pub shape: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Position of each image in the set it was taken from: the key of its views.
+    pub index: Vec<u64>,
+    /// The objects in each image, if the set says so.
+    pub objects: Option<Vec<Vec<Object>>>,
+    /// What whoever uses them should know: files that were passed over, classes without images.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Pixels {
+    /// (n, channels, h, w).
+    Memory(Vec<u8>),
+    /// A file for each image, resized when it is read.
+    Files(Vec<PathBuf>),
+}
+
+/// Images of files are kept in memory up to this many bytes: more are read again whenever they are used.
+const IN_MEMORY: usize = 1 << 30;
+
+impl Images {
+    /// Images in memory; checks sizes and labels.
+    pub fn new(pixels: Vec<u8>, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
+        let len: usize = shape.iter().product();
+        ensure!(
+            pixels.len() == labels.len() * len,
+            "{} bytes are not {} images of {shape:?}",
+            pixels.len(),
+            labels.len()
+        );
+        Images::labelled(Pixels::Memory(pixels), labels, shape, classes)
+    }
+
+    /// Images of files, resized to `side` x `side`: decoded now if they fit into [`IN_MEMORY`], else whenever they are
+    /// used.
+    pub fn of_files(paths: Vec<PathBuf>, labels: Vec<u32>, side: usize, classes: usize) -> Result<Images> {
+        Images::of_files_within(IN_MEMORY, paths, labels, side, classes)
+    }
+
+    fn of_files_within(
+        memory: usize,
+        paths: Vec<PathBuf>,
+        labels: Vec<u32>,
+        side: usize,
+        classes: usize,
+    ) -> Result<Images> {
+        ensure!(paths.len() == labels.len(), "{} files have {} labels", paths.len(), labels.len());
+        let shape = [3, side, side];
+        if paths.len().saturating_mul(3 * side * side) <= memory {
+            let each = paths.par_iter().map(|path| Ok(read_image(path, Some(side))?.0));
+            return Images::new(each.collect::<Result<Vec<_>>>()?.concat(), labels, shape, classes);
+        }
+        // A file that is not whole is found now, not in the middle of a run.
+        paths.par_iter().try_for_each(|path| check(path))?;
+        Images::labelled(Pixels::Files(paths), labels, shape, classes)
+    }
+
+    fn labelled(pixels: Pixels, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
+        if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
+            bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
+        }
+        let index = (0..labels.len() as u64).collect();
+        Ok(Images { pixels, labels, shape, classes, index, objects: None, notes: vec![] })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Bytes of an image.
+    pub fn image_len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The pixels of image `i`.
+    ///
+    /// # Errors
+    /// If its file has gone or changed since the set was opened.
+    pub fn image(&self, i: usize) -> Result<Cow<'_, [u8]>> {
+        Ok(match &self.pixels {
+            Pixels::Memory(pixels) => Cow::Borrowed(&pixels[i * self.image_len()..][..self.image_len()]),
+            Pixels::Files(paths) => Cow::Owned(read_image(&paths[i], Some(self.shape[1]))?.0),
+        })
+    }
+
+    /// A hash of pixels (of files: of their bytes), labels and positions: what a run or a cache depends on.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        match &self.pixels {
+            Pixels::Memory(pixels) => hash.update(pixels),
+            Pixels::Files(paths) => {
+                for path in paths {
+                    hash.update(fs::read(path).with_context(|| format!("reading {}", path.display()))?);
+                }
+            }
+        }
+        self.labels.iter().for_each(|l| hash.update(l.to_le_bytes()));
+        self.index.iter().for_each(|i| hash.update(i.to_le_bytes()));
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// The images at these positions, which keep their index.
+    pub fn select(&self, positions: &[usize]) -> Images {
+        let len = self.image_len();
+        let pixels = match &self.pixels {
+            Pixels::Memory(pixels) => {
+                Pixels::Memory(positions.iter().flat_map(|&i| &pixels[i * len..][..len]).copied().collect())
+            }
+            Pixels::Files(paths) => Pixels::Files(positions.iter().map(|&i| paths[i].clone()).collect()),
+        };
+        Images {
+            pixels,
+            labels: positions.iter().map(|&i| self.labels[i]).collect(),
+            index: positions.iter().map(|&i| self.index[i]).collect(),
+            objects: self.objects.as_ref().map(|o| positions.iter().map(|&i| o[i].clone()).collect()),
+            notes: vec![],
+            shape: self.shape,
+            classes: self.classes,
+        }
+    }
+
+    /// Mean and standard deviation of each channel of the pixels / 255.
+    pub fn mean_std(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+        let [channels, h, w] = self.shape;
+        let count = (self.len() * h * w).max(1) as f64;
+        // Image by image, and in f64: the sums of whole numbers are exact, in memory or not.
+        let mut sums = vec![[0.0f64; 2]; channels];
+        for i in 0..self.len() {
+            for (sums, plane) in sums.iter_mut().zip(self.image(i)?.chunks_exact((h * w).max(1))) {
+                for p in plane {
+                    let p = f64::from(*p);
+                    (sums[0], sums[1]) = (sums[0] + p, sums[1] + p * p);
+                }
+            }
+        }
+        let mean = sums.iter().map(|[sum, _]| sum / count / 255.0).collect();
+        let std = sums.iter().map(|[sum, squares]| {
+            let variance = squares / count - (sum / count).powi(2);
+            if variance > 0.0 { variance.sqrt() / 255.0 } else { 1.0 }
+        });
+        Ok((mean, std.collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_the_same_images_in_memory_or_not() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut paths = vec![];
+        for i in 0..5u32 {
+            let pixel = |x: u32, y: u32| image::Rgb([(x * 9 + i) as u8, (y * 11) as u8, (x * y * i) as u8]);
+            paths.push(dir.path().join(format!("{i}.png")));
+            image::RgbImage::from_fn(21, 17, pixel).save(&paths[i as usize])?;
+        }
+        let labels = vec![0, 1, 0, 1, 0];
+        let of = |memory| Images::of_files_within(memory, paths.clone(), labels.clone(), 16, 2);
+        let (there, read) = (of(1 << 20)?, of(0)?);
+        assert!(matches!(there.pixels, Pixels::Memory(_)) && matches!(read.pixels, Pixels::Files(_)));
+        let picked = [there.select(&[4, 1]), read.select(&[4, 1])];
+        for i in 0..5 {
+            assert_eq!(there.image(i)?, read.image(i)?);
+        }
+        assert_eq!(picked[0].image(1)?, picked[1].image(1)?);
+        assert_eq!(picked[1].index, [4, 1]);
+        assert_eq!(there.mean_std()?, read.mean_std()?);
+        assert_eq!(read.fingerprint()?, of(0)?.fingerprint()?);
+        std::fs::write(&paths[3], &std::fs::read(&paths[3])?[..60])?;
+        assert!(read.image(3).is_err() && of(0).is_err(), "a file that is not whole");
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! A classifier's steps by candle's ops, on values alone or with tangents, and the closed forms that follow from them.
+
+use cams::maps::adaptive_average;
+use cams::{FirstLayer, LinearHead};
+use candle_core::{Result, Tensor, bail};
+
+use super::Mode;
+use crate::models::{Classifier, Step};
+
+/// A classifier with its parameters.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    steps: Vec<Step>,
+    /// Flat.
+    parameters: Tensor,
+    /// Offset of the first of them among the network's.
+    base: usize,
+}
+
+impl Tail {
+    /// `parameters` are those behind offset `base`.
+    pub fn new(classifier: &Classifier, parameters: Tensor, base: usize) -> Tail {
+        Tail { steps: classifier.steps.clone(), parameters, base }
+    }
+
+    fn weight(&self, at: usize, rows: usize, columns: usize) -> Result<Tensor> {
+        self.parameters.narrow(0, at - self.base, rows * columns)?.reshape((rows, columns))
+    }
+
+    fn bias(&self, at: usize, rows: usize) -> Result<Tensor> {
+        self.parameters.narrow(0, at - self.base, rows)
+    }
+
+    /// Pooling and a linear layer, if that is all.
+    pub fn linear_head(&self) -> Option<Result<LinearHead>> {
+        let matters = |s: &&Step| !matches!(s, Step::Dropout(_) | Step::Flatten);
+        let steps: Vec<&Step> = self.steps.iter().filter(matters).collect();
+        let [Step::Pool, Step::Linear { weight, bias, inputs, outputs }] = steps[..] else { return None };
+        let head =
+            || Ok(LinearHead { weight: self.weight(*weight, *outputs, *inputs)?, bias: self.bias(*bias, *outputs)? });
+        Some(head())
+    }
+
+    /// A linear layer over all positions of activations (k, h, w), if the classifier begins with one.
+    pub fn first_layer(&self, [k, h, w]: [usize; 3]) -> Option<Result<FirstLayer>> {
+        let (_, Step::Linear { weight, bias, inputs, outputs }) = self.first(h, w)? else { return None };
+        if inputs != k * h * w {
+            return None;
+        }
+        let layer = || {
+            let weight = self.weight(weight, outputs, inputs)?.reshape((outputs, k, h, w))?;
+            Ok(FirstLayer { weight, bias: self.bias(bias, outputs)? })
+        };
+        Some(layer())
+    }
+
+    /// The first step that changes anything of flattened activations of this size, and where it stands.
+    fn first(&self, h: usize, w: usize) -> Option<(usize, Step)> {
+        let changes = |s: &Step| match s {
+            Step::Flatten | Step::Dropout(_) => false,
+            Step::AdaptivePool(side) => (*side, *side) != (h, w),
+            _ => true,
+        };
+        let at = self.steps.iter().position(changes)?;
+        self.steps[..at].contains(&Step::Flatten).then(|| (at, self.steps[at]))
+    }
+
+    /// What follows a first layer.
+    pub fn behind_first_layer(&self, hidden: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+        let Some((at, _)) = self.first(h, w) else { bail!("the classifier does not begin with a linear layer") };
+        self.run(&self.steps[at + 1..], hidden, &mut |_, x| Ok(x))
+    }
+
+    /// Activations (n, k, h, w) to logits (n, classes), without dropout.
+    pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        if let Some(head) = self.linear_head() {
+            return head?.logits(features);
+        }
+        self.run(&self.steps, features, &mut |_, x| Ok(x))
+    }
+
+    /// The same in a mode; in training `drop(p, x)` is what is left of x.
+    pub fn forward(
+        &self,
+        features: &Tensor,
+        mode: Mode,
+        drop: &mut dyn FnMut(f64, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let drops = self.steps.iter().any(|s| matches!(s, Step::Dropout(p) if *p > 0.0));
+        if mode == Mode::Eval || !drops { self.logits(features) } else { self.run(&self.steps, features, drop) }
+    }
+
+    fn run(&self, steps: &[Step], x: &Tensor, drop: &mut dyn FnMut(f64, Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let mut x = x.clone();
+        for step in steps {
+            x = match *step {
+                Step::Dropout(p) => drop(p, x)?,
+                Step::Relu => x.relu()?,
+                _ => self.linear(step, &x, true)?,
+            };
+        }
+        Ok(x)
+    }
+
+    /// A linear step, with or without its bias.
+    fn linear(&self, step: &Step, x: &Tensor, biased: bool) -> Result<Tensor> {
+        match *step {
+            Step::Pool => cams::ops::pool(x),
+            Step::AdaptivePool(side) => {
+                let (n, k, h, w) = x.dims4()?;
+                adaptive_average(&x.reshape((n * k, h, w))?, side, side)?.reshape((n, k, side, side))
+            }
+            Step::Flatten => x.flatten_from(1),
+            Step::Linear { weight, bias, inputs, outputs } => {
+                let y = x.matmul(&self.weight(weight, outputs, inputs)?.t()?)?;
+                if biased { y.broadcast_add(&self.bias(bias, outputs)?) } else { Ok(y) }
+            }
+            Step::Conv { weight, bias, inputs, outputs } => {
+                let (n, k, h, w) = x.dims4()?;
+                let weight = self.weight(weight, outputs, inputs)?;
+                // (outputs, inputs) times (inputs, positions), image by image.
+                let weight = weight.unsqueeze(0)?.broadcast_as((n, outputs, k))?.contiguous()?;
+                let y = weight.matmul(&x.reshape((n, k, h * w))?)?.reshape((n, outputs, h, w))?;
+                if biased { y.broadcast_add(&self.bias(bias, outputs)?.reshape((1, outputs, 1, 1))?) } else { Ok(y) }
+            }
+            Step::Relu | Step::Dropout(_) => bail!("{step:?} is no linear step"),
+        }
+    }
+
+    /// Logits and their derivative along a direction of the activations, both (n, classes).
+    pub fn tangent(&self, value: &Tensor, tangent: &Tensor) -> Result<(Tensor, Tensor)> {
+        if let Some(head) = self.linear_head() {
+            let head = head?;
+            let without_bias = LinearHead { weight: head.weight.clone(), bias: head.bias.zeros_like()? };
+            return Ok((head.logits(value)?, without_bias.logits(tangent)?));
+        }
+        let (mut value, mut tangent) = (value.clone(), tangent.clone());
+        for step in &self.steps {
+            match step {
+                Step::Dropout(_) => {}
+                Step::Relu => {
+                    let open = value.gt(0.0)?.to_dtype(value.dtype())?;
+                    (value, tangent) = ((value * &open)?, (tangent * &open)?);
+                }
+                _ => (value, tangent) = (self.linear(step, &value, true)?, self.linear(step, &tangent, false)?),
+            }
+        }
+        Ok((value, tangent))
+    }
+}

@@ -1,0 +1,115 @@
+//! torchvision's architectures against torchvision itself, with weights that are functions of their names
+//! (`scripts/make_torchvision.py`): logits, features at every cut, and Grad-CAM through everything behind it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use cams::{Interpreter, methods::GradCam};
+use candle_core::{DType, Device, Tensor};
+use kernels::graph::Shape;
+use kernels::stage::Precision;
+use testkit::{assert_close, values};
+use trainer::checkpoint::File;
+use trainer::models::{Architecture, Options};
+use trainer::nn::{Backend, Engine, Mode, Model, Network, Normalization, StateDict};
+
+const SIDE: usize = 64;
+const CLASSES: usize = 10;
+/// Every so many activations are kept.
+const EVERY: usize = 485;
+
+/// What is allowed of activations and of gradients, as a part of the largest. In f32 a ReLU or a maximum that rounding
+/// decides otherwise changes a gradient in front of it.
+const PRECISIONS: [(DType, f64, f64); 2] = [(DType::F32, 1e-4, 5e-3), (DType::F64, 1e-6, 1e-6)];
+
+/// Uniform in [-1/2, 1/2): a hash of the name and the position.
+fn u(name: &str, count: usize) -> Vec<f64> {
+    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
+    let value = |i: u32| {
+        let mut x = i.wrapping_mul(2_654_435_761).wrapping_add(seed);
+        x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
+        x = (x ^ (x >> 15)).wrapping_mul(0x846C_A68B);
+        x ^= x >> 16;
+        f64::from(x) / 4_294_967_296.0 - 0.5
+    };
+    (0..count as u32).map(value).collect()
+}
+
+fn fill(name: &str, shape: &[usize]) -> Vec<f32> {
+    let fan_in: usize = shape[1..].iter().product();
+    let scale = |value: f64| match name {
+        _ if name.ends_with("running_var") => 1.0 + 0.4 * value,
+        _ if name.ends_with("running_mean") || name.ends_with("bias") => 0.2 * value,
+        _ if shape.len() == 1 => 1.0 + 0.4 * value,
+        _ => value * 12f64.sqrt() * (2.0 / fan_in as f64).sqrt(),
+    };
+    u(name, shape.iter().product()).into_iter().map(|value| scale(value) as f32).collect()
+}
+
+fn network(name: &str, engine: Engine, dtype: DType) -> Result<Network> {
+    let input = Shape { channels: 3, h: SIDE, w: SIDE };
+    let architecture = Architecture::named(name, input, CLASSES, &Options::new())?;
+    let mut weights = StateDict {
+        parameters: vec![0.0; architecture.graph.parameter_len()],
+        running: vec![0.0; architecture.graph.statistics_len()],
+    };
+    for (entry, parameter) in architecture.entries() {
+        let target = if parameter { &mut weights.parameters } else { &mut weights.running };
+        target[entry.range()].copy_from_slice(&fill(&entry.name, &entry.shape));
+    }
+    let layers: Vec<String> = architecture.layer_names().into_iter().map(String::from).collect();
+    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
+    let backend = Backend { engine, dtype, precision: Precision::F32, device: Device::Cpu };
+    Network::new(architecture, weights, normalization, &layers, false, backend)
+}
+
+fn agrees(name: &str) -> Result<()> {
+    let file = File::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/torchvision.safetensors"))?;
+    let pixels = u("images", 3 * 3 * SIDE * SIDE).into_iter().map(|value| (4.0 * value) as f32).collect::<Vec<_>>();
+    let images = Tensor::from_vec(pixels, (3, 3, SIDE, SIDE), &Device::Cpu)?;
+    let mut compared = 0;
+    for (engine, (dtype, tolerance, of_gradients)) in
+        [Engine::Kernels, Engine::Ops].into_iter().flat_map(|engine| PRECISIONS.map(|precision| (engine, precision)))
+    {
+        let network = network(name, engine, dtype)?;
+        for n in [1, 3] {
+            let pass = network.forward(&images.narrow(0, 0, n)?.to_dtype(dtype)?, Mode::Eval)?;
+            let what = |part: &str| format!("{name} {part} {engine:?} {dtype:?} batch {n}");
+            let expected = file.f64(&format!("{name}.logits"))?;
+            assert_close(&what("logits"), &values(&pass.logits)?, &expected[..n * CLASSES], tolerance);
+            let classes = Tensor::arange(0u32, n as u32, &Device::Cpu)?;
+            let ids: Vec<_> = (0..n as u64).map(|sample| cams::SampleId { sample, view: 0 }).collect();
+            for layer in network.architecture.layer_names() {
+                let Ok(expected) = file.f64(&format!("{name}.{layer}")) else { continue };
+                let features = values(pass.at(layer)?)?;
+                let kept: Vec<f64> = features.iter().step_by(EVERY).copied().collect();
+                assert_close(&what(layer), &kept, &expected[..kept.len()], tolerance);
+                let cut = network.cut(layer)?;
+                let map = GradCam::default().signed(&pass.seen(&*cut, layer, &ids)?, &classes)?.map;
+                let expected = file.f64(&format!("{name}.{layer}.grad_cam"))?;
+                let map = values(&map)?;
+                assert_close(&what(&format!("{layer} grad_cam")), &map, &expected[..map.len()], of_gradients);
+                compared += 1;
+            }
+        }
+    }
+    let kept =
+        file.shapes()?.into_keys().filter(|key| key.starts_with(&format!("{name}.")) && key.ends_with("grad_cam"));
+    assert_eq!(compared, 8 * kept.count(), "every layer of the file was compared");
+    Ok(())
+}
+
+#[test]
+fn vgg() -> Result<()> {
+    ["vgg16", "vgg11_bn"].into_iter().try_for_each(|name| agrees(name).context(name))
+}
+
+#[test]
+fn residual_networks() -> Result<()> {
+    ["resnet18", "resnet34", "resnet50"].into_iter().try_for_each(|name| agrees(name).context(name))
+}
+
+#[test]
+fn squeezenet() -> Result<()> {
+    ["squeezenet1_0", "squeezenet1_1"].into_iter().try_for_each(|name| agrees(name).context(name))
+}
