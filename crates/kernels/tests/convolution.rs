@@ -249,6 +249,8 @@ fn same_bits<E: Element>(isa: Isa, s: &ConvShape, algorithm: Algorithm) {
     let one = threads(1);
     assert_eq!(one, threads(2), "{isa:?} {algorithm:?} {s:?}");
     assert_eq!(one, threads(3), "{isa:?} {algorithm:?} {s:?}");
+    // More threads than images: images are cut into rows.
+    assert_eq!(one, threads(11), "{isa:?} {algorithm:?} {s:?}");
     for image in 0..n {
         let alone = run(&x[image * i..][..i], &g[image * o..][..o]);
         assert_eq!(alone.0, one.0[image * o..][..o], "{isa:?} {algorithm:?} {s:?} image {image}");
