@@ -1,5 +1,6 @@
 //! Convolution over NHWC slices: one task a few images, the same split whatever the number of threads.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -99,8 +100,47 @@ fn check_input<E: Element>(shape: &ConvShape, input: &Input<'_, E>) {
     assert!(fits, "BatchNorm's coefficients are not those of {} channels", shape.c_in);
 }
 
-/// `out = conv(input)`, finished as `after` says, for `n` images. With `stats`, each image's mean and sum of squared
-/// deviations per channel, (n, 2, c_out), are taken while the image is in the cache.
+/// A task's images, rows of the output, and what it writes.
+struct Part<'a, E: Element> {
+    images: Range<usize>,
+    rows: Range<usize>,
+    out: &'a mut [E],
+    stats: Option<&'a mut [E::Wide]>,
+}
+
+/// Cuts a batch into parts of at most `most` images; where images are fewer than `threads`, into rows of images.
+fn parts<'a, E: Element>(
+    shape: &ConvShape,
+    (most, threads, step): (usize, usize, usize),
+    n: usize,
+    out: &'a mut [E],
+    stats: Option<&'a mut [E::Wide]>,
+) -> Vec<Part<'a, E>> {
+    let (image_len, h) = ((out.len() / n.max(1)).max(1), shape.out_h());
+    let mut parts = Vec::new();
+    if n >= threads || stats.is_some() {
+        let images = most.min(n.div_ceil(threads)).max(1);
+        let mut stats = stats.map(|stats| stats.chunks_mut(images * 2 * shape.c_out));
+        for (i, out) in out.chunks_mut(images * image_len).enumerate() {
+            let stats = stats.as_mut().and_then(Iterator::next);
+            let images: Range<usize> = i * images..(i * images + images).min(n);
+            parts.push(Part { images, rows: 0..h, out, stats });
+        }
+        return parts;
+    }
+    let rows = h.div_ceil(threads.div_ceil(n.max(1))).next_multiple_of(step);
+    for (image, out) in out.chunks_mut(image_len).enumerate() {
+        for (i, out) in out.chunks_mut((image_len / h * rows).max(1)).enumerate() {
+            let rows = i * rows..(i * rows + rows).min(h);
+            parts.push(Part { images: image..image + 1, rows, out, stats: None });
+        }
+    }
+    parts
+}
+
+/// `out = conv(input)`, finished as `after` says, for `n` images, in tasks for so many `threads`. With `stats`, each image's
+/// mean and sum of squared deviations per channel, (n, 2, c_out), are taken while the image is in the cache.
+#[allow(clippy::too_many_arguments)]
 pub fn forward<E: Element>(
     runtime: &Runtime<E>,
     shape: &ConvShape,
@@ -109,6 +149,7 @@ pub fn forward<E: Element>(
     after: After<'_, E>,
     out: &mut [E],
     stats: Option<&mut [E::Wide]>,
+    threads: usize,
 ) {
     let image_len = shape.output_len() / shape.c_out * after.within.map_or(shape.c_out, |w| w.channels);
     let n = out.len() / image_len;
@@ -120,43 +161,32 @@ pub fn forward<E: Element>(
     assert!(after.residual.is_none_or(|r| r.len() == n * shape.output_len()));
     assert!(stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out && after.within.is_none()));
     assert!(after.within.is_none_or(|w| w.first + shape.c_out <= w.channels) && out.len() == n * image_len);
-    let per_task = packed.images_per_chunk(shape);
-    let len = match packed {
-        Packed::Winograd(_) => winograd::forward_scratch(shape, per_task),
-        Packed::Direct(_) => direct::forward_scratch::<E>(shape),
+    let most = packed.images_per_chunk(shape);
+    let (len, step) = match packed {
+        Packed::Winograd(_) => (winograd::forward_scratch(shape, most), winograd::ROWS),
+        Packed::Direct(_) => (direct::forward_scratch::<E>(shape), 1),
     };
-    let mut none = Vec::new();
-    let (stats, stat_len) = match stats {
-        Some(s) => (s, 2 * shape.c_out),
-        None => {
-            none.resize(n, E::Wide::default());
-            (none.as_mut_slice(), 1)
-        }
-    };
-    out.par_chunks_mut(per_task * image_len).zip(stats.par_chunks_mut(per_task * stat_len)).enumerate().for_each(
-        |(task, (out, stats))| {
-            let images = task * per_task..(task * per_task + out.len() / image_len);
-            let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
-            let mut segments = vec![0; len.segments];
-            let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
-            runtime.isa.run(match packed {
-                Packed::Winograd(packed) => {
-                    RunForward::Winograd(Forward { shape, images, input, packed, after, out: &mut *out, scratch })
-                }
-                Packed::Direct(packed) => {
-                    RunForward::Direct(Forward { shape, images, input, packed, after, out: &mut *out, scratch })
-                }
-            });
-            runtime.give(stored);
-            runtime.give_wide(wide);
-            if stat_len > 1 {
-                for (image, stats) in out.chunks_exact(shape.output_len()).zip(stats.chunks_exact_mut(2 * shape.c_out))
-                {
-                    batch_norm::image_stats(runtime.isa, image, shape.c_out, stats);
-                }
+    parts(shape, (most, threads.max(1), step), n, out, stats).into_par_iter().for_each(|part| {
+        let Part { images, rows, out, stats } = part;
+        let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
+        let mut segments = vec![0; len.segments];
+        let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
+        runtime.isa.run(match packed {
+            Packed::Winograd(packed) => {
+                RunForward::Winograd(Forward { shape, images, input, packed, after, rows, out: &mut *out, scratch })
             }
-        },
-    );
+            Packed::Direct(packed) => {
+                RunForward::Direct(Forward { shape, images, input, packed, after, rows, out: &mut *out, scratch })
+            }
+        });
+        runtime.give(stored);
+        runtime.give_wide(wide);
+        for (image, stats) in
+            out.chunks_exact(image_len).zip(stats.into_iter().flat_map(|s| s.chunks_exact_mut(2 * shape.c_out)))
+        {
+            batch_norm::image_stats(runtime.isa, image, shape.c_out, stats);
+        }
+    });
 }
 
 /// Gradients of [`forward`]: the weight's into `dw` (c_out, c_in, k, k), overwritten; the input's into

@@ -108,31 +108,33 @@ impl<E: Element> Executor<E> {
             self.memo.get(&self.runtime, &self.graph, parameters, how.winograd)
         };
         let (from, to) = (self.graph.shapes[0], self.graph.shape(self.graph.last()));
-        let run = |x: &[E::Wide], out: &mut [E::Wide]| {
+        let threads = rayon::current_num_threads();
+        let run = |x: &[E::Wide], out: &mut [E::Wide], threads: usize| {
             let mut input = Buffer::take(&self.runtime, x.len());
             pointwise::channels_last(x, from.channels, from.h * from.w, input.as_mut_slice());
-            let (value, kept) = self.run(input, x.len() / from.len(), parameters, running, how, packed.clone());
+            let n = x.len() / from.len();
+            let (value, kept) = self.run(input, (n, threads), parameters, running, how, packed.clone());
             pointwise::channels_first(value.as_slice(), to.channels, to.h * to.w, out);
             kept
         };
         if how.mode == Mode::Train || how.record {
-            return run(x, out);
+            return run(x, out, threads);
         }
-        let (n, threads) = (x.len() / from.len().max(1), rayon::current_num_threads());
+        let n = x.len() / from.len().max(1);
         // As many groups for each thread.
-        let groups = n.div_ceil(GROUP).next_multiple_of(threads);
-        let group = n.div_ceil(groups.max(1)).max(1);
+        let group = n.div_ceil(n.div_ceil(GROUP).next_multiple_of(threads).max(1)).max(1);
+        let threads = threads.div_ceil(n.div_ceil(group).max(1));
         out.par_chunks_mut(group * to.len()).zip(x.par_chunks(group * from.len())).for_each(|(out, x)| {
-            run(x, out);
+            run(x, out, threads);
         });
         Kept { statistics: vec![], saved: None }
     }
 
-    /// Runs the graph on `n` images; returns its last value, NHWC, and what is kept.
+    /// Runs the graph on `n` images by so many threads; returns its last value, NHWC, and what is kept.
     fn run(
         &self,
         input: Buffer<E>,
-        n: usize,
+        (n, threads): (usize, usize),
         parameters: &[E::Wide],
         running: &[f32],
         How { mode, record, .. }: How,
@@ -188,6 +190,7 @@ impl<E: Element> Executor<E> {
                         },
                         out.as_mut_slice(),
                         stats.as_deref_mut(),
+                        threads,
                     );
                     per_image[target.0] = stats;
                     saved.values[target.0] = Some(Arc::new(out));

@@ -111,7 +111,9 @@ pub struct Forward<'a, E: Element> {
     pub packed: &'a Sides<E>,
     /// What becomes of the sums.
     pub after: After<'a, E>,
-    /// The output of this task's images only.
+    /// Rows of the output: all, or those of a part of one image.
+    pub rows: Range<usize>,
+    /// The output of this task's images and rows only.
     pub out: &'a mut [E],
     /// Scratch of the algorithm's own size.
     pub scratch: Scratch<'a, E>,

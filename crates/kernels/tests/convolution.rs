@@ -43,6 +43,10 @@ fn back<E: Element>(v: &[E]) -> Vec<f64> {
     v.iter().map(|x| x.f64()).collect()
 }
 
+fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 fn shapes() -> Vec<(ConvShape, usize)> {
     let s = |h, w, c_in, c_out, k, stride, padding| ConvShape { h, w, c_in, c_out, k, stride, padding };
     vec![
@@ -86,7 +90,7 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             let mut out = vec![E::of(f64::NAN); y.len()];
             let input = Input { u: &xe, affine: None };
             let residual = After { residual: Some(&re), ..After::default() };
-            conv::forward(&runtime, &s, input, &packed, residual, &mut out, None);
+            conv::forward(&runtime, &s, input, &packed, residual, &mut out, None, threads());
             let what = format!("{isa:?} {algorithm:?} {s:?} n {n}");
             assert_close(&format!("{what} output"), &back(&out), &y, tolerance);
             let b = rounded::<E::Wide>(numbers(s.c_out, 5));
@@ -95,7 +99,7 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             let (scale_e, shift_e) = (cast::<E::Wide>(&scale), cast::<E::Wide>(&shift));
             let affine = Affine { scale: &scale_e, shift: &shift_e, relu: true };
             let all = After { bias: Some(&be), affine: Some(affine), residual: Some(&re), relu: true, within: None };
-            conv::forward(&runtime, &s, input, &packed, all, &mut out, None);
+            conv::forward(&runtime, &s, input, &packed, all, &mut out, None, threads());
             let finished = y.iter().zip(&r).enumerate().map(|(i, (y, r))| {
                 let c = i % s.c_out;
                 (((y - r + b[c]) * scale[c] + shift[c]).max(0.0) + r).max(0.0)
@@ -105,7 +109,7 @@ fn run<E: Element>(isa: Isa, tolerance: impl Fn(Algorithm) -> f64) {
             let within = Within { channels: s.c_out + 5, first: 3 };
             let mut wider = vec![E::of(7.0); n * s.output_len() / s.c_out * within.channels];
             let part = After { within: Some(within), ..all };
-            conv::forward(&runtime, &s, input, &packed, part, &mut wider, None);
+            conv::forward(&runtime, &s, input, &packed, part, &mut wider, None, threads());
             for (pixel, out) in wider.chunks(within.channels).zip(out.chunks(s.c_out)) {
                 assert_eq!(pixel[3..][..s.c_out], *out, "{what} within wider pixels");
                 assert!(pixel[..3].iter().chain(&pixel[3 + s.c_out..]).all(|x| *x == E::of(7.0)), "{what}");
@@ -185,7 +189,7 @@ fn operands_on_the_fly_equal_stored_ones() {
             let runtime = Runtime::new(isa);
             let outcome = |input, gradient| {
                 let mut y = vec![0f32; n * s.output_len()];
-                conv::forward(&runtime, &s, input, &packed, After::default(), &mut y, None);
+                conv::forward(&runtime, &s, input, &packed, After::default(), &mut y, None, threads());
                 let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
                 conv::backward(&runtime, &s, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
                 [back(&y), back(&dx), back(&dw)]
@@ -230,7 +234,7 @@ fn same_bits<E: Element>(isa: Isa, s: &ConvShape, algorithm: Algorithm) {
         let (mut y, mut dx) = (vec![E::default(); g.len()], vec![E::default(); x.len()]);
         let bias = cast::<E::Wide>(&numbers(s.c_out, 5));
         let after = After { bias: Some(&bias), relu: true, ..After::default() };
-        conv::forward(&runtime, s, input, &packed, after, &mut y, None);
+        conv::forward(&runtime, s, input, &packed, after, &mut y, None, threads());
         let mut dw = vec![E::Wide::default(); s.weight_len()];
         let gradient = Gradient::stored(g);
         conv::backward(&runtime, s, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
@@ -245,6 +249,8 @@ fn same_bits<E: Element>(isa: Isa, s: &ConvShape, algorithm: Algorithm) {
     let one = threads(1);
     assert_eq!(one, threads(2), "{isa:?} {algorithm:?} {s:?}");
     assert_eq!(one, threads(3), "{isa:?} {algorithm:?} {s:?}");
+    // More threads than images: images are cut into rows.
+    assert_eq!(one, threads(11), "{isa:?} {algorithm:?} {s:?}");
     for image in 0..n {
         let alone = run(&x[image * i..][..i], &g[image * o..][..o]);
         assert_eq!(alone.0, one.0[image * o..][..o], "{isa:?} {algorithm:?} {s:?} image {image}");

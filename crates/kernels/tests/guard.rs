@@ -75,10 +75,10 @@ fn run<E: Element>(isa: Isa, s: &ConvShape, n: usize, algorithm: Algorithm) {
     let finish = Affine { scale: oscale, shift: oshift, relu: true };
     let after =
         After { bias: Some(b.slice()), affine: Some(finish), residual: Some(r.slice()), relu: true, within: None };
-    conv::forward(&runtime, s, input, &packed, after, y.slice(), Some(stats.slice()));
+    conv::forward(&runtime, s, input, &packed, after, y.slice(), Some(stats.slice()), 7);
     let mut wider = stored(o / s.c_out * (s.c_out + 3), 42);
     let within = Within { channels: s.c_out + 3, first: 3 };
-    conv::forward(&runtime, s, input, &packed, After { within: Some(within), ..after }, wider.slice(), None);
+    conv::forward(&runtime, s, input, &packed, After { within: Some(within), ..after }, wider.slice(), None, 7);
     let norm = NormGradient {
         u: u.slice(),
         affine: Affine { scale: oscale, shift: oshift, relu: true },

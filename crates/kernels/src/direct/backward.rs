@@ -40,7 +40,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     for (local, image) in images.enumerate() {
         // SAFETY: images within the activation; every product's operands lie in the scratch.
         unsafe {
-            copy_padded::<S, S::W>(s, &x, image, image_in, pad);
+            copy_padded::<S, S::W>(s, &x, image, image_in, pad, 0..pad.h);
             copy_gradient::<S>(s, &g, image, dy, dx.is_some().then_some(&mut *padded_gradient));
             // A row of the kernel at a time: its (k * c_in) numbers under every output pixel, times the gradients there.
             let rows = &mut segments[..s.out_h()];

@@ -58,18 +58,19 @@ impl<S: Simd> Target<S> for Pixels<'_, S::E> {
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
-    let Forward { shape: s, images, input, packed, after, out, scratch } = task;
+    let Forward { shape: s, images, input, packed, after, rows, out, scratch } = task;
     let Scratch { stored: image_in, segments, .. } = scratch;
-    let pixels = s.out_h() * s.out_w();
-    let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, images.start * pixels));
+    let (h, w) = (s.out_h(), s.out_w());
+    let start = (images.start * h + rows.start) * w;
+    let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, start));
     let target = Pixels { writer: &writer, out: out.as_mut_ptr(), first: 0, channels: s.c_out };
     let pad = Padded::input::<S::E>(s);
     let (k, ldo, depth) = (steps::<S::E>(s.k * pad.ld), padded(s.c_out), S::E::DEPTH);
     let weight = Rhs::packed(packed.forward.as_slice().as_ptr(), k * s.k);
-    if let Some(rows) = rows_at_a_time(s) {
-        let (start, count) = (images.start * pixels, images.len() * pixels);
-        for first in (0..count).step_by(rows) {
-            let rows = rows.min(count - first);
+    if let Some(at_a_time) = rows_at_a_time(s) {
+        let count = ((images.len() - 1) * h + rows.len()) * w;
+        for first in (0..count).step_by(at_a_time) {
+            let rows = at_a_time.min(count - first);
             // SAFETY: pixels of the activation and of the output.
             unsafe {
                 copy_pixels::<S, S>(&reader, start + first, s.c_in, &mut image_in[..rows * pad.ld], pad.ld);
@@ -83,12 +84,19 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     for (local, image) in images.enumerate() {
         // SAFETY: images within the activation; a patch lies in the padded image, a row of pixels in the output.
         unsafe {
-            copy_padded::<S, S>(s, &reader, image, image_in, pad);
-            for y in 0..s.out_h() {
+            copy_padded::<S, S>(
+                s,
+                &reader,
+                image,
+                image_in,
+                pad,
+                rows.start * s.stride..(rows.end - 1) * s.stride + s.k,
+            );
+            for y in rows.clone() {
                 let data = image_in[pad.at(y * s.stride, 0)..].as_ptr();
                 let a = Lhs { data, row: s.stride * pad.ld, col: depth, segments };
-                let first = (local * s.out_h() + y) * s.out_w();
-                gemm::<S>(s.out_w(), ldo, k, a, weight, Pixels { first, ..target });
+                let first = (local * h + y - rows.start) * w;
+                gemm::<S>(w, ldo, k, a, weight, Pixels { first, ..target });
             }
         }
     }

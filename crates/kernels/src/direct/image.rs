@@ -1,5 +1,7 @@
 //! Zero-bordered images and the pixels of a class in them.
 
+use std::ops::Range;
+
 use crate::gemm::STRIP;
 use crate::operand::{InputReader, store_channels};
 use crate::simd::{Element, Simd, Wide};
@@ -65,7 +67,7 @@ impl Class {
     }
 }
 
-/// Copies one image into a zero-bordered one, stored as `T` stores.
+/// Copies `rows` of a zero-bordered image, stored as `T` stores.
 #[inline(always)]
 pub unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
     s: &ConvShape,
@@ -73,15 +75,21 @@ pub unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
     image: usize,
     to: &mut [T::E],
     pad: Padded,
+    rows: Range<usize>,
 ) where
     T::E: Element<Wide = Wide<S>>,
 {
     let zero = T::E::default();
-    let (top, bottom) = (pad.at(pad.border, 0), pad.at(pad.border + s.h, 0));
-    to[..top].fill(zero);
-    to[bottom..].fill(zero);
-    for y in 0..s.h {
-        let row = &mut to[pad.at(y + pad.border, 0)..][..pad.w * pad.ld];
+    if rows.end == pad.h {
+        to[pad.at(pad.h, 0)..].fill(zero);
+    }
+    for y in rows {
+        let row = &mut to[pad.at(y, 0)..][..pad.w * pad.ld];
+        if !(pad.border..pad.border + s.h).contains(&y) {
+            row.fill(zero);
+            continue;
+        }
+        let y = y - pad.border;
         row[..pad.border * pad.ld].fill(zero);
         row[(pad.border + s.w) * pad.ld..].fill(zero);
         let row = &mut row[pad.border * pad.ld..][..s.w * pad.ld];

@@ -1,5 +1,7 @@
 //! How the tiles of a chunk of images are cut into blocks, and the sizes of a block's buffers.
 
+use std::ops::Range;
+
 use super::points::{SIDE, TILE};
 use crate::gemm::{STRIP, leading, padded};
 use crate::simd::{Simd, Wide};
@@ -61,9 +63,13 @@ impl Block {
     }
     /// The blocks of a chunk of `images` images.
     pub fn all(s: &ConvShape, images: usize) -> impl Iterator<Item = Block> + use<> {
+        Block::some(s, images, 0..images * s.h.div_ceil(TILE))
+    }
+    /// The same, of some of the chunk's tile rows.
+    pub fn some(s: &ConvShape, images: usize, tile_rows: Range<usize>) -> impl Iterator<Item = Block> + use<> {
         let (th, tw, rows) = (s.h.div_ceil(TILE), s.w.div_ceil(TILE), Block::rows(s, images));
-        let count = images * th;
-        (0..count).step_by(rows).map(move |first| Block { th, tw, first, last: (first + rows).min(count) })
+        let last = tile_rows.end;
+        tile_rows.step_by(rows).map(move |first| Block { th, tw, first, last: (first + rows).min(last) })
     }
     pub fn tiles(&self) -> usize {
         (self.last - self.first) * self.tw

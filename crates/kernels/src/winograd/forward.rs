@@ -19,17 +19,19 @@ pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
-    let Forward { shape: s, images, input, packed, after, out, scratch } = task;
+    let Forward { shape: s, images, input, packed, after, rows, out, scratch } = task;
     let Scratch { stored: v, wide, .. } = scratch;
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
     let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
     let (m, lines_out) = wide.split_at_mut(SIDE * z.matrix_out);
     let (reader, writer) =
-        (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, images.start * s.h * s.w));
+        (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, (images.start * s.h + rows.start) * s.w));
     let (k, product) = (steps::<S::E>(s.c_in), padded(s.c_out) * steps::<S::E>(s.c_in) * S::E::DEPTH);
     // SAFETY: images within the activation; blocks within the scratch sized by `forward_scratch`.
     unsafe {
-        for block in Block::all(s, images.len()) {
+        // Of several images all rows are wanted.
+        let tile_rows = rows.start / TILE..(images.len() - 1) * s.h.div_ceil(TILE) + rows.end.div_ceil(TILE);
+        for block in Block::some(s, images.len(), tile_rows) {
             vertical_input::<S>(s, block, &z, images.start, &reader, lines_in);
             for u in 0..SIDE {
                 horizontal_input::<S, false>(s, block, &z, &lines_in[u * z.line_in..], v);
@@ -50,7 +52,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                 }
                 horizontal_output::<S>(s, block, &z, m, &mut lines_out[u * z.line_out..]);
             }
-            vertical_output::<S>(s, block, &z, lines_out, &writer, out);
+            vertical_output::<S>(s, block, &z, lines_out, rows.start, &writer, out);
         }
     }
 }
@@ -154,13 +156,14 @@ unsafe fn horizontal_output<S: Simd>(s: &ConvShape, block: Block, z: &Sizes, m: 
     }
 }
 
-/// The output: `A^T` applied to the columns of the six lines, finished, cut at the image's border.
+/// The output, from row `start` on: `A^T` applied to the columns of the six lines, finished, cut at the image's border.
 #[inline(always)]
 unsafe fn vertical_output<S: Simd>(
     s: &ConvShape,
     block: Block,
     z: &Sizes,
     lines: &[Wide<S>],
+    start: usize,
     writer: &OutputWriter<'_, S::E>,
     out: &mut [S::E],
 ) {
@@ -175,7 +178,7 @@ unsafe fn vertical_output<S: Simd>(
                 unsafe {
                     let values = output::<S>(gather::<S, SIDE>(from.add(c), z.line_out));
                     for (y, &value) in values.iter().enumerate().take(rows) {
-                        let pixel = (image * s.h + TILE * ty + y) * s.w + x;
+                        let pixel = (image * s.h + TILE * ty + y - start) * s.w + x;
                         writer.store::<S>(out.as_mut_ptr(), pixel, c, value);
                     }
                 }

@@ -148,7 +148,7 @@ fn convolution_ms<E: Element>(shape: &ConvShape, algorithm: Algorithm, batch: us
     median_ms(repeats, || {
         let packed = Packed::new(&runtime, shape, algorithm, &weight, true);
         let (input, gradient) = (Input { u: &x, affine: None }, Gradient::stored(&g));
-        conv::forward(&runtime, shape, input, &packed, After::default(), &mut y, None);
+        conv::forward(&runtime, shape, input, &packed, After::default(), &mut y, None, rayon::current_num_threads());
         conv::backward(&runtime, shape, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
         Ok(())
     })
