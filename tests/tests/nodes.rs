@@ -50,7 +50,8 @@ fn compare(what: &str, graph: &Graph) -> Result<()> {
 
 #[test]
 fn biases_relus_and_concatenations() -> Result<()> {
-    let mut g = Graph::new(Shape { channels: 3, h: 9, w: 8 });
+    // Square: candle's gradient of a strided convolution takes the height's remainder for the width's too.
+    let mut g = Graph::new(Shape { channels: 3, h: 9, w: 9 });
     fire(&mut g);
     compare("fire", &g)
 }
