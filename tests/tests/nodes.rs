@@ -38,7 +38,14 @@ fn compare(what: &str, graph: &Graph) -> Result<()> {
             Ok([values(&y)?, of(&images)?, of(&parameters)?])
         };
         let ours = outcome(stage.forward(&images, &parameters, &running, mode, Precision::F32)?.0)?;
-        let candles = outcome(by_ops::forward(graph, &images, &parameters, &running, mode)?.0)?;
+        let candles = outcome(by_ops::forward(
+            graph,
+            &images,
+            &parameters,
+            &Tensor::new(running.as_slice(), &Device::Cpu)?,
+            mode,
+            &mut vec![],
+        )?)?;
         for (name, (a, b)) in ["output", "images", "parameters"].into_iter().zip(ours.iter().zip(&candles)) {
             if !b.is_empty() {
                 assert_close(&format!("{what}, {mode:?}: {name}"), a, b, 1e-11);
