@@ -112,7 +112,9 @@ fn planted_objects_lie_in_their_boxes() -> Result<()> {
     let objects = images.objects.as_ref().expect("objects");
     let mut stands_out = 0;
     for (i, objects) in objects.iter().enumerate() {
-        let [Object { class, bounds: [x0, y0, x1, y1] }] = &objects[..] else { panic!("{} objects", objects.len()) };
+        let [Object { class, bounds: [x0, y0, x1, y1], .. }] = &objects[..] else {
+            panic!("{} objects", objects.len())
+        };
         assert!(x0 < x1 && y0 < y1 && *x1 <= 48 && *y1 <= 48 && *class == images.labels[i], "{objects:?}");
         assert!((x1 - x0) * (y1 - y0) < 48 * 48 / 3, "small objects");
         let image = images.image(i)?;

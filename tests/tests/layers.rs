@@ -41,7 +41,9 @@ fn uses(source: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
 fn circle(mut uses: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     while let Some(bottom) = uses.iter().find(|(_, named)| named.is_empty()).map(|(name, _)| name.clone()) {
         uses.remove(&bottom);
-        uses.values_mut().for_each(|named| drop(named.remove(&bottom)));
+        uses.values_mut().for_each(|named| {
+            named.remove(&bottom);
+        });
     }
     uses.into_keys().collect()
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::error::{self, unknown};
-pub use check::methods as check_methods;
+pub use check::{methods as check_methods, table as check_table};
 pub use sections::{BnGamma, Dtype, InitConfig, Student, Teacher, Train};
 pub use text::{apply, merge, parse_set, typed};
 

@@ -1,16 +1,20 @@
 //! Data sets: the list of names, what each says of itself, and the splits of a run.
 
 pub mod augment;
+pub mod boxes;
 pub mod cifar;
 pub mod decode;
 pub mod fetch;
 mod folder;
+pub mod imagenet;
 mod images;
 pub mod loader;
 #[cfg(feature = "mini")]
 pub mod mini;
 mod planted;
+pub mod prepare;
 mod settings;
+pub mod voc;
 
 use std::path::{Path, PathBuf};
 
@@ -42,6 +46,8 @@ pub struct Source {
     pub dir: Option<PathBuf>,
     /// Height and width for the sets that let one choose.
     pub size: Option<usize>,
+    /// What the shorter side of an image file becomes before its middle is kept; the whole image is resized where none is given.
+    pub shorter: Option<usize>,
     /// Seed of a procedural set.
     pub seed: u64,
 }
@@ -81,13 +87,15 @@ pub const LIST: &[DataSet] = &[
     mini::MINI,
     planted::PLANTED,
     folder::FOLDER,
+    imagenet::IMAGENET,
+    voc::VOC,
 ];
 
 impl Source {
     /// Parses `NAME[:DIR]`.
     pub fn parse(text: &str) -> Result<Source> {
         let (name, dir) = text.split_once(':').map_or((text, None), |(n, d)| (n, Some(PathBuf::from(d))));
-        let source = Source { name: name.to_string(), dir, size: None, seed: 0 };
+        let source = Source { name: name.to_string(), dir, size: None, shorter: None, seed: 0 };
         source.entry()?;
         Ok(source)
     }
@@ -95,6 +103,11 @@ impl Source {
     /// The same, of the size a model takes, where the set lets one choose.
     pub fn of_size(self, size: usize) -> Source {
         Source { size: Some(size), ..self }
+    }
+
+    /// How its files become images, of this size where none is asked for.
+    pub fn prepare(&self, side: usize) -> prepare::Prepare {
+        prepare::Prepare { side: self.size.unwrap_or(side), shorter: self.shorter }
     }
 
     /// What the list says of it.

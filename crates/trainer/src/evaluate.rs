@@ -2,6 +2,11 @@
 
 pub mod agreement;
 mod error;
+pub mod faithfulness;
+pub mod judge;
+pub mod localization;
+pub mod record;
 pub mod seeds;
+pub mod subject;
 
 pub use error::{Evaluation, evaluate, evaluate_quickly};

@@ -21,6 +21,8 @@ pub enum Purpose {
     Bench = 6,
     /// What a training pass drops.
     Dropout = 7,
+    /// Resampled values.
+    Bootstrap = 8,
 }
 
 /// The stream for `purpose` number `index` under `seed`.

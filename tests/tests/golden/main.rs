@@ -2,6 +2,7 @@
 //! The definitions, and where the tolerances come from, stand in that folder's README.
 
 mod maps;
+mod metrics;
 mod peers;
 mod training;
 

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use cams::methods::Methods;
 use cams::ranges::{Range, Ranges};
+use serde::Serialize;
 use toml::Value;
 
 use super::{Config, Data, Loss, Optim, Teacher, Train};
@@ -46,6 +47,17 @@ fn in_range(path: &str, value: f64) -> Result<()> {
     }
 }
 
+/// The same of a table whose ranges are given: `[faithfulness]`, say.
+pub fn table(name: &str, settings: &impl Serialize, ranges: Ranges) -> Result<()> {
+    walk(&Value::try_from(settings)?, name, &mut |path, value| {
+        let field = path.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).unwrap_or(path);
+        match ranges.iter().find(|(known, _)| *known == field) {
+            Some((_, range)) if !range.holds(value) => bail!("{path} is {value}; it must be {range}"),
+            _ => Ok(()),
+        }
+    })
+}
+
 /// The same of the methods alone.
 pub fn methods(methods: &Methods) -> Result<()> {
     walk(&Value::try_from(methods)?, "interpreter", &mut in_range)
@@ -72,7 +84,7 @@ mod tests {
     /// Whoever adds a number says what it may be.
     #[test]
     fn every_number_states_its_range() -> Result<()> {
-        let text = "student.arch = 'resnet8'\ndata.size = 32\noptim.drops = [3]\nteacher.checkpoint = 'x'\n\
+        let text = "student.arch = 'resnet8'\ndata.size = 32\ndata.resize = 40\noptim.drops = [3]\nteacher.checkpoint = 'x'\n\
                     loss.schedule = { ce = { ramp = 1.0 }, kd = { cut_off = 2.0 }, explanation = { ramp = 1.0 }, attention = { ramp = 1.0 } }\n\
                     loss.weights.kd = 1.0";
         let config = Config::from_table(text.parse()?)?;

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use image::ImageFormat;
-use image::imageops::FilterType;
+
+use super::prepare::Prepare;
 
 /// Kinds that are read, by the endings of their names.
 const KINDS: [(&str, &[&str]); 5] = [
@@ -41,16 +42,14 @@ pub fn kinds() -> String {
     KINDS.map(|(kind, _)| kind).join(", ")
 }
 
-/// Decodes an image file and resizes it to `side` x `side` (None: as it is): channels first, and its height and width.
-///
-/// Grey images become RGB. The aspect ratio is ignored, as in the Shap-CAM and Score-CAM papers.
+/// Decodes an image file and prepares it (None: as it is): RGB, channels first, and its height and width.
 ///
 /// # Errors
 /// Names the file: if it is of another kind, damaged, or ends before its image does.
-pub fn read_image(path: &Path, side: Option<usize>) -> Result<(Vec<u8>, [usize; 3])> {
+pub fn read_image(path: &Path, prepare: Option<Prepare>) -> Result<(Vec<u8>, [usize; 3])> {
     let name = path.display();
     let bytes = fs::read(path).with_context(|| format!("reading {name}"))?;
-    decode(&bytes, side).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))
+    decode(&bytes, prepare).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))
 }
 
 /// Whether a file is a whole image of a kind that is read, without decoding it.
@@ -64,16 +63,16 @@ pub fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Width and height of an image file, from its header.
+pub fn dimensions(path: &Path) -> Result<[u32; 2]> {
+    let (w, h) = image::image_dimensions(path).with_context(|| format!("reading the size of {}", path.display()))?;
+    Ok([w, h])
+}
+
 /// The same of a file's bytes.
-pub fn decode(bytes: &[u8], side: Option<usize>) -> Result<(Vec<u8>, [usize; 3])> {
+pub fn decode(bytes: &[u8], prepare: Option<Prepare>) -> Result<(Vec<u8>, [usize; 3])> {
     let image = open(bytes)?.decode()?;
-    let image = match side {
-        Some(s) if (image.width(), image.height()) != (s as u32, s as u32) => {
-            image.resize_exact(s as u32, s as u32, FilterType::Triangle)
-        }
-        _ => image,
-    }
-    .to_rgb8();
+    let image = prepare.map_or_else(|| image.to_rgb8(), |prepare| prepare.apply(&image));
     let (w, h) = (image.width() as usize, image.height() as usize);
     let raw = image.as_raw();
     let pixels = (0..3 * h * w).map(|i| raw[i % (h * w) * 3 + i / (h * w)]).collect();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::decode::{is_image, kinds};
+use super::images::Files;
 use super::{DataSet, Images, Source, Split};
 
 pub(super) const FOLDER: DataSet = DataSet {
@@ -101,7 +102,7 @@ fn shown(name: &OsStr) -> String {
 /// Reads one split; classes are numbered in the order of their names in `train/`.
 pub fn load(source: &Source, split: Split) -> Result<Images> {
     let root = source.folder();
-    let side = source.size.unwrap_or(32);
+    let mut files = Files::new(source.prepare(32));
     let mut passed = Found::default();
     let names = |split: &str, passed: &mut Found| -> Result<Vec<OsString>> {
         let (all, hidden) = entries(&root.join(split))?;
@@ -119,7 +120,7 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
         let known: Vec<_> = classes.iter().map(|c| shown(c)).collect();
         bail!("{split}/{} has no counterpart among the classes of train/: {}", shown(&extra), known.join(", "));
     }
-    let (mut paths, mut labels, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+    let mut absent = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let dir = root.join(split).join(class);
         if !dir.is_dir() {
@@ -136,11 +137,10 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
             kinds()
         );
         passed.merge(&found);
-        labels.resize(labels.len() + found.images.len(), label as u32);
-        paths.extend(found.images);
+        found.images.into_iter().for_each(|path| files.push(path, label as u32));
     }
-    ensure!(!labels.is_empty(), "no class folder in {}", root.join(split).display());
-    let mut images = Images::of_files(paths, labels, side, classes.len())?;
+    ensure!(!files.is_empty(), "no class folder in {}", root.join(split).display());
+    let mut images = files.images(classes.len())?;
     images.notes.extend(passed.note().map(|note| format!("{}: {note}", root.join(split).display())));
     if !absent.is_empty() {
         images.notes.push(format!("{} has no images of {}", root.join(split).display(), absent.join(", ")));

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::decode::{check, read_image};
+use super::prepare::Prepare;
 
 /// An object in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Object {
     pub class: u32,
     /// Where it is, (x0, y0, x1, y1) in pixels, x0 <= x < x1.
     pub bounds: [u32; 4],
+    /// Whether the annotators call it difficult.
+    pub difficult: bool,
 }
 
 /// Labelled images, u8, channels first.
@@ -41,8 +44,55 @@ pub struct Images {
 enum Pixels {
     /// (n, channels, h, w).
     Memory(Vec<u8>),
-    /// A file for each image, resized when it is read.
-    Files(Vec<PathBuf>),
+    /// A file for each image, prepared when it is read.
+    Files(Vec<PathBuf>, Prepare),
+}
+
+/// Image files and their labels, on their way to a set.
+pub struct Files {
+    paths: Vec<PathBuf>,
+    labels: Vec<u32>,
+    prepare: Prepare,
+}
+
+impl Files {
+    /// None yet.
+    pub fn new(prepare: Prepare) -> Files {
+        Files { paths: vec![], labels: vec![], prepare }
+    }
+
+    /// Whether a file is a whole image, as far as that is seen without decoding it.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        check(path)
+    }
+
+    /// Adds a file.
+    pub fn push(&mut self, path: PathBuf, label: u32) {
+        self.paths.push(path);
+        self.labels.push(label);
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// The set: decoded now if it fits into [`IN_MEMORY`], else whenever its images are used.
+    pub fn images(self, classes: usize) -> Result<Images> {
+        self.images_within(IN_MEMORY, classes)
+    }
+
+    fn images_within(self, memory: usize, classes: usize) -> Result<Images> {
+        let Files { paths, labels, prepare } = self;
+        let shape = [3, prepare.side, prepare.side];
+        if paths.len().saturating_mul(shape.iter().product()) <= memory {
+            let each = paths.par_iter().map(|path| Ok(read_image(path, Some(prepare))?.0));
+            return Images::new(each.collect::<Result<Vec<_>>>()?.concat(), labels, shape, classes);
+        }
+        // A file that is not whole is found now, not in the middle of a run.
+        paths.par_iter().try_for_each(|path| check(path))?;
+        Images::labelled(Pixels::Files(paths, prepare), labels, shape, classes)
+    }
 }
 
 /// Images of files are kept in memory up to this many bytes: more are read again whenever they are used.
@@ -61,36 +111,23 @@ impl Images {
         Images::labelled(Pixels::Memory(pixels), labels, shape, classes)
     }
 
-    /// Images of files, resized to `side` x `side`: decoded now if they fit into [`IN_MEMORY`], else whenever they are
-    /// used.
-    pub fn of_files(paths: Vec<PathBuf>, labels: Vec<u32>, side: usize, classes: usize) -> Result<Images> {
-        Images::of_files_within(IN_MEMORY, paths, labels, side, classes)
-    }
-
-    fn of_files_within(
-        memory: usize,
-        paths: Vec<PathBuf>,
-        labels: Vec<u32>,
-        side: usize,
-        classes: usize,
-    ) -> Result<Images> {
-        ensure!(paths.len() == labels.len(), "{} files have {} labels", paths.len(), labels.len());
-        let shape = [3, side, side];
-        if paths.len().saturating_mul(3 * side * side) <= memory {
-            let each = paths.par_iter().map(|path| Ok(read_image(path, Some(side))?.0));
-            return Images::new(each.collect::<Result<Vec<_>>>()?.concat(), labels, shape, classes);
-        }
-        // A file that is not whole is found now, not in the middle of a run.
-        paths.par_iter().try_for_each(|path| check(path))?;
-        Images::labelled(Pixels::Files(paths), labels, shape, classes)
-    }
-
     fn labelled(pixels: Pixels, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
         if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
             bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
         }
         let index = (0..labels.len() as u64).collect();
         Ok(Images { pixels, labels, shape, classes, index, objects: None, notes: vec![] })
+    }
+
+    /// Notes what could not be used, so that whoever uses the rest knows.
+    pub(super) fn note_left_out(&mut self, left_out: Vec<String>) {
+        const SHOWN: usize = 5;
+        if !left_out.is_empty() {
+            let more = left_out.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+            let shown = left_out[..left_out.len().min(SHOWN)].join("; ");
+            self.notes.push(format!("{} images are left out: {shown}{more}", left_out.len()));
+        }
     }
 
     /// Number of images.
@@ -115,7 +152,7 @@ impl Images {
     pub fn image(&self, i: usize) -> Result<Cow<'_, [u8]>> {
         Ok(match &self.pixels {
             Pixels::Memory(pixels) => Cow::Borrowed(&pixels[i * self.image_len()..][..self.image_len()]),
-            Pixels::Files(paths) => Cow::Owned(read_image(&paths[i], Some(self.shape[1]))?.0),
+            Pixels::Files(paths, prepare) => Cow::Owned(read_image(&paths[i], Some(*prepare))?.0),
         })
     }
 
@@ -124,7 +161,8 @@ impl Images {
         let mut hash = Sha256::new();
         match &self.pixels {
             Pixels::Memory(pixels) => hash.update(pixels),
-            Pixels::Files(paths) => {
+            Pixels::Files(paths, prepare) => {
+                hash.update(format!("{prepare:?}"));
                 for path in paths {
                     hash.update(fs::read(path).with_context(|| format!("reading {}", path.display()))?);
                 }
@@ -142,7 +180,9 @@ impl Images {
             Pixels::Memory(pixels) => {
                 Pixels::Memory(positions.iter().flat_map(|&i| &pixels[i * len..][..len]).copied().collect())
             }
-            Pixels::Files(paths) => Pixels::Files(positions.iter().map(|&i| paths[i].clone()).collect()),
+            Pixels::Files(paths, prepare) => {
+                Pixels::Files(positions.iter().map(|&i| paths[i].clone()).collect(), *prepare)
+            }
         };
         Images {
             pixels,
@@ -192,9 +232,12 @@ mod tests {
             image::RgbImage::from_fn(21, 17, pixel).save(&paths[i as usize])?;
         }
         let labels = vec![0, 1, 0, 1, 0];
-        let of = |memory| Images::of_files_within(memory, paths.clone(), labels.clone(), 16, 2);
+        let of = |memory| {
+            let prepare = Prepare::stretched(16);
+            Files { paths: paths.clone(), labels: labels.clone(), prepare }.images_within(memory, 2)
+        };
         let (there, read) = (of(1 << 20)?, of(0)?);
-        assert!(matches!(there.pixels, Pixels::Memory(_)) && matches!(read.pixels, Pixels::Files(_)));
+        assert!(matches!(there.pixels, Pixels::Memory(_)) && matches!(read.pixels, Pixels::Files(..)));
         let picked = [there.select(&[4, 1]), read.select(&[4, 1])];
         for i in 0..5 {
             assert_eq!(there.image(i)?, read.image(i)?);

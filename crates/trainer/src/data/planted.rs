@@ -80,7 +80,7 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
             }
         }
         labels.push(class as u32);
-        objects.push(vec![Object { class: class as u32, bounds }]);
+        objects.push(vec![Object { class: class as u32, bounds, difficult: false }]);
     }
     let mut images = Images::new(pixels, labels, [3, side, side], CLASSES)?;
     images.index.iter_mut().for_each(|i| *i += first as u64);

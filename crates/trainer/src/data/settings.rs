@@ -26,14 +26,28 @@ pub struct Data {
     pub limit: usize,
     /// Seed of the views and of the held-out images, shared by all runs that are to see the same ones.
     pub seed: u64,
-    /// Height and width for `planted` and `folder`.
+    /// Height and width, where a set lets one choose.
     pub size: Option<usize>,
+    /// What the shorter side of an image file becomes before the middle `size` x `size` is kept; the whole image is
+    /// resized where it is not given.
+    pub resize: Option<usize>,
 }
 
 impl Default for Data {
     fn default() -> Self {
         let augment = Augment::default();
-        Data { name: "cifar10-mini".into(), dir: None, augment, views: 0, validation: 0, limit: 0, seed: 0, size: None }
+        let (size, resize) = (None, None);
+        Data {
+            name: "cifar10-mini".into(),
+            dir: None,
+            augment,
+            views: 0,
+            validation: 0,
+            limit: 0,
+            seed: 0,
+            size,
+            resize,
+        }
     }
 }
 
@@ -45,12 +59,19 @@ impl Data {
         ("limit", from(0.0, 1e9)),
         ("seed", SEED),
         ("size", from(16.0, 1024.0)),
+        ("resize", from(16.0, 4096.0)),
         ("augment.pad", from(0.0, 1024.0)),
         ("augment.cutout", from(0.0, 1024.0)),
     ];
 
     /// As the data module names it.
     pub fn source(&self) -> Source {
-        Source { name: self.name.clone(), dir: self.dir.clone(), size: self.size, seed: self.seed }
+        Source {
+            name: self.name.clone(),
+            dir: self.dir.clone(),
+            size: self.size,
+            shorter: self.resize,
+            seed: self.seed,
+        }
     }
 }

@@ -1,19 +1,17 @@
 //! How far sampled Shapley maps depend on their seed: what papers that sample leave out.
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cams::methods::{Computation, Fill, ShapCam};
 use cams::metrics::pearson;
 use cams::{Interpreter, Score, maps};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::File;
+use super::subject::{Model, Subject};
+use crate::data::Images;
 use crate::data::loader::Loader;
-use crate::data::{Images, Source};
 use crate::explain::{Class, explain};
-use crate::nn::{Backend, Model as _, Network, Pass};
+use crate::nn::{Model as _, Network, Pass};
 use crate::report::statistics::{mean, sd};
 
 /// The configuration.
@@ -25,18 +23,6 @@ pub struct Seeds {
     /// What is compared.
     #[serde(default)]
     pub seeds: Comparison,
-}
-
-/// `[model]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// Its weights.
-    pub checkpoint: PathBuf,
-    /// Its architecture, if the checkpoint does not name it.
-    pub arch: Option<String>,
-    /// A slice of a data set, as in `cifar10:test[0..64]`.
-    pub images: String,
 }
 
 /// `[seeds]`.
@@ -117,19 +103,13 @@ struct Bench {
 
 impl Bench {
     fn new(model: &Model, device: &Device) -> Result<Bench> {
-        let file = File::read(&model.checkpoint)?;
-        let network = file.network(model.arch.as_deref(), |_| vec![], Backend::f32(device))?;
-        let (source, split, range) = Source::slice(&model.images).with_context(|| {
-            format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", model.images)
-        })?;
-        let set = source?.of_size(network.architecture.graph.shapes[0].h).load(split)?;
-        let positions: Vec<usize> = (range.start..range.end.min(set.len())).collect();
-        ensure!(positions.len() > 1, "model.images holds {} images: at least two are needed", positions.len());
-        let batch = Loader::plain(1).batch(&set, &positions, 0)?;
+        let Subject { network, images: set } = model.load(&[], device)?;
+        ensure!(set.len() > 1, "model.images holds {} image: at least two are needed", set.len());
+        let batch = Loader::plain(1).batch(&set, &(0..set.len()).collect::<Vec<_>>(), 0)?;
         let images = network.images(&batch.pixels)?;
         let pass = network.observe(&images)?;
         let classes = batch.labels_on(network.device())?;
-        Ok(Bench { network, set: set.select(&positions), images, pass, classes })
+        Ok(Bench { network, set, images, pass, classes })
     }
 
     /// Each variant's maps of all images: as a tensor, and as rows of numbers.

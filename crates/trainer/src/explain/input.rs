@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::checkpoint::File;
+use crate::data::prepare::Prepare;
 use crate::data::{Found, Images, Source, kinds, read_image};
 use crate::error::sentence;
 use crate::nn::Network;
@@ -67,7 +68,7 @@ fn files(paths: Vec<PathBuf>, shape: [usize; 3], classes: usize) -> Result<Input
     ensure!(h == w, "the model takes {h} x {w} images; files are read for square models only");
     let (mut pixels, mut names, mut bad) = (Vec::new(), Vec::new(), Vec::new());
     for path in paths {
-        match read_image(&path, Some(h)) {
+        match read_image(&path, Some(Prepare::stretched(h))) {
             Ok((image, _)) => {
                 pixels.extend(image);
                 names.push(path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()));

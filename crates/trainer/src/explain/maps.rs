@@ -97,6 +97,12 @@ impl Outcome {
         }
     }
 
+    /// A map that is the same everywhere, for all images.
+    pub fn constant(method: &str, images: usize, shape: [usize; 2], value: f32) -> Outcome {
+        let values = vec![value; images * shape[0] * shape[1]];
+        Outcome { estimators: vec!["constant"; images], shape, values, ..Outcome::new(method) }
+    }
+
     /// Takes a batch's maps.
     fn add(&mut self, explanation: &cams::Explanation) -> Result<()> {
         let flat = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -93,6 +93,8 @@ struct Process {
     /// killed.
     lifeline: Option<ChildStdin>,
     began: Instant,
+    /// The same on the clock that files have.
+    since: SystemTime,
 }
 
 /// A run's folder and configuration.
@@ -292,8 +294,10 @@ impl Work<'_> {
     }
 
     fn start(&mut self, at: usize) -> Result<()> {
-        if Claim::is_held(&self.runs[at].dir) {
-            self.statuses[at] = Status::Elsewhere;
+        // Another launcher may have begun or finished it since.
+        let now = self.look(at)?;
+        if now != Status::Waiting {
+            self.statuses[at] = now;
             return Ok(());
         }
         let id = self.grid.cells[at].id();
@@ -326,9 +330,10 @@ impl Work<'_> {
         let threads = o.threads.to_string();
         command.env("RAYON_NUM_THREADS", &threads).env("CANDLE_NUM_THREADS", &threads);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(errors);
+        let since = SystemTime::now();
         let mut child = command.spawn().context("starting a run")?;
         let lifeline = child.stdin.take();
-        Ok(Process { cell: at, child, lifeline, began: Instant::now() })
+        Ok(Process { cell: at, child, lifeline, began: Instant::now(), since })
     }
 
     /// What a run says; another launcher's has a file of its own.
@@ -346,14 +351,20 @@ impl Work<'_> {
                 None => at += 1,
                 Some(status) => {
                     let process = self.processes.swap_remove(at);
-                    self.ended(process.cell, status.code())?;
+                    self.ended(process.cell, status.code(), process.since)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn ended(&mut self, at: usize, code: Option<i32>) -> Result<()> {
+    /// Whether a run's outcome was written before this moment: another launcher's process did, and has said so.
+    fn is_older(&self, at: usize, since: SystemTime) -> bool {
+        let written = |file: &str| fs::metadata(self.runs[at].dir.join(file)).and_then(|m| m.modified()).ok();
+        ["report.json", "diverged.json"].iter().filter_map(|file| written(file)).all(|written| written < since)
+    }
+
+    fn ended(&mut self, at: usize, code: Option<i32>, since: SystemTime) -> Result<()> {
         let (id, out) = (self.grid.cells[at].id(), &self.options.out);
         let status = match code.map(|c| u8::try_from(c).unwrap_or(u8::MAX)) {
             Some(0 | DIVERGED) => self.look(at)?,
@@ -369,6 +380,7 @@ impl Work<'_> {
             }
         };
         match &status {
+            Status::Done { .. } | Status::Diverged(_) if self.is_older(at, since) => {}
             Status::Done { error, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
                 self.board.say(&format!("{id} done: test error {error:.2} %, {seconds:.0} s"));
@@ -400,7 +412,7 @@ impl Work<'_> {
         self.processes.iter_mut().for_each(|p| drop(p.lifeline.take()));
         for mut process in std::mem::take(&mut self.processes) {
             let status = process.child.wait().context("waiting for a run")?;
-            self.ended(process.cell, status.code())?;
+            self.ended(process.cell, status.code(), process.since)?;
         }
         Ok(())
     }

@@ -95,7 +95,7 @@ fn pool(x: &Tensor, shape: &PoolShape) -> Result<Tensor> {
     let whole = padding == 0 && below == 0 && right == 0;
     let taps = shifted(&if whole { x.clone() } else { bordered(x)? })?;
     if whole {
-        return if shape.max { taps.max(0) } else { taps.mean(0) };
+        return if shape.max { largest(&taps) } else { taps.mean(0) };
     }
     if !shape.max {
         let counts = shape.mean_counts().into_iter().map(|c| c as f64).collect::<Vec<_>>();
@@ -105,5 +105,11 @@ fn pool(x: &Tensor, shape: &PoolShape) -> Result<Tensor> {
     // Where a tap lies outside, a number below every other takes its place.
     let inside = shifted(&bordered(&x.ones_like()?)?)?;
     let lowest = (taps.ones_like()? * f64::from(f32::MIN))?;
-    inside.gt(0.0)?.where_cond(&taps, &lowest)?.max(0)
+    largest(&inside.gt(0.0)?.where_cond(&taps, &lowest)?)
+}
+
+/// The largest of the taps (taps, n, c, h, w); its gradient goes to the first of equal ones alone, as PyTorch's does.
+fn largest(taps: &Tensor) -> Result<Tensor> {
+    let first = taps.detach().argmax_keepdim(0)?;
+    taps.gather(&first, 0)?.squeeze(0)
 }

@@ -1,0 +1,223 @@
+//! Whether what a map calls important is what the model uses: the probability of a class while pixels come and go.
+
+use candle_core::{D, DType, Result, Tensor, bail};
+use candle_nn::ops::softmax;
+use rand::seq::SliceRandom;
+
+use crate::maps::{minmax, resize};
+use crate::random::stream;
+use crate::{CamModel, SampleId};
+
+/// What becomes of equal values where pixels are put in order: a map behind a ReLU has many zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ties {
+    /// They stay in the order of their positions, which favours a corner.
+    ByPosition,
+    /// They are shuffled, with this seed and for each image anew.
+    Shuffled(u64),
+}
+
+/// Pixels by falling value; each image's, (h w,).
+pub fn order(map: &[f64], ties: Ties, id: SampleId) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..map.len()).collect();
+    if let Ties::Shuffled(seed) = ties {
+        order.shuffle(&mut stream(&[seed, id.sample, id.view]));
+    }
+    // The sort is stable: among equals the order is what it was.
+    order.sort_by(|&i, &j| map[j].total_cmp(&map[i]));
+    order
+}
+
+/// What an image is multiplied with to leave what a map speaks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mute {
+    /// The part of the pixels, those of the lowest values, that becomes 0.
+    pub share: f64,
+    /// Whether what is left becomes 1; else it keeps the map's value between 0 and 1.
+    pub binary: bool,
+}
+
+impl Mute {
+    /// The map itself, from its lowest value at 0 to its highest at 1.
+    pub const NONE: Mute = Mute { share: 0.0, binary: false };
+    /// The same with the lower half at 0 (Wang et al. 2020, section 4.2).
+    pub const HALF: Mute = Mute { share: 0.5, binary: false };
+}
+
+/// Masks (n, height, width) in [0, 1] of maps (n, h, w), resized bilinearly.
+pub fn masks(maps: &Tensor, [height, width]: [usize; 2], mute: Mute, ties: Ties, ids: &[SampleId]) -> Result<Tensor> {
+    let large = resize(&maps.detach(), height, width)?;
+    let scaled = minmax(&large)?;
+    if mute.share <= 0.0 && !mute.binary {
+        return Ok(scaled);
+    }
+    let (n, pixels) = (large.dim(0)?, height * width);
+    let kept = pixels - ((pixels as f64 * mute.share).round() as usize).min(pixels);
+    let (values, shades) = (rows(&large)?, rows(&scaled)?);
+    let mut masks = vec![0f64; n * pixels];
+    for ((row, shades), (mask, id)) in values.iter().zip(&shades).zip(masks.chunks_exact_mut(pixels.max(1)).zip(ids)) {
+        order(row, ties, *id)[..kept].iter().for_each(|&p| mask[p] = if mute.binary { 1.0 } else { shades[p] });
+    }
+    Tensor::from_vec(masks, (n, height, width), maps.device())?.to_dtype(scaled.dtype())
+}
+
+fn rows(maps: &Tensor) -> Result<Vec<Vec<f64>>> {
+    maps.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()
+}
+
+/// Probabilities (n,) that a model gives classes (n,) of images (n, c, h, w).
+pub fn probabilities(model: &dyn CamModel, images: &Tensor, classes: &Tensor) -> Result<Vec<f64>> {
+    let logits = model.head(&model.features(images)?)?.detach().to_dtype(DType::F64)?;
+    softmax(&logits, D::Minus1)?.gather(&classes.unsqueeze(1)?, 1)?.squeeze(1)?.to_vec1()
+}
+
+/// Each image's drop in percent, `100 max(0, Y - O) / Y`: their mean is the Average Drop (Chattopadhay et al. 2018,
+/// section 4.1.1). None where Y is 0.
+pub fn drops(whole: &[f64], masked: &[f64]) -> Vec<Option<f64>> {
+    let of = |(y, o): (&f64, &f64)| (*y > 0.0).then(|| 100.0 * (y - o).max(0.0) / y);
+    whole.iter().zip(masked).map(of).collect()
+}
+
+/// 100 for each image whose probability rises, 0 for the others: their mean is the Average Increase.
+pub fn increases(whole: &[f64], masked: &[f64]) -> Vec<f64> {
+    whole.iter().zip(masked).map(|(y, o)| if y < o { 100.0 } else { 0.0 }).collect()
+}
+
+/// Which way pixels go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The most important are taken out of the image first: a faithful map makes the probability fall early.
+    Deletion,
+    /// They are put into the baseline first: a faithful map makes it rise early.
+    Insertion,
+}
+
+/// The probabilities of one image's class after 0, `step`, 2 `step` ... pixels of `order` have gone: taken from the
+/// image (c, h, w) and replaced by the baseline's, or the other way round. `budget` images are passed at a time.
+pub fn curve(
+    model: &dyn CamModel,
+    image: &Tensor,
+    baseline: &Tensor,
+    class: u32,
+    order: &[usize],
+    step: usize,
+    way: Way,
+    budget: usize,
+) -> Result<Vec<f64>> {
+    let (c, h, w) = image.dims3()?;
+    if order.len() != h * w || step == 0 {
+        bail!("an order of {} pixels in steps of {step} is none of an image of {h} x {w}", order.len());
+    }
+    let plain = |t: &Tensor| t.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    let (from, to) = match way {
+        Way::Deletion => (plain(image)?, plain(baseline)?),
+        Way::Insertion => (plain(baseline)?, plain(image)?),
+    };
+    let (mut now, mut stages, mut found) = (from, Vec::new(), Vec::new());
+    let mut pass = |stages: &mut Vec<f64>| -> Result<()> {
+        let n = stages.len() / (c * h * w).max(1);
+        let images = Tensor::from_vec(std::mem::take(stages), (n, c, h, w), image.device())?.to_dtype(image.dtype())?;
+        found.extend(probabilities(model, &images, &Tensor::full(class, n, image.device())?)?);
+        Ok(())
+    };
+    stages.extend_from_slice(&now);
+    for pixels in order.chunks(step) {
+        for p in pixels {
+            (0..c).for_each(|channel| now[channel * h * w + p] = to[channel * h * w + p]);
+        }
+        stages.extend_from_slice(&now);
+        if stages.len() >= budget.max(1) * c * h * w {
+            pass(&mut stages)?;
+        }
+    }
+    if !stages.is_empty() {
+        pass(&mut stages)?;
+    }
+    Ok(found)
+}
+
+/// Area under a curve over the part of the pixels that have gone, by trapezoids; None of fewer than two points.
+pub fn area(curve: &[f64]) -> Option<f64> {
+    let intervals = curve.len().checked_sub(1).filter(|n| *n > 0)?;
+    Some(curve.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).sum::<f64>() / intervals as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LinearHead;
+    use candle_core::Device;
+
+    /// Average pooling and a linear layer on the pixels themselves.
+    struct Gap(LinearHead);
+
+    impl CamModel for Gap {
+        fn features(&self, images: &Tensor) -> Result<Tensor> {
+            Ok(images.clone())
+        }
+        fn head(&self, features: &Tensor) -> Result<Tensor> {
+            self.0.logits(features)
+        }
+        fn linear_head(&self) -> Option<LinearHead> {
+            Some(self.0.clone())
+        }
+    }
+
+    fn gap(weight: f64) -> Result<Gap> {
+        let weight = Tensor::new(&[[weight], [-weight]], &Device::Cpu)?;
+        Ok(Gap(LinearHead { weight, bias: Tensor::zeros(2, DType::F64, &Device::Cpu)? }))
+    }
+
+    #[test]
+    fn drops_and_increases_by_hand() {
+        assert_eq!(drops(&[0.8, 0.5, 0.0], &[0.6, 0.7, 0.1]), [Some(100.0 * (0.8 - 0.6) / 0.8), Some(0.0), None]);
+        assert_eq!(increases(&[0.8, 0.5, 0.5], &[0.6, 0.7, 0.5]), [0.0, 100.0, 0.0]);
+    }
+
+    #[test]
+    fn masks_by_hand() -> Result<()> {
+        let map = Tensor::new(&[[[1f64, 3.0], [2.0, 5.0]]], &Device::Cpu)?;
+        let ids = [SampleId::default()];
+        let of = |mute| masks(&map, [2, 2], mute, Ties::ByPosition, &ids)?.flatten_all()?.to_vec1::<f64>();
+        assert_eq!(of(Mute::NONE)?, [0.0, 0.5, 0.25, 1.0]);
+        assert_eq!(of(Mute::HALF)?, [0.0, 0.5, 0.0, 1.0]);
+        assert_eq!(of(Mute { share: 0.5, binary: true })?, [0.0, 1.0, 0.0, 1.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn ties_are_shared_fairly() {
+        let map = vec![0.0; 16];
+        let mut first = [0; 16];
+        for sample in 0..1600 {
+            let order = order(&map, Ties::Shuffled(3), SampleId { sample, view: 0 });
+            first[order[0]] += 1;
+        }
+        assert!(first.iter().all(|n| (60..150).contains(n)), "{first:?}");
+        let one = |sample| order(&map, Ties::Shuffled(3), SampleId { sample, view: 0 });
+        assert!(one(1) == one(1) && one(1) != one(2));
+        assert_eq!(order(&[1.0, 2.0, 2.0, 3.0], Ties::ByPosition, SampleId::default()), [3, 1, 2, 0]);
+    }
+
+    /// With logits +-w mean(x) the probability of class 0 is a logistic function of what is left.
+    #[test]
+    fn curves_by_hand() -> Result<()> {
+        let model = gap(1.0)?;
+        let image = Tensor::new(&[[[4f64, 2.0], [1.0, 1.0]]], &Device::Cpu)?;
+        let zero = image.zeros_like()?;
+        let logistic = |sum: f64| 1.0 / (1.0 + (-2.0 * sum / 4.0).exp());
+        let order = [0, 1, 2, 3];
+        for budget in [1, 2, 100] {
+            let down = curve(&model, &image, &zero, 0, &order, 1, Way::Deletion, budget)?;
+            testkit::assert_close("deletion", &down, &[8.0, 4.0, 2.0, 1.0, 0.0].map(logistic), 1e-15);
+            let up = curve(&model, &image, &zero, 0, &order, 2, Way::Insertion, budget)?;
+            testkit::assert_close("insertion", &up, &[0.0, 6.0, 8.0].map(logistic), 1e-15);
+        }
+        assert_eq!(area(&[1.0, 0.5, 0.0]), Some(0.5));
+        assert_eq!(area(&[1.0]), None);
+        // A constant model's curve is flat.
+        let flat = curve(&gap(0.0)?, &image, &zero, 0, &order, 1, Way::Insertion, 3)?;
+        assert!(flat.iter().all(|p| *p == 0.5));
+        Ok(())
+    }
+}

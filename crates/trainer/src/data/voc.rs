@@ -1,0 +1,90 @@
+//! PASCAL VOC (Everingham et al. 2010) as it is distributed: `JPEGImages`, `Annotations`, `ImageSets/Main`.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::images::{Files, Object};
+use super::{DataSet, Images, Source, Split, boxes};
+
+pub(super) const VOC: DataSet = DataSet {
+    name: "voc2007",
+    about: "PASCAL VOC 2007: several objects an image, 20 classes; JPEGImages, Annotations, ImageSets",
+    load,
+    statistics: Some(super::imagenet::STATISTICS),
+    part_of: None,
+    fetch: None,
+    make: None,
+};
+
+/// The classes, in the order of their numbers.
+pub const CLASSES: [&str; 20] = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+];
+
+/// An image's label is the class of its largest object that is not difficult; all objects are kept.
+pub fn load(source: &Source, split: Split) -> Result<Images> {
+    let root = source.folder();
+    let root = if root.join("VOC2007").is_dir() { root.join("VOC2007") } else { root };
+    let names: &[&str] = if split == Split::Train { &["trainval", "train"] } else { &["test", "val"] };
+    let lists = names.iter().map(|name| root.join("ImageSets/Main").join(format!("{name}.txt")));
+    let list = lists.clone().find(|path| path.is_file());
+    let Some(list) = list else {
+        let tried: Vec<_> = lists.map(|p| p.display().to_string()).collect();
+        bail!("none of {} is there: give the folder that holds VOC2007, or that folder itself", tried.join(", "));
+    };
+    let text = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+    let prepare = source.prepare(224);
+    let (mut files, mut objects, mut left_out) = (Files::new(prepare), vec![], vec![]);
+    for name in text.lines().filter_map(|line| line.split_whitespace().next()) {
+        let read = || -> Result<(u32, Vec<Object>)> {
+            let annotation = boxes::read(&root.join("Annotations").join(format!("{name}.xml")))?;
+            let mut found = Vec::new();
+            let mut largest: Option<(f64, u32)> = None;
+            for object in &annotation.objects {
+                let class = CLASSES.iter().position(|c| *c == object.class);
+                let class = class.with_context(|| format!("\"{}\" is no class of VOC", object.class))? as u32;
+                let [x0, y0, x1, y1] = object.bounds;
+                let area = (x1 - x0) * (y1 - y0);
+                if !object.difficult && largest.is_none_or(|(other, _)| area > other) {
+                    largest = Some((area, class));
+                }
+                let bounds = prepare.bounds(annotation.size, object.bounds);
+                found.extend(bounds.map(|bounds| Object { class, bounds, difficult: object.difficult }));
+            }
+            Ok((largest.context("it has no object that is not difficult")?.1, found))
+        };
+        let path = root.join("JPEGImages").join(format!("{name}.jpg"));
+        match files.check(&path).and_then(|()| read()) {
+            Ok((label, found)) => {
+                files.push(path, label);
+                objects.push(found);
+            }
+            Err(error) => left_out.push(format!("{name}: {error:#}")),
+        }
+    }
+    ensure!(!files.is_empty(), "no image of {} could be used: {}", list.display(), left_out.join("; "));
+    let mut images = files.images(CLASSES.len())?;
+    images.objects = Some(objects);
+    images.note_left_out(left_out);
+    Ok(images)
+}

@@ -1,0 +1,175 @@
+//! Tables 1 and 2: whether what maps call important is what the model uses. Every figure of every image is kept; the
+//! floor (random maps) and the trap (a map that is 1 everywhere and so drops nothing) stand in the same table.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use cams::metrics::complexity::{complexity, entropy};
+use cams::metrics::faithfulness::{Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities};
+use cams::metrics::road::{NOISE, impute};
+use cams::ranges::{Ranges, SEED, above, from};
+use cams::{SampleId, maps};
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::judge::{Found, ONES, Plan, Seen, judge};
+use super::subject::{Judged, Model, Named};
+use crate::config::check_table;
+use crate::explain::{Class, Outcome};
+
+/// The configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What is explained.
+    pub model: Model,
+    /// Hyper-parameters of the methods.
+    #[serde(default)]
+    pub interpreter: Table,
+    /// What is measured.
+    #[serde(default)]
+    pub faithfulness: Options,
+}
+
+/// `[faithfulness]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Methods, by name or with settings of their own; all, where none are named.
+    #[serde(skip_serializing)]
+    pub methods: Vec<Judged>,
+    /// The layer that is explained.
+    pub layer: String,
+    /// The class that is explained: `top1` or `label`.
+    pub class: String,
+    /// The part of the pixels that is muted in the muted figures.
+    pub mute: f64,
+    /// Steps of the insertion and deletion curves; 0 for no curves.
+    pub steps: usize,
+    /// Whether ROAD is measured.
+    pub road: bool,
+    /// Of tied pixels' order, and of ROAD's noise.
+    pub seed: u64,
+    /// Images at a time.
+    pub batch: usize,
+    /// A file that keeps the figures of single images, so that an evaluation goes on where it was left.
+    #[serde(skip_serializing)]
+    pub record: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            methods: vec![],
+            layer: "last".into(),
+            class: "top1".into(),
+            mute: 0.5,
+            steps: 32,
+            road: false,
+            seed: 0,
+            batch: 8,
+            record: None,
+        }
+    }
+}
+
+impl Options {
+    /// What its numbers may be.
+    pub const RANGES: Ranges =
+        &[("mute", from(0.0, 0.999)), ("steps", from(0.0, 1000.0)), ("seed", SEED), ("batch", above(0.0, 4096.0))];
+}
+
+/// Measures every method on every image, from where the record was left.
+pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usize)) -> Result<Found> {
+    let o = &settings.faithfulness;
+    check_table("faithfulness", o, Options::RANGES)?;
+    let named = Named::new(&o.methods, &settings.interpreter)?;
+    let subject = settings.model.load(std::slice::from_ref(&o.layer), device)?;
+    let class = Class::parse(Some(&o.class), true)?;
+    let key = subject.key(&settings.model, &(o, format!("{:?}", o.methods), &settings.interpreter))?;
+    let record = o.record.as_deref();
+    let plan = Plan { layer: &o.layer, class: &class, batch: o.batch, record, key: &key, seed: o.seed };
+    judge(&subject, &named, &plan, device, say, &|seen, outcome| Measured { options: o, seen }.measure(outcome))
+}
+
+/// Some images under these options.
+struct Measured<'a> {
+    options: &'a Options,
+    seen: &'a Seen<'a>,
+}
+
+impl Measured<'_> {
+    /// Every figure of every image's map.
+    fn measure(&self, outcome: &Outcome) -> Result<Vec<BTreeMap<String, f64>>> {
+        let o = self.options;
+        let Seen { cut, images, classes, whole, ids, .. } = *self.seen;
+        let (n, _, h, w) = images.dims4()?;
+        let (ties, native) = (Ties::Shuffled(o.seed), self.seen.maps(outcome)?);
+        let mut all = vec![BTreeMap::new(); n];
+        let mut put = |name: &str, values: Vec<Option<f64>>| {
+            for (figures, value) in all.iter_mut().zip(values) {
+                figures.extend(value.map(|value| (name.to_string(), value)));
+            }
+        };
+        let some = |values: Vec<f64>| values.into_iter().map(Some).collect::<Vec<_>>();
+        for (suffix, mute) in [("", Mute::NONE), ("_muted", Mute { share: o.mute, binary: false })] {
+            // A map that is the same everywhere is 1 everywhere, not 0: it is the trap.
+            let constant = outcome.method == ONES;
+            let masks = if constant {
+                Tensor::ones((n, h, w), DType::F32, images.device())?
+            } else {
+                masks(&native, [h, w], mute, ties, ids)?
+            };
+            let masked = images.broadcast_mul(&masks.to_dtype(images.dtype())?.unsqueeze(1)?)?;
+            let left = probabilities(cut, &masked, classes)?;
+            put(&format!("average_drop{suffix}"), drops(whole, &left));
+            put(&format!("average_increase{suffix}"), some(increases(whole, &left)));
+            if suffix.is_empty() {
+                let rows = masks.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+                put("complexity", rows.iter().map(|mask| Some(complexity(mask))).collect());
+            }
+        }
+        let large = maps::resize(&native, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        put("entropy", large.iter().map(|map| entropy(map)).collect());
+        let classes = classes.to_vec1::<u32>()?;
+        for i in 0..n {
+            let order = order(&large[i], ties, ids[i]);
+            let image = images.get(i)?;
+            if o.steps > 0 {
+                let step = (h * w).div_ceil(o.steps);
+                let blurred = maps::blur(&images.narrow(0, i, 1)?, 11, 5.0)?.get(0)?;
+                for (name, baseline, way) in
+                    [("deletion", image.zeros_like()?, Way::Deletion), ("insertion", blurred, Way::Insertion)]
+                {
+                    let found = curve(cut, &image, &baseline, classes[i], &order, step, way, o.batch)?;
+                    all[i].extend(area(&found).map(|area| (name.to_string(), area)));
+                }
+            }
+            if o.road {
+                all[i].insert("road".into(), self.road(&image, classes[i], &order, ids[i])?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// (LeRF - MoRF) / 2: how much more is lost where the important pixels go than where the others do, mean over 10 to
+    /// 90 %.
+    fn road(&self, image: &Tensor, class: u32, order: &[usize], id: SampleId) -> Result<f64> {
+        let (c, h, w) = image.dims3()?;
+        let plain = image.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        let mut stages = Vec::new();
+        for percent in (10..100).step_by(10) {
+            let count = h * w * percent / 100;
+            for removed in [&order[..count], &order[h * w - count..]] {
+                stages.extend(impute(&plain, [c, h, w], removed, NOISE, self.options.seed, id));
+            }
+        }
+        let n = stages.len() / plain.len().max(1);
+        let images = Tensor::from_vec(stages, (n, c, h, w), image.device())?.to_dtype(image.dtype())?;
+        let found = probabilities(self.seen.cut, &images, &Tensor::full(class, n, image.device())?)?;
+        let halves = found.chunks_exact(2).map(|pair| (pair[1] - pair[0]) / 2.0);
+        Ok(halves.sum::<f64>() / (n / 2).max(1) as f64)
+    }
+}

@@ -1,0 +1,108 @@
+//! Figures of single images, kept as they are measured: whatever has been measured is not measured again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// One method's figures of one image; a figure that is not defined is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Position of the image in its data set.
+    pub image: u64,
+    /// The method's name.
+    pub method: String,
+    /// By name.
+    pub values: BTreeMap<String, f64>,
+    /// Seconds that the map took, its share of the pass included.
+    pub seconds: f64,
+}
+
+/// A file of figures, a line each, or none: then they are kept in memory alone.
+pub struct Record {
+    file: Option<File>,
+    figures: Vec<Figures>,
+}
+
+impl Record {
+    /// Reads what `path` holds of this very evaluation, which `key` names; what a killed process has left half-written
+    /// is dropped.
+    pub fn open(path: Option<&Path>, key: &str) -> Result<Record> {
+        let Some(path) = path else { return Ok(Record { file: None, figures: vec![] }) };
+        let mut figures = vec![];
+        let head = format!("{{\"key\":\"{key}\"}}");
+        if path.exists() {
+            let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            let mut lines = text.lines();
+            ensure!(
+                lines.next() == Some(head.as_str()),
+                "{} holds another evaluation (other settings, images or weights): choose another file",
+                path.display()
+            );
+            figures = lines.map_while(|line| serde_json::from_str(line).ok()).collect();
+        }
+        let mut text = head + "\n";
+        for line in &figures {
+            text += &(serde_json::to_string(line)? + "\n");
+        }
+        crate::files::write_atomically(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(Record { file: Some(file), figures })
+    }
+
+    /// The images of which every one of these methods has been measured.
+    pub fn done(&self, methods: &[&str]) -> BTreeSet<u64> {
+        let mut of: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
+        for f in &self.figures {
+            of.entry(f.image).or_default().insert(&f.method);
+        }
+        of.into_iter().filter(|(_, have)| methods.iter().all(|m| have.contains(m))).map(|(image, _)| image).collect()
+    }
+
+    /// Keeps the figures of some images.
+    pub fn add(&mut self, figures: Vec<Figures>) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            let lines: Result<Vec<String>> = figures.iter().map(|f| Ok(serde_json::to_string(f)? + "\n")).collect();
+            file.write_all(lines?.concat().as_bytes()).and_then(|()| file.sync_data()).context("writing figures")?;
+        }
+        self.figures.extend(figures);
+        Ok(())
+    }
+
+    /// A method's figures by image, each once.
+    pub fn of(&self, method: &str) -> BTreeMap<u64, &Figures> {
+        self.figures.iter().filter(|f| f.method == method).map(|f| (f.image, f)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_measured_is_there_again() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("figures.jsonl");
+        let one = |image, method: &str| Figures {
+            image,
+            method: method.into(),
+            values: BTreeMap::from([("drop".into(), 0.1 + image as f64)]),
+            seconds: 0.5,
+        };
+        let mut record = Record::open(Some(&path), "k")?;
+        record.add(vec![one(3, "a"), one(3, "b")])?;
+        record.add(vec![one(5, "a")])?;
+        assert_eq!(record.done(&["a", "b"]), BTreeSet::from([3]));
+        fs::write(&path, fs::read_to_string(&path)? + "{\"image\":5,\"meth")?;
+        let mut again = Record::open(Some(&path), "k")?;
+        assert_eq!(again.done(&["a"]), BTreeSet::from([3, 5]));
+        again.add(vec![one(5, "b")])?;
+        let whole = Record::open(Some(&path), "k")?;
+        assert_eq!((whole.of("b").len(), whole.of("b")[&5].clone()), (2, one(5, "b")));
+        assert!(Record::open(Some(&path), "other").is_err());
+        Ok(())
+    }
+}
