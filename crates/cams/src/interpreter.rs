@@ -65,7 +65,7 @@ impl Explanation {
 /// Whether a method's map can be matched in a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Differentiable {
-    /// The whole map, by a first-order closed form; needs a [`LinearHead`].
+    /// The whole map, by a first-order closed form; needs a [`LinearHead`](crate::LinearHead).
     ClosedForm,
     /// Through the activations; the channels' weights are constants.
     WeightsConstant,
@@ -142,7 +142,7 @@ pub trait Interpreter: Send + Sync {
     }
 
     /// Whether with a linear head every class's CAM is all that the map depends on, so that it follows from
-    /// [`ClassMaps`].
+    /// [`ClassMaps`](crate::ClassMaps).
     fn sees_class_maps_alone(&self) -> bool {
         false
     }

@@ -68,15 +68,21 @@ pub struct DataSet {
     /// How its files come to this machine, where there are files to fetch.
     pub fetch: Option<Fetch>,
     /// Makes the files that it is read from anew, in a folder, where the program has them inside; says which.
-    pub make: Option<fn(&Path) -> Result<Vec<PathBuf>>>,
+    pub make: Option<Make>,
 }
+
+/// Writes files into a folder, and says which.
+pub type Make = fn(&Path) -> Result<Vec<PathBuf>>;
+
+/// Files and their hashes.
+pub type Hashes = Vec<(String, String)>;
 
 /// How a data set's files are brought and checked.
 pub struct Fetch {
     /// Brings them into a folder, perhaps from somewhere on this machine; says where they are.
     pub bring: fn(&Path, Option<&Path>) -> Result<PathBuf>,
     /// Each file in a folder, and its hash; an error names the first that is missing or not what it should be.
-    pub verify: fn(&Path) -> Result<Vec<(String, String)>>,
+    pub verify: fn(&Path) -> Result<Hashes>,
 }
 
 /// The one list of data sets.

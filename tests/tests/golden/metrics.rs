@@ -3,7 +3,9 @@
 use anyhow::Result;
 use cams::maps::resize;
 use cams::methods::GradCam;
-use cams::metrics::faithfulness::{Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities};
+use cams::metrics::faithfulness::{
+    Course, Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities,
+};
 use cams::metrics::localization::{energy, inside};
 use cams::{Interpreter, SampleId};
 use candle_core::DType;
@@ -54,7 +56,9 @@ fn golden_metrics() -> Result<()> {
             let (curves, areas) = (expected(&format!("{name}.curve"))?, expected(&format!("{name}.auc"))?);
             for i in 0..count {
                 let image = images.get(i)?;
-                let found = curve(&*cut, &image, &image.zeros_like()?, classes[i], &orders[i], SIDE, way, 8)?;
+                let zero = image.zeros_like()?;
+                let course = Course { image: &image, baseline: &zero, order: &orders[i], step: SIDE, way };
+                let found = curve(&*cut, &course, classes[i], 8)?;
                 let stated = &curves[i * found.len()..][..found.len()];
                 let off = found.iter().zip(stated).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
                 assert!(off < 1e-6, "{name} of image {i}: off by {off:.1e}");

@@ -55,12 +55,10 @@ pub enum Computation {
 /// With average pooling and a linear layer behind A the logits are a sum over positions, and no coalition needs a pass:
 /// - For the logit itself the game is additive: every marginal contribution is the same in every coalition, and
 ///   `phi_p = (CAM(p) - CAM of the fill) / n` with `CAM(p) = sum_k W_ck A_k(p)` is exact. For `present_mean`, where the
-///   fill depends on the
-///   coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the n-th harmonic number, and
+///   fill depends on the coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the n-th harmonic number, and
 ///   v(none) = b_c.
 /// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations,
-/// each with its
-///   reverse, whose standard error comes with the map.
+///   each with its reverse, whose standard error comes with the map.
 ///
 /// Elsewhere `mc` evaluates the head on masked activations, without its first layer where that is linear in them
 /// ([`CamModel::first_layer`](crate::CamModel::first_layer)).

@@ -92,18 +92,25 @@ pub enum Way {
     Insertion,
 }
 
-/// The probabilities of one image's class after 0, `step`, 2 `step` ... pixels of `order` have gone: taken from the
-/// image (c, h, w) and replaced by the baseline's, or the other way round. `budget` images are passed at a time.
-pub fn curve(
-    model: &dyn CamModel,
-    image: &Tensor,
-    baseline: &Tensor,
-    class: u32,
-    order: &[usize],
-    step: usize,
-    way: Way,
-    budget: usize,
-) -> Result<Vec<f64>> {
+/// How one image changes into its baseline, or back.
+#[derive(Clone, Copy, Debug)]
+pub struct Course<'a> {
+    /// (c, h, w).
+    pub image: &'a Tensor,
+    /// What stands where a pixel is not, (c, h, w).
+    pub baseline: &'a Tensor,
+    /// Pixels in the order in which they go.
+    pub order: &'a [usize],
+    /// Pixels at a time.
+    pub step: usize,
+    /// Which way.
+    pub way: Way,
+}
+
+/// The probabilities of a class after 0, `step`, 2 `step` ... pixels have gone: taken from the image and replaced by the
+/// baseline's, or the other way round. `budget` images are passed at a time.
+pub fn curve(model: &dyn CamModel, course: &Course, class: u32, budget: usize) -> Result<Vec<f64>> {
+    let Course { image, baseline, order, step, way } = *course;
     let (c, h, w) = image.dims3()?;
     if order.len() != h * w || step == 0 {
         bail!("an order of {} pixels in steps of {step} is none of an image of {h} x {w}", order.len());
@@ -208,15 +215,17 @@ mod tests {
         let logistic = |sum: f64| 1.0 / (1.0 + (-2.0 * sum / 4.0).exp());
         let order = [0, 1, 2, 3];
         for budget in [1, 2, 100] {
-            let down = curve(&model, &image, &zero, 0, &order, 1, Way::Deletion, budget)?;
+            let course = |step, way| Course { image: &image, baseline: &zero, order: &order, step, way };
+            let down = curve(&model, &course(1, Way::Deletion), 0, budget)?;
             testkit::assert_close("deletion", &down, &[8.0, 4.0, 2.0, 1.0, 0.0].map(logistic), 1e-15);
-            let up = curve(&model, &image, &zero, 0, &order, 2, Way::Insertion, budget)?;
+            let up = curve(&model, &course(2, Way::Insertion), 0, budget)?;
             testkit::assert_close("insertion", &up, &[0.0, 6.0, 8.0].map(logistic), 1e-15);
         }
         assert_eq!(area(&[1.0, 0.5, 0.0]), Some(0.5));
         assert_eq!(area(&[1.0]), None);
         // A constant model's curve is flat.
-        let flat = curve(&gap(0.0)?, &image, &zero, 0, &order, 1, Way::Insertion, 3)?;
+        let course = Course { image: &image, baseline: &zero, order: &order, step: 1, way: Way::Insertion };
+        let flat = curve(&gap(0.0)?, &course, 0, 3)?;
         assert!(flat.iter().all(|p| *p == 0.5));
         Ok(())
     }

@@ -97,6 +97,9 @@ pub trait Optimizer {
     fn restore(&mut self, slots: &Slots) -> Result<()>;
 }
 
+/// Makes an optimizer of variables, at rest.
+type Build = fn(&Optim, &[Var]) -> Result<Box<dyn Optimizer>>;
+
 /// What the list says of an optimizer.
 pub struct Entry {
     /// Its name.
@@ -105,7 +108,7 @@ pub struct Entry {
     pub about: &'static str,
     /// The keys of `[optim]` that are its own.
     pub keys: &'static [&'static str],
-    build: fn(&Optim, &[Var]) -> Result<Box<dyn Optimizer>>,
+    build: Build,
 }
 
 /// The one list.

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cams::metrics::complexity::{complexity, entropy};
-use cams::metrics::faithfulness::{Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities};
+use cams::metrics::faithfulness::{
+    Course, Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities,
+};
 use cams::metrics::road::{NOISE, impute};
 use cams::ranges::{Ranges, SEED, above, from};
 use cams::{SampleId, maps};
@@ -143,7 +145,8 @@ impl Measured<'_> {
                 for (name, baseline, way) in
                     [("deletion", image.zeros_like()?, Way::Deletion), ("insertion", blurred, Way::Insertion)]
                 {
-                    let found = curve(cut, &image, &baseline, classes[i], &order, step, way, o.batch)?;
+                    let course = Course { image: &image, baseline: &baseline, order: &order, step, way };
+                    let found = curve(cut, &course, classes[i], o.batch)?;
                     all[i].extend(area(&found).map(|area| (name.to_string(), area)));
                 }
             }

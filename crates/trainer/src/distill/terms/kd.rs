@@ -45,9 +45,9 @@ pub fn standardised(logits: &Tensor) -> candle_core::Result<Tensor> {
 /// `T^2 / n sum_i KL(softmax(teacher / T) || softmax(student / T))` (Hinton et al. 2015), (n, classes) each, for any T.
 ///
 /// At large T the divergence is a difference of nearly equal numbers, T^2 times too small to be seen among them. With
-/// `d = (s - t) / T`, p the teacher's probabilities and `e = d - sum_j p_j d_j` it is `log(1 + sum_j p_j (exp(e_j) - 1
-/// - e_j))`, a sum of positive numbers that vanish like 1 / T^2; this form is used where no e is large. In f64, and
-/// given back in the student's type.
+/// `d = (s - t) / T`, p the teacher's probabilities and `e = d - sum_j p_j d_j` it is
+/// `log(1 + sum_j p_j (exp(e_j) - 1 - e_j))`, a sum of positive numbers that vanish like 1 / T^2; this form is used where
+/// no e is large. In f64, and given back in the student's type.
 pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> candle_core::Result<Tensor> {
     let n = student.dim(0)? as f64;
     let soft = |t: &Tensor| t.to_dtype(DType::F64)? / temperature;
