@@ -30,6 +30,9 @@ cargo clippy --release --workspace --all-targets -- -D warnings
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
+step "a dummy of each kind takes the places that CONTRIBUTING.md names"
+python3 scripts/check-lists.py
+
 step "TensorBoard reads what a run writes"
 scripts/check-tensorboard.sh
 

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::graph::{Graph, Init, Shape};
+use kernels::peak::{self, Numbers};
 use kernels::pool::Window;
-use kernels::simd::Element;
 use kernels::stage::{Memory, Mode, Stage};
-use kernels::{Isa, Precision, Value, peak};
+use kernels::{Isa, Precision, Value};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -109,13 +109,6 @@ fn parameters(g: &Graph) -> Vec<f32> {
     all
 }
 
-fn peak_of(precision: Precision) -> f64 {
-    fn of<E: Element>() -> f64 {
-        peak::gflops::<E>(Isa::best())
-    }
-    if precision == Precision::Bf16 && Isa::best() >= Isa::Avx512Bf16 { of::<half::bf16>() } else { of::<f32>() }
-}
-
 fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let option = |key: &str| arguments.iter().find_map(|a| a.strip_prefix(key)?.strip_prefix('='));
@@ -129,7 +122,7 @@ fn main() -> Result<(), Error> {
         "bf16" => Precision::Bf16,
         _ => Precision::F32,
     };
-    let peak = peak_of(precision);
+    let peak = peak::gflops(Isa::best(), if precision == Precision::Bf16 { Numbers::Bf16 } else { Numbers::F32 });
     println!("{:?}, {} threads, {peak:.0} GFLOP/s at most, {precision:?}", Isa::best(), rayon::current_num_threads());
     let networks = [
         ("vgg16", vgg16(side)),

@@ -1,16 +1,10 @@
 //! Each op that a network needs, as a stage of one node: ours against candle's, both checked against f64.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
-use half::bf16;
-use kernels::conv::{self, Algorithm, ConvShape, Packed};
+use kernels::conv::Algorithm;
 use kernels::graph::{Graph, Node, Shape};
-use kernels::operand::{After, Gradient, Input};
-use kernels::peak;
-use kernels::runtime::Runtime;
-use kernels::simd::Element;
+use kernels::peak::{self, Numbers};
 use kernels::stage::{Memory, Mode, Stage};
 use kernels::{Isa, Value};
 use rand::RngExt;
@@ -135,29 +129,15 @@ fn error(found: &[Tensor; 3], truth: &[Tensor; 3]) -> Result<f64> {
     Ok(worst)
 }
 
-/// Output and both gradients of a convolution as a network runs it: on activations that are stored in the kernels'
-/// order.
-fn convolution_ms<E: Element>(shape: &ConvShape, algorithm: Algorithm, batch: usize, repeats: u32) -> Result<f64> {
-    let runtime = Arc::new(Runtime::new(Isa::best()));
-    let numbers = |len: usize| -> Vec<f64> { (0..len).map(|i| ((i * 37) % 101) as f64 / 50.0 - 1.0).collect() };
-    let stored = |len: usize| -> Vec<E> { numbers(len).into_iter().map(E::of).collect() };
-    let (x, g) = (stored(batch * shape.input_len()), stored(batch * shape.output_len()));
-    let (mut y, mut dx) = (stored(g.len()), stored(x.len()));
-    let weight: Vec<E::Wide> = numbers(shape.weight_len()).into_iter().map(E::Wide::of).collect();
-    let mut dw = weight.clone();
-    median_ms(repeats, || {
-        let packed = Packed::new(&runtime, shape, algorithm, &weight, true);
-        let (input, gradient) = (Input { u: &x, affine: None }, Gradient::stored(&g));
-        conv::forward(&runtime, shape, input, &packed, After::default(), &mut y, None, rayon::current_num_threads());
-        conv::backward(&runtime, shape, input, gradient, &packed, Some((&mut dx, false)), &mut dw, None);
-        Ok(())
-    })
-}
-
 /// Checks, then times everything: forward and both gradients.
 pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
     let (tensors, precision) = dtype.parts();
     let isa = Isa::best();
+    let numbers = match dtype {
+        Dtype::F64 => Numbers::F64,
+        Dtype::F32 | Dtype::F32Direct => Numbers::F32,
+        Dtype::Bf16 => Numbers::Bf16,
+    };
     // Sums over a batch grow with it; these bounds catch a wrong op, the figure tells the rest.
     let allowed = match dtype {
         Dtype::F64 => 1e-11,
@@ -181,11 +161,11 @@ pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
             [Node::Conv { shape, .. }] => {
                 let direct = dtype == Dtype::F32Direct;
                 let algorithm = if direct { Algorithm::Direct } else { shape.algorithm() };
-                match dtype {
-                    Dtype::F64 => convolution_ms::<f64>(&shape, algorithm, batch, repeats)?,
-                    Dtype::Bf16 if isa >= Isa::Avx512Bf16 => convolution_ms::<bf16>(&shape, algorithm, batch, repeats)?,
-                    _ => convolution_ms::<f32>(&shape, algorithm, batch, repeats)?,
-                }
+                let mut convolution = peak::convolution(isa, numbers, shape, algorithm, batch);
+                median_ms(repeats, || {
+                    convolution();
+                    Ok(())
+                })?
             }
             _ => median_ms(repeats, || inputs.run(ours).map(drop))?,
         };
@@ -193,10 +173,5 @@ pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
         let flop = 6.0 * graph.macs() as f64 * batch as f64;
         ops.push(Op { name, ms, candle_ms, gflops: (flop > 0.0).then_some(flop / ms / 1e6), error });
     }
-    let peak_gflops = match (tensors, dtype) {
-        (DType::F64, _) => peak::gflops::<f64>(isa),
-        (_, Dtype::Bf16) if isa >= Isa::Avx512Bf16 => peak::gflops::<bf16>(isa),
-        _ => peak::gflops::<f32>(isa),
-    };
-    Ok(Kernels { peak_gflops, ops })
+    Ok(Kernels { peak_gflops: peak::gflops(isa, numbers), ops })
 }

@@ -6,7 +6,7 @@ use toml::Table;
 
 use crate::error::unknown;
 
-const LIST: [(&str, &str); 3] = [
+const LIST: &[(&str, &str)] = &[
     ("paper", include_str!("../../profiles/paper.toml")),
     ("fast", include_str!("../../profiles/fast.toml")),
     ("smoke", include_str!("../../profiles/smoke.toml")),

@@ -1,22 +1,22 @@
 //! Works through a grid: each run is a process of its own, so that one cannot harm another, and several launchers, on
 //! one machine or on several that share a folder, may work on one grid: a run folder is claimed by whoever runs in it.
 
+mod process;
+
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 
+use self::process::Process;
 use super::Grid;
 use super::ledger::{self, Event};
 use super::progress::Board;
 use crate::config::Config;
 use crate::error::{Diverged, sentence};
-use crate::files::host;
-use crate::files::write_atomically;
 use crate::run::claim::Claim;
 use crate::run::prepare::{Prepared, prepare};
 use crate::run::{self, Inputs};
@@ -86,17 +86,6 @@ pub struct Summary {
     pub stopped: bool,
 }
 
-struct Process {
-    cell: usize,
-    child: Child,
-    /// Kept open: a run whose standard input ends saves its state and stops, so that none outlives a launcher that was
-    /// killed.
-    lifeline: Option<ChildStdin>,
-    began: Instant,
-    /// The same on the clock that files have.
-    since: SystemTime,
-}
-
 /// A run's folder and configuration.
 struct Place {
     dir: PathBuf,
@@ -150,12 +139,6 @@ pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
         work.wait(Duration::from_millis(200));
         work.look_elsewhere()?;
     }
-}
-
-/// This very program, though it may have been built anew since it was started: all runs of a grid are one program's.
-fn this_program() -> Result<PathBuf> {
-    let running = PathBuf::from("/proc/self/exe");
-    if running.exists() { Ok(running) } else { std::env::current_exe().context("finding the program itself") }
 }
 
 struct Work<'g> {
@@ -301,7 +284,7 @@ impl Work<'_> {
             return Ok(());
         }
         let id = self.grid.cells[at].id();
-        match self.spawn(at) {
+        match Process::spawn(at, &self.grid.cells[at], &self.runs[at].dir, self.options) {
             Ok(process) => {
                 ledger::append(&self.options.out, &id, Event::Started, "")?;
                 self.board.say(&format!("{id} started"));
@@ -313,36 +296,6 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn spawn(&self, at: usize) -> Result<Process> {
-        let (cell, run, o) = (&self.grid.cells[at], &self.runs[at], self.options);
-        let config = o.out.join("cells").join(&cell.block).join(format!("{}-s{}.toml", cell.name, cell.seed));
-        let log = self.log(at);
-        for file in [&config, &log] {
-            let dir = file.parent().context("a file without a folder")?;
-            fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        }
-        write_atomically(&config, toml::to_string(&cell.table)?.as_bytes())?;
-        let errors = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut command = Command::new(this_program()?);
-        command.arg("train").arg(&config).arg("--run").arg(&run.dir).args(["--resume", "--supervised", "--device"]);
-        command.arg(&o.device).arg("--threads").arg(o.threads.to_string());
-        // What --threads would otherwise have the program start itself again for.
-        let threads = o.threads.to_string();
-        command.env("RAYON_NUM_THREADS", &threads).env("CANDLE_NUM_THREADS", &threads);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(errors);
-        let since = SystemTime::now();
-        let mut child = command.spawn().context("starting a run")?;
-        let lifeline = child.stdin.take();
-        Ok(Process { cell: at, child, lifeline, began: Instant::now(), since })
-    }
-
-    /// What a run says; another launcher's has a file of its own.
-    fn log(&self, at: usize) -> PathBuf {
-        let cell = &self.grid.cells[at];
-        let name = format!("{}-s{}-{}-{}.log", cell.name, cell.seed, host(), std::process::id());
-        self.options.out.join("logs").join(&cell.block).join(name)
-    }
-
     /// Takes in the runs that have ended.
     fn collect(&mut self) -> Result<()> {
         let mut at = 0;
@@ -351,7 +304,7 @@ impl Work<'_> {
                 None => at += 1,
                 Some(status) => {
                     let process = self.processes.swap_remove(at);
-                    self.ended(process.cell, status.code(), process.since)?;
+                    self.ended(&process, status.code())?;
                 }
             }
         }
@@ -364,7 +317,8 @@ impl Work<'_> {
         ["report.json", "diverged.json"].iter().filter_map(|file| written(file)).all(|written| written < since)
     }
 
-    fn ended(&mut self, at: usize, code: Option<i32>, since: SystemTime) -> Result<()> {
+    fn ended(&mut self, process: &Process, code: Option<i32>) -> Result<()> {
+        let at = process.cell;
         let (id, out) = (self.grid.cells[at].id(), &self.options.out);
         let status = match code.map(|c| u8::try_from(c).unwrap_or(u8::MAX)) {
             Some(0 | DIVERGED) => self.look(at)?,
@@ -375,12 +329,12 @@ impl Work<'_> {
                 Status::Stopped
             }
             _ => {
-                let why = self.last_words(at, code);
+                let why = process.last_words(code);
                 return self.fail(at, &why).map(|status| self.statuses[at] = status);
             }
         };
         match &status {
-            Status::Done { .. } | Status::Diverged(_) if self.is_older(at, since) => {}
+            Status::Done { .. } | Status::Diverged(_) if self.is_older(at, process.since) => {}
             Status::Done { error, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
                 self.board.say(&format!("{id} done: test error {error:.2} %, {seconds:.0} s"));
@@ -395,24 +349,12 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The last line that a failed run has said.
-    fn last_words(&self, at: usize, code: Option<i32>) -> String {
-        let text = fs::read_to_string(self.log(at)).unwrap_or_default();
-        let told = text.lines().rev().find(|l| l.starts_with("Error: "));
-        let last = told.or_else(|| text.lines().rev().find(|l| !l.trim().is_empty())).unwrap_or_default();
-        match (last.strip_prefix("Error: "), code) {
-            (Some(error), _) => error.to_string(),
-            (None, Some(code)) => format!("ended with code {code}: {last}"),
-            (None, None) => format!("killed: {last}"),
-        }
-    }
-
     /// Has every run save its state and waits for it.
     fn stop(&mut self) -> Result<()> {
-        self.processes.iter_mut().for_each(|p| drop(p.lifeline.take()));
+        self.processes.iter_mut().for_each(Process::ask_to_stop);
         for mut process in std::mem::take(&mut self.processes) {
             let status = process.child.wait().context("waiting for a run")?;
-            self.ended(process.cell, status.code(), process.since)?;
+            self.ended(&process, status.code())?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use cams::maps::adaptive_average;
 use cams::{FirstLayer, LinearHead};
-use candle_core::{Result, Tensor, bail};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor, bail};
 
 use super::Mode;
 use crate::models::{Classifier, Step};
@@ -112,7 +113,8 @@ impl Tail {
             }
             Step::Flatten => x.flatten_from(1),
             Step::Linear { weight, bias, inputs, outputs } => {
-                let y = x.matmul(&self.weight(weight, outputs, inputs)?.t()?)?;
+                let weight = self.weight(weight, outputs, inputs)?;
+                let y = if weight.track_op() { x.matmul(&weight.t()?)? } else { constant_product(x, weight)? };
                 if biased { y.broadcast_add(&self.bias(bias, outputs)?) } else { Ok(y) }
             }
             Step::Conv { weight, bias, inputs, outputs } => {
@@ -146,5 +148,41 @@ impl Tail {
             }
         }
         Ok((value, tangent))
+    }
+}
+
+/// `x` (n, inputs) times the transpose of a `weight` (outputs, inputs) that is not trained. candle's own product computes
+/// the gradient of both its factors, wanted or not; that of a VGG's weight is 100 million numbers.
+fn constant_product(x: &Tensor, weight: Tensor) -> Result<Tensor> {
+    let y = x.detach().matmul(&weight.t()?)?;
+    if x.track_op() { x.apply_op2(&y, ConstantProduct { weight }) } else { Ok(y) }
+}
+
+/// Of an `x` and its product with a constant: the product, with the gradient of `x` alone.
+struct ConstantProduct {
+    weight: Tensor,
+}
+
+impl CustomOp2 for ConstantProduct {
+    fn name(&self) -> &'static str {
+        "constant-product"
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, y: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((y.try_clone(layout)?, layout.shape().clone()))
+    }
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, y: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((y.try_clone(layout)?, layout.shape().clone()))
+    }
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        y: &MetalStorage,
+        layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        Ok((y.try_clone(layout)?, layout.shape().clone()))
+    }
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(gradient.matmul(&self.weight)?), None))
     }
 }
