@@ -9,7 +9,7 @@ use crate::batch_norm::{self, NormSums};
 use crate::gemm::padded;
 use crate::operand::{After, Gradient, Input};
 use crate::runtime::Runtime;
-use crate::simd::{Element, Kernel, Simd};
+use crate::simd::{Element, Isa, Kernel, Simd};
 pub use crate::task::{Algorithm, ConvShape};
 use crate::task::{Backward, Forward, Scratch, Sides};
 use crate::{direct, winograd};
@@ -48,10 +48,10 @@ impl<E: Element> Packed<E> {
         let (Packed::Winograd(sides) | Packed::Direct(sides)) = self;
         !sides.backward.as_slice().is_empty()
     }
-    fn images_per_chunk(&self, s: &ConvShape) -> usize {
+    fn images_per_chunk(&self, isa: Isa, s: &ConvShape) -> usize {
         match self {
             Packed::Winograd(_) => winograd::images_per_chunk(s),
-            Packed::Direct(_) => 1,
+            Packed::Direct(_) => direct::images_per_chunk::<E>(isa, s),
         }
     }
 }
@@ -161,7 +161,7 @@ pub fn forward<E: Element>(
     assert!(after.residual.is_none_or(|r| r.len() == n * shape.output_len()));
     assert!(stats.as_ref().is_none_or(|s| s.len() == n * 2 * shape.c_out && after.within.is_none()));
     assert!(after.within.is_none_or(|w| w.first + shape.c_out <= w.channels) && out.len() == n * image_len);
-    let most = packed.images_per_chunk(shape);
+    let most = packed.images_per_chunk(runtime.isa, shape);
     let (len, step) = match packed {
         Packed::Winograd(_) => (winograd::forward_scratch(shape, most), winograd::ROWS),
         Packed::Direct(_) => (direct::forward_scratch::<E>(shape), 1),
@@ -222,10 +222,10 @@ pub fn backward<E: Element>(
         assert!(s.u.len() == input.u.len() && per_channel.iter().all(|v| v.len() == shape.c_in));
         assert_eq!(s.out.len(), n * 2 * shape.c_in);
     }
-    let per_task = packed.images_per_chunk(shape);
+    let per_task = packed.images_per_chunk(runtime.isa, shape);
     let (scratch_len, accumulator_len) = match packed {
         Packed::Winograd(_) => (winograd::backward_scratch(shape, per_task), winograd::accumulator_len(shape)),
-        Packed::Direct(_) => (direct::backward_scratch::<E>(shape), direct::accumulator_len(shape)),
+        Packed::Direct(_) => (direct::backward_scratch::<E>(runtime.isa, shape), direct::accumulator_len(shape)),
     };
     let gradient_len = shape.k * shape.k * shape.c_in * padded(shape.c_out);
     let chunks = n.div_ceil(per_task);

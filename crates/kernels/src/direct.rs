@@ -11,8 +11,22 @@
 mod backward;
 mod forward;
 mod image;
+mod tiled;
 mod weights;
 
-pub use backward::{accumulator_len, backward, backward_scratch};
+pub use backward::{accumulator_len, backward};
 pub use forward::{forward, forward_scratch};
 pub use weights::pack;
+
+use crate::simd::{Element, Isa};
+use crate::task::{ConvShape, ScratchLen};
+
+/// Images processed together.
+pub fn images_per_chunk<E: Element>(isa: Isa, s: &ConvShape) -> usize {
+    if E::on_tiles(isa) { tiled::images_per_chunk(s) } else { 1 }
+}
+
+/// Scratch that [`backward`] needs.
+pub fn backward_scratch<E: Element>(isa: Isa, s: &ConvShape) -> ScratchLen {
+    if E::on_tiles(isa) { tiled::backward_scratch::<E>(s) } else { backward::backward_scratch::<E>(s) }
+}

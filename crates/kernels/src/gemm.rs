@@ -3,11 +3,12 @@
 //! A step of the sum takes `DEPTH` elements of k at once: one in f32 and f64, two in bf16, which lie side by
 //! side in both operands. All distances are counted in stored elements; `C` is always wide.
 //!
-//! Single-threaded: the callers split their work over images, which needs no synchronisation and
+//! On a processor with matrix registers ([`Tiles`]) it goes by blocks of 32 by 32, otherwise by as many vectors as the registers
+//! hold. Single-threaded: the callers split their work over images, which needs no synchronisation and
 //! leaves the order of every sum fixed. Each element of `C` is summed over `k` in order, so a row's
 //! bits do not depend on how many rows it is computed with.
 
-use crate::simd::{Element, Simd, Wide};
+use crate::simd::{Block, Element, Simd, Sums, TILE, Tiles, Wide};
 
 /// Columns a strip: channels are padded to a multiple of this in all scratch matrices, so that no
 /// product has a ragged edge.
@@ -85,6 +86,11 @@ pub struct Out<E> {
 pub trait Target<S: Simd>: Copy {
     /// Whether to begin with what is there.
     fn accumulates(self) -> bool;
+    /// Which of the target's rows is row `i` of the product; none where it is nothing.
+    #[inline(always)]
+    fn row(self, i: usize) -> Option<usize> {
+        Some(i)
+    }
     /// What is there in columns `j..` of row `i`.
     ///
     /// # Safety
@@ -121,6 +127,10 @@ impl<S: Simd> Target<S> for Out<Wide<S>> {
 #[inline(always)]
 pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: impl Target<S>) {
     debug_assert!(n.is_multiple_of(STRIP));
+    if S::T::PRESENT && a.col == S::E::DEPTH {
+        // SAFETY: the caller's contract.
+        return unsafe { on_tiles::<S>(m, n, k, a, b, c) };
+    }
     let mut j = 0;
     while j < n {
         let wide = n - j >= 2 * S::LANES;
@@ -134,6 +144,64 @@ pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: R
         }
         j += if wide { 2 * S::LANES } else { S::LANES };
     }
+}
+
+/// The same by blocks of tiles. Steps that fill no tile are a second pass, so that nothing beyond the operands is read.
+#[inline(always)]
+unsafe fn on_tiles<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: impl Target<S>) {
+    let mut sums = Sums([[Wide::<S>::default(); 2 * TILE]; 2 * TILE]);
+    let mut shape = [0; 2];
+    for j in (0..n).step_by(2 * STRIP) {
+        let strips = ((n - j) / STRIP).min(2);
+        let columns = [0, strips - 1].map(|strip| b.data.wrapping_add((j / STRIP + strip) * b.strip));
+        for i in (0..m).step_by(2 * TILE) {
+            let rows = (m - i).min(2 * TILE);
+            // SAFETY: rows i.. of a and c and columns j.. of b and c, as many as the block has.
+            unsafe {
+                if c.accumulates() {
+                    for (r, sums) in sums.0.iter_mut().enumerate().take(rows) {
+                        let Some(row) = c.row(i + r) else { continue };
+                        for column in (0..strips * STRIP).step_by(S::LANES) {
+                            S::W::store(sums.as_mut_ptr().add(column), c.load(row, j + column));
+                        }
+                    }
+                }
+                let mut add = c.accumulates();
+                for (first, chunks, steps) in [(0, k / TILE, TILE), (k - k % TILE, 1, k % TILE)] {
+                    if chunks * steps == 0 {
+                        continue;
+                    }
+                    if shape != [rows, steps] {
+                        S::T::shape(rows, steps);
+                        shape = [rows, steps];
+                    }
+                    let block = Block {
+                        rows,
+                        steps,
+                        a: a.data.add(i * a.row + first * a.col),
+                        a_row: a.row,
+                        segments: a.segments,
+                        chunks,
+                        b: columns.map(|column| column.wrapping_add(first * b.row)),
+                        strips,
+                        b_row: b.row,
+                        b_segment: k * b.row,
+                        add,
+                    };
+                    S::T::multiply(block, &mut sums);
+                    add = true;
+                }
+                for (r, sums) in sums.0.iter().enumerate().take(rows) {
+                    let Some(row) = c.row(i + r) else { continue };
+                    for column in (0..strips * STRIP).step_by(S::LANES) {
+                        c.store(row, j + column, S::W::load(sums.as_ptr().add(column)));
+                    }
+                }
+            }
+        }
+    }
+    // SAFETY: the tiles are there.
+    unsafe { S::T::release() }
 }
 
 /// The largest register tile that fits into `m` rows; returns its number of rows.

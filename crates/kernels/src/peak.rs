@@ -11,7 +11,7 @@ use crate::conv::{self, Algorithm, ConvShape, Packed};
 use crate::gemm::{Lhs, Out, Rhs, STRIP, WHOLE, gemm};
 use crate::operand::{After, Gradient, Input};
 use crate::runtime::Runtime;
-use crate::simd::{Element, Isa, Kernel, Simd};
+use crate::simd::{Element, Isa, Kernel, Simd, TILE, Tiles};
 
 /// The numbers that products are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,15 @@ impl Numbers {
     }
 }
 
+/// The algorithm that is fastest for a convolution of these numbers.
+pub fn algorithm(isa: Isa, numbers: Numbers, shape: &ConvShape) -> Algorithm {
+    match numbers {
+        wide if wide.wide(isa) => shape.algorithm::<f32>(isa),
+        Numbers::F64 => shape.algorithm::<f64>(isa),
+        _ => shape.algorithm::<bf16>(isa),
+    }
+}
+
 /// Steps of the sum: operands of this length stay in the first cache.
 const STEPS: usize = 256;
 
@@ -45,7 +54,7 @@ impl<E: Element> Kernel<E> for Tile<'_, E> {
     type Output = f64;
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) -> f64 {
-        let (m, n) = (S::ROWS, 2 * STRIP);
+        let (m, n) = (if S::T::PRESENT { 2 * TILE } else { S::ROWS }, 2 * STRIP);
         for _ in 0..self.times {
             // SAFETY: `gflops_of` sizes the operands for the largest tile.
             unsafe {
@@ -74,8 +83,8 @@ pub fn gflops(isa: Isa, numbers: Numbers) -> f64 {
 
 fn gflops_of<E: Element>(isa: Isa) -> f64 {
     let one = |times: usize| {
-        let (a, b) = (vec![E::default(); 16 * STEPS * E::DEPTH], vec![E::default(); 2 * STRIP * STEPS * E::DEPTH]);
-        let mut c = vec![E::Wide::default(); 16 * 2 * STRIP];
+        let (a, b) = (vec![E::default(); 2 * TILE * STEPS * E::DEPTH], vec![E::default(); 2 * STRIP * STEPS * E::DEPTH]);
+        let mut c = vec![E::Wide::default(); 2 * TILE * 2 * STRIP];
         isa.run(Tile { a: &a, b: &b, c: &mut c, times })
     };
     let threads = rayon::current_num_threads();

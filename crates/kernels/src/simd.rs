@@ -6,8 +6,11 @@
 //!
 //! What is stored and what is computed in may differ: activations in bf16 are widened to f32 vectors
 //! when they are loaded. Only the matrix product knows bf16 operands of its own ([`Simd::B`]): two
-//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`).
+//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`), or whole matrices at a time ([`Tiles`],
+//! AMX's `tdpbf16ps`).
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod portable;
 mod vocabulary;
 #[cfg(target_arch = "x86_64")]
@@ -15,7 +18,7 @@ mod x86;
 
 use half::bf16;
 pub use portable::{Portable, PortableBf16};
-pub use vocabulary::{Element, Isa, Kernel, Simd, Wide};
+pub use vocabulary::{Block, Element, Isa, Kernel, Simd, Sums, TILE, Tiles, Wide};
 
 /// What f32 and f64 share: they are computed in as they are.
 macro_rules! itself {
@@ -92,6 +95,10 @@ impl Element for bf16 {
         {
             let bw = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             if isa >= Isa::Avx512Bf16 && bw && is_x86_feature_detected!("avx512bf16") {
+                if isa >= Isa::Amx && amx::available() {
+                    // SAFETY: the features were just detected.
+                    return unsafe { x86::amx(kernel) };
+                }
                 // SAFETY: the features were just detected.
                 return unsafe { x86::avx512_bf16(kernel) };
             }
@@ -99,5 +106,9 @@ impl Element for bf16 {
         let _ = isa;
         // SAFETY: portable code needs no instruction set.
         unsafe { kernel.run::<PortableBf16>() }
+    }
+    fn on_tiles(isa: Isa) -> bool {
+        // Portable code has them too, so that they are tested everywhere.
+        isa != Isa::Avx512Bf16
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::operand::{After, Gradient, Input};
 use crate::runtime::Buffer;
-use crate::simd::Element;
+use crate::simd::{Element, Isa};
 
 /// Sizes of one convolution, an image at a time. Kernels are square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +50,11 @@ impl ConvShape {
     pub fn macs(&self) -> usize {
         self.out_h() * self.out_w() * self.weight_len()
     }
-    /// The algorithm that is fastest for these sizes.
-    pub fn algorithm(&self) -> Algorithm {
-        // Under 8 channels the transforms cost more than the multiplications they save.
+    /// The algorithm that is fastest for these sizes and numbers.
+    pub fn algorithm<E: Element>(&self, isa: Isa) -> Algorithm {
+        // Under 8 channels the transforms cost more than the multiplications they save; on matrix registers, always.
         match (self.k, self.stride, self.padding) {
-            (3, 1, 1) if self.c_in >= 8 && self.c_out >= 8 => Algorithm::Winograd,
+            (3, 1, 1) if !(isa >= Isa::Amx && E::on_tiles(isa)) && self.c_in >= 8 && self.c_out >= 8 => Algorithm::Winograd,
             _ => Algorithm::Direct,
         }
     }

@@ -184,7 +184,7 @@ fn operands_on_the_fly_equal_stored_ones() {
                     if behind[i] > 0.0 { g } else { 0.0 }
                 })
                 .collect();
-            let algorithm = s.algorithm();
+            let algorithm = s.algorithm::<f32>(isa);
             let packed = Packed::new(&Arc::new(Runtime::new(isa)), &s, algorithm, &w, true);
             let runtime = Runtime::new(isa);
             let outcome = |input, gradient| {
@@ -214,7 +214,7 @@ fn operands_on_the_fly_equal_stored_ones() {
 fn same_bits_in_any_batch_and_on_any_number_of_threads() {
     for isa in Isa::available() {
         for (s, _) in shapes() {
-            for algorithm in [Algorithm::Direct, s.algorithm()] {
+            for algorithm in [Algorithm::Direct, s.algorithm::<f32>(isa)] {
                 same_bits::<f32>(isa, &s, algorithm);
                 same_bits::<bf16>(isa, &s, algorithm);
             }

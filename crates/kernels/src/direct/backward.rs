@@ -1,12 +1,13 @@
 //! Both gradients.
 
 use super::image::{Class, Padded, copy_padded};
-use crate::gemm::{Lhs, Out, Rhs, gemm, padded, steps};
+use super::tiled;
+use crate::gemm::{Lhs, Out, Rhs, Target, gemm, padded, steps};
 use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
-use crate::simd::{Element, Simd, Wide};
+use crate::simd::{Element, Simd, Tiles, Wide};
 use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
 
-/// Scratch that [`backward`] needs: the padded input and the output's gradient, both wide for the weight's gradient; the
+/// Scratch that [`backward`] needs, if not on tiles: the padded input and the output's gradient, both wide for the weight's gradient; the
 /// padded gradient and a row of products for the input's.
 pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
     let gradient = s.out_h() * s.out_w() * padded(s.c_out);
@@ -29,6 +30,10 @@ pub fn accumulator_len(s: &ConvShape) -> usize {
 /// The processor has `S`; the buffers have the sizes that `task` promises.
 #[inline(always)]
 pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
+    if S::T::PRESENT {
+        // SAFETY: the caller's contract.
+        return unsafe { tiled::backward::<S>(task) };
+    }
     let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
     let Scratch { stored: padded_gradient, wide, segments } = scratch;
     let pad = Padded::input::<Wide<S>>(s);
@@ -104,9 +109,51 @@ unsafe fn copy_gradient<S: Simd>(
     }
 }
 
+/// Rows of a product that are pixels of the input's gradient.
+#[derive(Clone, Copy)]
+struct Pixels<E> {
+    dx: *mut E,
+    channels: usize,
+    accumulate: bool,
+    /// Pixels of a row, and of a row of what the product's rows are taken from.
+    width: usize,
+    pitch: usize,
+}
+
+impl<S: Simd> Target<S> for Pixels<S::E> {
+    #[inline(always)]
+    fn accumulates(self) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn row(self, i: usize) -> Option<usize> {
+        let (y, x) = (i / self.pitch, i % self.pitch);
+        (x < self.width).then_some(y * self.width + x)
+    }
+    #[inline(always)]
+    unsafe fn load(self, _: usize, _: usize) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { S::splat(Wide::<S>::default()) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, i: usize, j: usize, mut v: S::V) {
+        // Columns are filled up to whole strips.
+        if j < self.channels {
+            // SAFETY: the caller's contract; the pixel is one of the image's.
+            unsafe {
+                let to = self.dx.add(i * self.channels);
+                if self.accumulate {
+                    v = S::add(v, load_channels::<S>(to, j, self.channels));
+                }
+                store_channels::<S>(to, j, self.channels, v);
+            }
+        }
+    }
+}
+
 /// The input's gradient of one image, class by class and row by row.
 #[inline(always)]
-unsafe fn input_gradient<S: Simd>(
+pub(super) unsafe fn input_gradient<S: Simd>(
     s: &ConvShape,
     gradient: &[S::E],
     weights: &[S::E],
@@ -125,6 +172,18 @@ unsafe fn input_gradient<S: Simd>(
             let segments = &mut segments[..cy.taps];
             segments.iter_mut().enumerate().for_each(|(j, at)| *at = pad.at(j, 0));
             let columns = cx.range(s, s.w);
+            if S::T::PRESENT && s.stride == 1 {
+                // One class and, as in the forward pass, one product.
+                let rows = cy.range(s, s.h);
+                let first = pad.at(rows.start + pad.border + 1 - cy.taps, columns.start + pad.border + 1 - cx.taps);
+                let a = Lhs { data: gradient[first..].as_ptr(), row: pad.ld, col: S::E::DEPTH, segments };
+                let (m, b) = ((rows.len() - 1) * pad.w + columns.len(), Rhs::packed(class.as_ptr(), k * cy.taps));
+                let (dx, channels) = (dx.as_mut_ptr(), s.c_in);
+                let to = Pixels { dx, channels, accumulate, width: columns.len(), pitch: pad.w };
+                // SAFETY: the taps of a pixel lie in the bordered gradient, all pixels in the image.
+                unsafe { gemm::<S>(m, ld, k, a, b, to) };
+                continue;
+            }
             for qy in cy.range(s, s.h) {
                 // SAFETY: the taps of a pixel lie in the bordered gradient, a row of products in the scratch.
                 unsafe {

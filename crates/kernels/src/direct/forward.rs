@@ -3,7 +3,7 @@
 use super::image::{Padded, channels, copy_padded, copy_pixels};
 use crate::gemm::{Lhs, Rhs, Target, WHOLE, gemm, padded, steps};
 use crate::operand::{InputReader, OutputWriter};
-use crate::simd::{Element, Simd, Wide};
+use crate::simd::{Element, Simd, Tiles, Wide};
 use crate::task::{ConvShape, Forward, Scratch, ScratchLen};
 
 /// A 1x1 convolution of stride 1 is one product, whose rows are the pixels of all images: so many at a time that they and
@@ -30,12 +30,23 @@ struct Pixels<'a, E: Element> {
     out: *mut E,
     first: usize,
     channels: usize,
+    /// Pixels of a row, and of a row of what the product's rows are taken from.
+    width: usize,
+    pitch: usize,
 }
 
 impl<S: Simd> Target<S> for Pixels<'_, S::E> {
     #[inline(always)]
     fn accumulates(self) -> bool {
         false
+    }
+    #[inline(always)]
+    fn row(self, i: usize) -> Option<usize> {
+        if self.pitch == self.width {
+            return Some(i);
+        }
+        let (y, x) = (i / self.pitch, i % self.pitch);
+        (x < self.width).then_some(y * self.width + x)
     }
     #[inline(always)]
     unsafe fn load(self, _: usize, _: usize) -> S::V {
@@ -63,7 +74,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     let (h, w) = (s.out_h(), s.out_w());
     let start = (images.start * h + rows.start) * w;
     let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, start));
-    let target = Pixels { writer: &writer, out: out.as_mut_ptr(), first: 0, channels: s.c_out };
+    let target = Pixels { writer: &writer, out: out.as_mut_ptr(), first: 0, channels: s.c_out, width: w, pitch: w };
     let pad = Padded::input::<S::E>(s);
     let (k, ldo, depth) = (steps::<S::E>(s.k * pad.ld), padded(s.c_out), S::E::DEPTH);
     let weight = Rhs::packed(packed.forward.as_slice().as_ptr(), k * s.k);
@@ -92,6 +103,14 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                 pad,
                 rows.start * s.stride..(rows.end - 1) * s.stride + s.k,
             );
+            if S::T::PRESENT && s.stride == 1 {
+                // Tiles want many rows: all pixels of the padded image in one product, those of its border for nothing.
+                let data = image_in[pad.at(rows.start, 0)..].as_ptr();
+                let a = Lhs { data, row: pad.ld, col: depth, segments };
+                let m = (rows.len() - 1) * pad.w + w;
+                gemm::<S>(m, ldo, k, a, weight, Pixels { first: local * h * w, pitch: pad.w, ..target });
+                continue;
+            }
             for y in rows.clone() {
                 let data = image_in[pad.at(y * s.stride, 0)..].as_ptr();
                 let a = Lhs { data, row: s.stride * pad.ld, col: depth, segments };

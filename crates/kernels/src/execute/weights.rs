@@ -78,7 +78,7 @@ pub fn pack<E: Element>(
     let nodes: Vec<_> = graph.nodes.iter().zip(weights::<E>(graph, parameters)).collect();
     let one = |(node, weight): &(&Node, Option<&[E::Wide]>)| match (node, weight) {
         (Node::Conv { shape, .. }, Some(weight)) => {
-            let algorithm = if winograd { shape.algorithm() } else { Algorithm::Direct };
+            let algorithm = if winograd { shape.algorithm::<E>(runtime.isa) } else { Algorithm::Direct };
             Some(Packed::new(runtime, shape, algorithm, weight, backward))
         }
         _ => None,

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::vocabulary::{Element, Simd};
+use super::vocabulary::{Block, Element, NoTiles, Simd, Sums, Tiles};
 
 /// Vectors of eight scalars that are computed in as they are stored.
 #[derive(Clone, Copy)]
@@ -54,6 +54,7 @@ impl<E: Element<Wide = E>> Simd for Portable<E> {
     type E = E;
     type W = Self;
     type B = [E; 8];
+    type T = NoTiles;
     arithmetic!(E);
     #[inline(always)]
     unsafe fn load(p: *const E) -> [E; 8] {
@@ -91,6 +92,7 @@ impl Simd for PortableBf16 {
     type E = bf16;
     type W = Portable<f32>;
     type B = [[f32; 2]; 8];
+    type T = PlainTiles;
     arithmetic!(f32);
     #[inline(always)]
     unsafe fn load(p: *const bf16) -> [f32; 8] {
@@ -121,5 +123,41 @@ impl Simd for PortableBf16 {
         let pairs: [[bf16; 2]; 8] = std::array::from_fn(|i| rows.map(|row| bf16::from_f32(row[i])));
         // SAFETY: the trait's contract.
         unsafe { p.cast::<[[bf16; 2]; 8]>().write(pairs) }
+    }
+}
+
+/// [`Tiles`] in plain code: what is written for tiles is tested on every processor.
+pub struct PlainTiles;
+
+impl Tiles<bf16> for PlainTiles {
+    const PRESENT: bool = true;
+    unsafe fn shape(_: usize, _: usize) {}
+    unsafe fn multiply(block: Block<'_, bf16>, sums: &mut Sums<f32>) {
+        let Block { rows, steps, a, a_row, segments, chunks, b, strips, b_row, b_segment, add } = block;
+        for (i, row) in sums.0.iter_mut().enumerate().take(rows) {
+            for (j, sum) in row.iter_mut().enumerate().take(strips * 16) {
+                let mut total = if add { *sum } else { 0.0 };
+                for (segment, start) in segments.iter().enumerate() {
+                    for p in 0..chunks * steps {
+                        // SAFETY: the block's own elements.
+                        unsafe {
+                            let x = a.add(start + i * a_row + 2 * p);
+                            let y = b[j / 16].add(segment * b_segment + p * b_row + j % 16 * 2);
+                            total += (*x).to_f32() * (*y).to_f32() + (*x.add(1)).to_f32() * (*y.add(1)).to_f32();
+                        }
+                    }
+                }
+                *sum = total;
+            }
+        }
+    }
+    unsafe fn release() {}
+    unsafe fn transpose(from: *const bf16, from_row: usize, to: *mut bf16, to_row: usize) {
+        for i in 0..32 {
+            for j in 0..16 {
+                // SAFETY: the trait's contract.
+                unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }
+            }
+        }
     }
 }

@@ -37,6 +37,11 @@ pub trait Element:
     fn narrow(value: Self::Wide) -> Self;
     /// Runs `kernel` compiled for `isa`; an `isa` that this scalar has no vectors for runs portably.
     fn run<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output;
+    /// Whether what [`run`](Self::run) picks for `isa` multiplies matrices on [`Tiles`].
+    fn on_tiles(isa: Isa) -> bool {
+        let _ = isa;
+        false
+    }
 }
 
 /// An operation over slices, compiled once for each instruction set.
@@ -68,6 +73,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Register of a matrix product's operand: `LANES` columns, `DEPTH` rows.
     type B: Copy;
+    /// What multiplies whole matrices.
+    type T: Tiles<Self::E>;
     /// Scalars a register.
     const LANES: usize;
     /// Rows of the matrix product's register tile: as many as the register file holds.
@@ -100,6 +107,71 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_operand(p: *mut Self::E, rows: [Self::V; 2]);
 }
 
+/// Rows and steps of the sum that a tile holds, and steps of a chunk.
+pub const TILE: usize = 16;
+
+/// Sums of a block: two tiles by two, row by row.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Sums<W>(pub [[W; 2 * TILE]; 2 * TILE]);
+
+/// What a block of a product reads: `rows` (32 at most) of A and one or two strips of B's columns, in `segments` of `chunks` times
+/// `steps` (16 at most) steps of the sum. All distances in elements.
+#[derive(Clone, Copy)]
+pub struct Block<'a, E> {
+    /// Rows of the block.
+    pub rows: usize,
+    /// Steps of a chunk.
+    pub steps: usize,
+    /// First row of A, whose steps lie side by side.
+    pub a: *const E,
+    /// Distance of two rows of A.
+    pub a_row: usize,
+    /// Where A's segments start.
+    pub segments: &'a [usize],
+    /// Chunks of a segment.
+    pub chunks: usize,
+    /// The strips of B.
+    pub b: [*const E; 2],
+    /// How many strips there are.
+    pub strips: usize,
+    /// Distance of two steps of B.
+    pub b_row: usize,
+    /// Distance of two segments of B.
+    pub b_segment: usize,
+    /// Add to the sums that are there, or begin with 0.
+    pub add: bool,
+}
+
+/// A unit that multiplies matrices held in two-dimensional registers.
+///
+/// # Safety
+/// All functions require that the processor has it.
+pub trait Tiles<E: Element> {
+    /// Whether there is one.
+    const PRESENT: bool;
+    /// Shapes the registers for blocks with these rows and steps; to be called before [`multiply`](Self::multiply) whenever they
+    /// change.
+    unsafe fn shape(rows: usize, steps: usize);
+    /// The sums of a block; those of rows and strips that it lacks are left alone.
+    unsafe fn multiply(block: Block<'_, E>, sums: &mut Sums<E::Wide>);
+    /// Gives the registers back.
+    unsafe fn release();
+    /// 32 rows of 16 elements become 16 rows of 32.
+    unsafe fn transpose(from: *const E, from_row: usize, to: *mut E, to_row: usize);
+}
+
+/// No such unit.
+pub struct NoTiles;
+
+impl<E: Element> Tiles<E> for NoTiles {
+    const PRESENT: bool = false;
+    unsafe fn shape(_: usize, _: usize) {}
+    unsafe fn multiply(_: Block<'_, E>, _: &mut Sums<E::Wide>) {}
+    unsafe fn release() {}
+    unsafe fn transpose(_: *const E, _: usize, _: *mut E, _: usize) {}
+}
+
 /// Instruction sets, from slowest to fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -111,6 +183,8 @@ pub enum Isa {
     Avx512,
     /// x86-64 with AVX-512 F, BW and BF16: the one that multiplies bf16 faster than f32.
     Avx512Bf16,
+    /// The same with AMX: matrix registers for products of bf16.
+    Amx,
 }
 
 impl Isa {
@@ -127,6 +201,9 @@ impl Isa {
             }
             if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16") {
                 all.push(Isa::Avx512Bf16);
+                if super::amx::available() {
+                    all.push(Isa::Amx);
+                }
             }
         }
         all

@@ -5,7 +5,8 @@ use std::mem::transmute;
 
 use half::bf16;
 
-use super::vocabulary::{Kernel, Simd};
+use super::amx::Amx;
+use super::vocabulary::{Kernel, NoTiles, Simd, Tiles};
 
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn avx2<K: Kernel<f32>>(kernel: K) -> K::Output {
@@ -22,15 +23,29 @@ pub unsafe fn avx512<K: Kernel<f32>>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn avx512_bf16<K: Kernel<bf16>>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function.
-    unsafe { kernel.run::<Avx512Bf16>() }
+    unsafe { kernel.run::<Avx512Bf16<NoTiles>>() }
+}
+
+/// The same with AMX, whose instructions the compiler doesn't choose itself.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn amx<K: Kernel<bf16>>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled for this function; the caller saw AMX.
+    unsafe { kernel.run::<Avx512Bf16<Amx>>() }
 }
 
 #[derive(Clone, Copy)]
 pub struct Avx2;
 #[derive(Clone, Copy)]
 pub struct Avx512;
-#[derive(Clone, Copy)]
-pub struct Avx512Bf16;
+/// With or without [`Tiles`].
+pub struct Avx512Bf16<T>(std::marker::PhantomData<T>);
+
+impl<T> Clone for Avx512Bf16<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Avx512Bf16<T> {}
 
 /// One function that passes its arguments on.
 macro_rules! pass {
@@ -52,6 +67,7 @@ macro_rules! simd {
             type W = Self;
             type V = $v;
             type B = $v;
+            type T = NoTiles;
             const LANES: usize = $lanes;
             const ROWS: usize = $rows;
             pass!(load(p: *const f32) -> $v = $load);
@@ -131,11 +147,12 @@ const INTERLEAVE: [u16; 32] = {
     order
 };
 
-impl Simd for Avx512Bf16 {
+impl<T: Tiles<bf16> + Send + Sync + 'static> Simd for Avx512Bf16<T> {
     type E = bf16;
     type W = Avx512;
     type V = __m512;
     type B = __m512bh;
+    type T = T;
     const LANES: usize = 16;
     const ROWS: usize = 12;
     #[inline(always)]

@@ -160,7 +160,7 @@ pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
         let ms = match graph.nodes[..] {
             [Node::Conv { shape, .. }] => {
                 let direct = dtype == Dtype::F32Direct;
-                let algorithm = if direct { Algorithm::Direct } else { shape.algorithm() };
+                let algorithm = if direct { Algorithm::Direct } else { peak::algorithm(isa, numbers, &shape) };
                 let mut convolution = peak::convolution(isa, numbers, shape, algorithm, batch);
                 median_ms(repeats, || {
                     convolution();

@@ -1,0 +1,174 @@
+//! Both gradients on a processor with matrix registers.
+//!
+//! The weight's gradient is a sum over pixels, and a tile wants what it sums over side by side: so the padded input is transposed.
+//! Its rows then run over all pixels of a few images, and a tap of the kernel is a shift along the row. The output's gradient
+//! stands at the padded pixel that its patch begins with and is zero everywhere else.
+
+use super::backward::input_gradient;
+use super::image::{Padded, copy_padded};
+use crate::gemm::{Lhs, Out, Rhs, STRIP, WHOLE, gemm, padded};
+use crate::operand::{GradientReader, InputReader, store_channels};
+use crate::simd::{Element, Simd, TILE, Tiles};
+use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
+
+/// Pixels that [`Tiles::transpose`] takes at a time, a chunk of the sum.
+const PIXELS: usize = 2 * TILE;
+/// Pixels of one product: what it reads of both operands stays in the first cache for all taps.
+const AT_A_TIME: usize = 16 * PIXELS;
+/// Pixels of the images that go through together.
+const ENOUGH: usize = 1024;
+
+/// Small images go together, so that their sums are long.
+pub fn images_per_chunk(s: &ConvShape) -> usize {
+    let pad = Padded::input::<f32>(s);
+    (ENOUGH / (pad.h * pad.w)).max(1)
+}
+
+/// Lengths of the buffers for a chunk of images.
+struct Sizes {
+    /// The padded input of one image, with blank pixels behind it.
+    input: usize,
+    /// A row of the transposed input.
+    row: usize,
+    transposed: usize,
+    /// Pixels of the gradient, whole chunks.
+    pixels: usize,
+    /// The gradient at these pixels, pixel by pixel; the same in pairs of pixels.
+    spread: usize,
+    /// The bordered gradient of one image.
+    bordered: usize,
+}
+
+impl Sizes {
+    fn new<E: Element>(s: &ConvShape, images: usize) -> Sizes {
+        let pad = Padded::input::<E>(s);
+        let image = pad.h * pad.w;
+        let row = images * image + 2 * PIXELS;
+        let last = (images - 1) * image + ((s.out_h() - 1) * pad.w + s.out_w() - 1) * s.stride;
+        let pixels = (last + 1).next_multiple_of(PIXELS);
+        Sizes {
+            input: (image.next_multiple_of(PIXELS) + PIXELS) * pad.ld + 2 * STRIP,
+            row,
+            transposed: padded(s.c_in) * row,
+            pixels,
+            spread: pixels * padded(s.c_out),
+            bordered: Padded::gradient::<E>(s).len(),
+        }
+    }
+}
+
+/// Scratch that [`backward`] needs.
+pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
+    let z = Sizes::new::<E>(s, images_per_chunk(s));
+    let row = (s.w.div_ceil(s.stride) + 1) * padded(s.c_in);
+    ScratchLen { stored: z.input + z.transposed + 2 * z.spread + z.bordered, wide: row, segments: s.k }
+}
+
+/// Both gradients of the images of one chunk; the weights' is added to `task.dw` as (k, k, c_in, padded c_out).
+///
+/// # Safety
+/// The processor has `S`; the buffers have the sizes that `task` promises.
+#[inline(always)]
+pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
+    let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
+    let Scratch { stored, wide: products, segments } = scratch;
+    let pad = Padded::input::<S::E>(s);
+    let (image_len, z) = (pad.h * pad.w, Sizes::new::<S::E>(s, images.len()));
+    let (image_in, stored) = stored.split_at_mut(z.input);
+    let (transposed, stored) = stored.split_at_mut(z.transposed);
+    let (spread, stored) = stored.split_at_mut(z.spread);
+    let (paired, stored) = stored.split_at_mut(z.spread);
+    let bordered = &mut stored[..z.bordered];
+    let x = InputReader::new(input, s.c_in);
+    let g = GradientReader::new(gradient, s.c_out);
+    let (last, ldo) = (images.len() - 1, padded(s.c_out));
+    spread.fill(S::E::default());
+    for (local, image) in images.enumerate() {
+        // SAFETY: images within the activation; every product's operands lie in the scratch.
+        unsafe {
+            copy_padded::<S, S>(s, &x, image, image_in, pad, 0..pad.h);
+            let pixels = image_len.next_multiple_of(PIXELS) + if local == last { PIXELS } else { 0 };
+            for c in (0..s.c_in).step_by(STRIP) {
+                for p in (0..pixels).step_by(PIXELS) {
+                    let to = transposed[c * z.row + local * image_len + p..].as_mut_ptr();
+                    S::T::transpose(image_in[p * pad.ld + c..].as_ptr(), pad.ld, to, z.row);
+                }
+            }
+            let to = &mut spread[local * image_len * ldo..];
+            copy_gradient::<S>(s, &g, image, to, dx.is_some().then_some(&mut *bordered));
+            if let Some((dx, accumulate)) = &mut dx {
+                let dx = &mut dx[local * s.input_len()..][..s.input_len()];
+                let weights = packed.backward.as_slice();
+                input_gradient::<S>(s, bordered, weights, segments, products, dx, *accumulate);
+            }
+        }
+    }
+    // SAFETY: both hold the same pixels of the same channels.
+    unsafe { pair::<S>(spread, paired, ldo) };
+    for first in (0..z.pixels).step_by(AT_A_TIME) {
+        let count = AT_A_TIME.min(z.pixels - first);
+        for (tap, dw) in dw.chunks_exact_mut(s.c_in * ldo).enumerate() {
+            let a = transposed[first + tap / s.k * pad.w + tap % s.k..].as_ptr();
+            // SAFETY: a row has as many elements behind its last pixel as a tap shifts and a chunk fills up.
+            unsafe {
+                gemm::<S>(
+                    s.c_in,
+                    ldo,
+                    count / S::E::DEPTH,
+                    Lhs { data: a, row: z.row, col: S::E::DEPTH, segments: WHOLE },
+                    Rhs { data: paired[first * STRIP..].as_ptr(), row: STRIP * S::E::DEPTH, strip: z.pixels * STRIP },
+                    Out { data: dw.as_mut_ptr(), row: ldo, accumulate: true },
+                );
+            }
+        }
+    }
+}
+
+/// The gradient of one image, each pixel at the first pixel of its patch and, if asked for, bordered.
+#[inline(always)]
+unsafe fn copy_gradient<S: Simd>(
+    s: &ConvShape,
+    g: &GradientReader<'_, S::E>,
+    image: usize,
+    spread: &mut [S::E],
+    mut bordered: Option<&mut [S::E]>,
+) {
+    let (ldo, pitch, pad) = (padded(s.c_out), Padded::input::<S::E>(s).w, Padded::gradient::<S::E>(s));
+    if let Some(to) = &mut bordered {
+        to.fill(S::E::default());
+    }
+    for y in 0..s.out_h() {
+        for x in 0..s.out_w() {
+            let from = ((image * s.out_h() + y) * s.out_w() + x) * s.c_out;
+            let to = spread[(y * pitch + x) * s.stride * ldo..][..ldo].as_mut_ptr();
+            for c in (0..s.c_out).step_by(S::LANES) {
+                // SAFETY: c < c_out; both targets hold the pixel.
+                unsafe {
+                    let v = g.load::<S>(from, c);
+                    S::store(to.add(c), v);
+                    if let Some(to) = &mut bordered {
+                        let to = &mut to[pad.at(y + pad.border, x + pad.border)..][..pad.ld];
+                        store_channels::<S>(to.as_mut_ptr(), c, pad.ld, v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pixels of `ld` channels become strips of channels, in which two pixels lie side by side.
+#[inline(always)]
+unsafe fn pair<S: Simd>(from: &[S::E], to: &mut [S::E], ld: usize) {
+    let pixels = from.len() / ld;
+    for (strip, to) in to.chunks_exact_mut(pixels * STRIP).enumerate() {
+        for (i, to) in to.chunks_exact_mut(2 * STRIP).enumerate() {
+            for c in (0..STRIP).step_by(S::LANES) {
+                // SAFETY: two pixels' vectors are read, and a pair of them written.
+                unsafe {
+                    let pixel = |j: usize| S::load(from[(2 * i + j) * ld + strip * STRIP + c..].as_ptr());
+                    S::store_operand(to.as_mut_ptr().add(2 * c), [pixel(0), pixel(1)]);
+                }
+            }
+        }
+    }
+}
