@@ -9,7 +9,7 @@ use crate::batch_norm::{self, NormSums};
 use crate::gemm::padded;
 use crate::operand::{After, Gradient, Input};
 use crate::runtime::Runtime;
-use crate::simd::{Element, Isa, Kernel, Simd};
+use crate::simd::{Element, Isa, Kernel, Simd, Tiles};
 pub use crate::task::{Algorithm, ConvShape};
 use crate::task::{Backward, Forward, Scratch, Sides};
 use crate::{direct, winograd};
@@ -71,6 +71,7 @@ impl<E: Element> Kernel<E> for RunForward<'_, E> {
                 RunForward::Winograd(task) => winograd::forward::<S>(task),
                 RunForward::Direct(task) => direct::forward::<S>(task),
             }
+            S::T::release();
         }
     }
 }
@@ -90,6 +91,7 @@ impl<E: Element> Kernel<E> for RunBackward<'_, E> {
                 RunBackward::Winograd(task) => winograd::backward::<S>(task),
                 RunBackward::Direct(task) => direct::backward::<S>(task),
             }
+            S::T::release();
         }
     }
 }
@@ -223,9 +225,10 @@ pub fn backward<E: Element>(
         assert_eq!(s.out.len(), n * 2 * shape.c_in);
     }
     let per_task = packed.images_per_chunk(runtime.isa, shape);
+    // The definition adds to the group's gradient itself.
     let (scratch_len, accumulator_len) = match packed {
         Packed::Winograd(_) => (winograd::backward_scratch(shape, per_task), winograd::accumulator_len(shape)),
-        Packed::Direct(_) => (direct::backward_scratch::<E>(runtime.isa, shape), direct::accumulator_len(shape)),
+        Packed::Direct(_) => (direct::backward_scratch::<E>(runtime.isa, shape), 0),
     };
     let gradient_len = shape.k * shape.k * shape.c_in * padded(shape.c_out);
     let chunks = n.div_ceil(per_task);
@@ -251,7 +254,8 @@ pub fn backward<E: Element>(
         .zip(sum_out.par_chunks_mut(per_group * sum_len))
         .enumerate()
         .for_each(|(group, ((partial, dx), sum_out))| {
-            let mut dw = runtime.take_wide(accumulator_len);
+            let mut accumulator = runtime.take_wide(accumulator_len);
+            let dw = if accumulator_len > 0 { &mut accumulator[..] } else { &mut *partial };
             dw.fill(E::Wide::default());
             let (mut stored, mut wide) = (runtime.take(scratch_len.stored), runtime.take_wide(scratch_len.wide));
             let mut segments = vec![0; scratch_len.segments];
@@ -294,13 +298,12 @@ pub fn backward<E: Element>(
                     }
                 }
             }
-            match packed {
-                Packed::Winograd(_) => winograd::fold(runtime.isa, shape, &dw, partial),
-                Packed::Direct(_) => partial.copy_from_slice(&dw),
+            if let Packed::Winograd(_) = packed {
+                winograd::fold(runtime.isa, shape, &accumulator, partial);
             }
             runtime.give(stored);
             runtime.give_wide(wide);
-            runtime.give_wide(dw);
+            runtime.give_wide(accumulator);
         });
     let mut total = runtime.take_wide(gradient_len);
     sum_groups(&partial, &mut total);

@@ -14,7 +14,7 @@ mod image;
 mod tiled;
 mod weights;
 
-pub use backward::{accumulator_len, backward};
+pub use backward::backward;
 pub use forward::{forward, forward_scratch};
 pub use weights::pack;
 

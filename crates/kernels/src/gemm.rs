@@ -8,7 +8,9 @@
 //! leaves the order of every sum fixed. Each element of `C` is summed over `k` in order, so a row's
 //! bits do not depend on how many rows it is computed with.
 
-use crate::simd::{Block, Element, Simd, Sums, TILE, Tiles, Wide};
+use std::mem::MaybeUninit;
+
+use crate::simd::{Block, Element, Simd, TILE, Tiles, Wide};
 
 /// Columns a strip: channels are padded to a multiple of this in all scratch matrices, so that no
 /// product has a ragged edge.
@@ -86,6 +88,11 @@ pub struct Out<E> {
 pub trait Target<S: Simd>: Copy {
     /// Whether to begin with what is there.
     fn accumulates(self) -> bool;
+    /// The matrix that the sums may be written to without asking; what has none doesn't accumulate.
+    #[inline(always)]
+    fn memory(self) -> Option<Out<Wide<S>>> {
+        None
+    }
     /// Which of the target's rows is row `i` of the product; none where it is nothing.
     #[inline(always)]
     fn row(self, i: usize) -> Option<usize> {
@@ -107,6 +114,10 @@ impl<S: Simd> Target<S> for Out<Wide<S>> {
     #[inline(always)]
     fn accumulates(self) -> bool {
         self.accumulate
+    }
+    #[inline(always)]
+    fn memory(self) -> Option<Out<Wide<S>>> {
+        Some(self)
     }
     #[inline(always)]
     unsafe fn load(self, i: usize, j: usize) -> S::V {
@@ -146,62 +157,54 @@ pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: R
     }
 }
 
+/// Sums of a block that its target can't take from the tiles themselves.
+#[repr(C, align(64))]
+struct Sums<W>([[W; 2 * TILE]; 2 * TILE]);
+
 /// The same by blocks of tiles. Steps that fill no tile are a second pass, so that nothing beyond the operands is read.
 #[inline(always)]
 unsafe fn on_tiles<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: impl Target<S>) {
-    let mut sums = Sums([[Wide::<S>::default(); 2 * TILE]; 2 * TILE]);
-    let mut shape = [0; 2];
+    let mut sums = MaybeUninit::<Sums<Wide<S>>>::uninit();
+    let sums: *mut Wide<S> = sums.as_mut_ptr().cast();
     for j in (0..n).step_by(2 * STRIP) {
         let strips = ((n - j) / STRIP).min(2);
         let columns = [0, strips - 1].map(|strip| b.data.wrapping_add((j / STRIP + strip) * b.strip));
         for i in (0..m).step_by(2 * TILE) {
             let rows = (m - i).min(2 * TILE);
+            let memory = c.memory();
+            let (to, c_row) = memory.map_or((sums, 2 * TILE), |c| (c.data.wrapping_add(i * c.row + j), c.row));
             // SAFETY: rows i.. of a and c and columns j.. of b and c, as many as the block has.
             unsafe {
-                if c.accumulates() {
-                    for (r, sums) in sums.0.iter_mut().enumerate().take(rows) {
-                        let Some(row) = c.row(i + r) else { continue };
-                        for column in (0..strips * STRIP).step_by(S::LANES) {
-                            S::W::store(sums.as_mut_ptr().add(column), c.load(row, j + column));
-                        }
-                    }
-                }
                 let mut add = c.accumulates();
                 for (first, chunks, steps) in [(0, k / TILE, TILE), (k - k % TILE, 1, k % TILE)] {
-                    if chunks * steps == 0 {
-                        continue;
+                    if chunks * steps > 0 {
+                        S::T::multiply(Block {
+                            rows,
+                            steps,
+                            a: a.data.add(i * a.row + first * a.col),
+                            a_row: a.row,
+                            segments: a.segments,
+                            chunks,
+                            b: columns.map(|column| column.wrapping_add(first * b.row)),
+                            strips,
+                            b_row: b.row,
+                            b_segment: k * b.row,
+                            c: to,
+                            c_row,
+                            add,
+                        });
+                        add = true;
                     }
-                    if shape != [rows, steps] {
-                        S::T::shape(rows, steps);
-                        shape = [rows, steps];
-                    }
-                    let block = Block {
-                        rows,
-                        steps,
-                        a: a.data.add(i * a.row + first * a.col),
-                        a_row: a.row,
-                        segments: a.segments,
-                        chunks,
-                        b: columns.map(|column| column.wrapping_add(first * b.row)),
-                        strips,
-                        b_row: b.row,
-                        b_segment: k * b.row,
-                        add,
-                    };
-                    S::T::multiply(block, &mut sums);
-                    add = true;
                 }
-                for (r, sums) in sums.0.iter().enumerate().take(rows) {
+                for r in 0..if memory.is_some() { 0 } else { rows } {
                     let Some(row) = c.row(i + r) else { continue };
                     for column in (0..strips * STRIP).step_by(S::LANES) {
-                        c.store(row, j + column, S::W::load(sums.as_ptr().add(column)));
+                        c.store(row, j + column, S::W::load(sums.add(r * 2 * TILE + column)));
                     }
                 }
             }
         }
     }
-    // SAFETY: the tiles are there.
-    unsafe { S::T::release() }
 }
 
 /// The largest register tile that fits into `m` rows; returns its number of rows.

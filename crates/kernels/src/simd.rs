@@ -18,7 +18,7 @@ mod x86;
 
 use half::bf16;
 pub use portable::{Portable, PortableBf16};
-pub use vocabulary::{Block, Element, Isa, Kernel, Simd, Sums, TILE, Tiles, Wide};
+pub use vocabulary::{Block, Element, Isa, Kernel, Simd, TILE, Tiles, Wide};
 
 /// What f32 and f64 share: they are computed in as they are.
 macro_rules! itself {

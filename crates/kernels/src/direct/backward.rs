@@ -19,11 +19,6 @@ pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
     }
 }
 
-/// Length of the weight gradient that a group of chunks accumulates: (k, k, c_in, padded c_out).
-pub fn accumulator_len(s: &ConvShape) -> usize {
-    s.k * s.k * s.c_in * padded(s.c_out)
-}
-
 /// Both gradients of the images of one chunk; the weights' is added to `task.dw` as (k, k, c_in, padded c_out).
 ///
 /// # Safety

@@ -111,7 +111,12 @@ pub unsafe fn copy_pixels<S: Simd, T: Simd<V = S::V>>(
 {
     if let (Some(u), true) = (reader.plain(), ld == channels) {
         let from = &u[first * channels..][..to.len()];
-        to.iter_mut().zip(from).for_each(|(to, x)| *to = T::E::narrow(x.widen()));
+        if size_of::<T::E>() == size_of::<S::E>() {
+            // SAFETY: of the types that are computed in as `Wide<S>` no two have the same size; both slices are as long.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().cast(), to.as_mut_ptr(), from.len()) };
+        } else {
+            to.iter_mut().zip(from).for_each(|(to, x)| *to = T::E::narrow(x.widen()));
+        }
         return;
     }
     for (x, pixel) in to.chunks_exact_mut(ld).enumerate() {

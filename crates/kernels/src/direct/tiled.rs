@@ -1,8 +1,10 @@
 //! Both gradients on a processor with matrix registers.
 //!
 //! The weight's gradient is a sum over pixels, and a tile wants what it sums over side by side: so the padded input is transposed.
-//! Its rows then run over all pixels of a few images, and a tap of the kernel is a shift along the row. The output's gradient
-//! stands at the padded pixel that its patch begins with and is zero everywhere else.
+//! Its rows then run over all pixels of a few images. The output's gradient stands at the padded pixel that its patch begins with
+//! and is zero everywhere else; a tap of the kernel is a shift between the two. Rows of tiles that straddle cache lines take
+//! several times as long, so it is the gradient that is shifted, whose pixels lie in pairs, and there is a second copy for odd
+//! shifts.
 
 use super::backward::input_gradient;
 use super::image::{Padded, copy_padded};
@@ -14,7 +16,7 @@ use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
 /// Pixels that [`Tiles::transpose`] takes at a time, a chunk of the sum.
 const PIXELS: usize = 2 * TILE;
 /// Pixels of one product: what it reads of both operands stays in the first cache for all taps.
-const AT_A_TIME: usize = 16 * PIXELS;
+const AT_A_TIME: usize = 8 * PIXELS;
 /// Pixels of the images that go through together.
 const ENOUGH: usize = 1024;
 
@@ -28,12 +30,14 @@ pub fn images_per_chunk(s: &ConvShape) -> usize {
 struct Sizes {
     /// The padded input of one image, with blank pixels behind it.
     input: usize,
-    /// A row of the transposed input.
+    /// A row of the transposed input: an odd number of cache lines.
     row: usize,
     transposed: usize,
-    /// Pixels of the gradient, whole chunks.
+    /// Pixels of the sum, whole chunks.
     pixels: usize,
-    /// The gradient at these pixels, pixel by pixel; the same in pairs of pixels.
+    /// Blank pixels in front of the gradient, as many as a tap shifts at most.
+    before: usize,
+    /// The gradient at these pixels, pixel by pixel or in pairs.
     spread: usize,
     /// The bordered gradient of one image.
     bordered: usize,
@@ -43,15 +47,17 @@ impl Sizes {
     fn new<E: Element>(s: &ConvShape, images: usize) -> Sizes {
         let pad = Padded::input::<E>(s);
         let image = pad.h * pad.w;
-        let row = images * image + 2 * PIXELS;
-        let last = (images - 1) * image + ((s.out_h() - 1) * pad.w + s.out_w() - 1) * s.stride;
-        let pixels = (last + 1).next_multiple_of(PIXELS);
+        let pixels = (images * image).next_multiple_of(PIXELS);
+        let before = ((s.k - 1) * (pad.w + 1)).next_multiple_of(2);
+        let row = ((pixels / PIXELS + 2) | 1) * PIXELS;
         Sizes {
             input: (image.next_multiple_of(PIXELS) + PIXELS) * pad.ld + 2 * STRIP,
             row,
             transposed: padded(s.c_in) * row,
             pixels,
-            spread: pixels * padded(s.c_out),
+            before,
+            // A pixel more, with which the last odd pair ends.
+            spread: (before + pixels + 2) * padded(s.c_out),
             bordered: Padded::gradient::<E>(s).len(),
         }
     }
@@ -61,7 +67,7 @@ impl Sizes {
 pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
     let z = Sizes::new::<E>(s, images_per_chunk(s));
     let row = (s.w.div_ceil(s.stride) + 1) * padded(s.c_in);
-    ScratchLen { stored: z.input + z.transposed + 2 * z.spread + z.bordered, wide: row, segments: s.k }
+    ScratchLen { stored: z.input + z.transposed + 3 * z.spread + z.bordered, wide: row, segments: s.k }
 }
 
 /// Both gradients of the images of one chunk; the weights' is added to `task.dw` as (k, k, c_in, padded c_out).
@@ -77,7 +83,8 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     let (image_in, stored) = stored.split_at_mut(z.input);
     let (transposed, stored) = stored.split_at_mut(z.transposed);
     let (spread, stored) = stored.split_at_mut(z.spread);
-    let (paired, stored) = stored.split_at_mut(z.spread);
+    let (even, stored) = stored.split_at_mut(z.spread);
+    let (odd, stored) = stored.split_at_mut(z.spread);
     let bordered = &mut stored[..z.bordered];
     let x = InputReader::new(input, s.c_in);
     let g = GradientReader::new(gradient, s.c_out);
@@ -94,7 +101,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                     S::T::transpose(image_in[p * pad.ld + c..].as_ptr(), pad.ld, to, z.row);
                 }
             }
-            let to = &mut spread[local * image_len * ldo..];
+            let to = &mut spread[(z.before + local * image_len) * ldo..];
             copy_gradient::<S>(s, &g, image, to, dx.is_some().then_some(&mut *bordered));
             if let Some((dx, accumulate)) = &mut dx {
                 let dx = &mut dx[local * s.input_len()..][..s.input_len()];
@@ -103,22 +110,32 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
             }
         }
     }
-    // SAFETY: both hold the same pixels of the same channels.
-    unsafe { pair::<S>(spread, paired, ldo) };
+    // SAFETY: all hold the same pixels of the same channels.
+    unsafe { pair::<S>(spread, even, odd, ldo) };
+    let strip = z.spread / ldo * STRIP;
     for first in (0..z.pixels).step_by(AT_A_TIME) {
         let count = AT_A_TIME.min(z.pixels - first);
-        for (tap, dw) in dw.chunks_exact_mut(s.c_in * ldo).enumerate() {
-            let a = transposed[first + tap / s.k * pad.w + tap % s.k..].as_ptr();
-            // SAFETY: a row has as many elements behind its last pixel as a tap shifts and a chunk fills up.
-            unsafe {
-                gemm::<S>(
-                    s.c_in,
-                    ldo,
-                    count / S::E::DEPTH,
-                    Lhs { data: a, row: z.row, col: S::E::DEPTH, segments: WHOLE },
-                    Rhs { data: paired[first * STRIP..].as_ptr(), row: STRIP * S::E::DEPTH, strip: z.pixels * STRIP },
-                    Out { data: dw.as_mut_ptr(), row: ldo, accumulate: true },
-                );
+        // What a block of channels reads of the transposed input lies apart: it is read for all taps and outputs while it is near.
+        for c in (0..s.c_in).step_by(2 * TILE) {
+            for (tap, dw) in dw.chunks_exact_mut(s.c_in * ldo).enumerate() {
+                let at = z.before + first - (tap / s.k * pad.w + tap % s.k);
+                let pairs = if at.is_multiple_of(2) { &*even } else { &*odd };
+                // SAFETY: before and behind the gradient's pixels there are as many as a tap shifts.
+                unsafe {
+                    gemm::<S>(
+                        (s.c_in - c).min(2 * TILE),
+                        ldo,
+                        count / S::E::DEPTH,
+                        Lhs {
+                            data: transposed[c * z.row + first..].as_ptr(),
+                            row: z.row,
+                            col: S::E::DEPTH,
+                            segments: WHOLE,
+                        },
+                        Rhs { data: pairs[at / 2 * 2 * STRIP..].as_ptr(), row: STRIP * S::E::DEPTH, strip },
+                        Out { data: dw[c * ldo..].as_mut_ptr(), row: ldo, accumulate: true },
+                    );
+                }
             }
         }
     }
@@ -156,17 +173,25 @@ unsafe fn copy_gradient<S: Simd>(
     }
 }
 
-/// Pixels of `ld` channels become strips of channels, in which two pixels lie side by side.
+/// Pixels of `ld` channels become strips of channels, in which two pixels lie side by side: the first and the second, and so on;
+/// the second and the third, and so on.
 #[inline(always)]
-unsafe fn pair<S: Simd>(from: &[S::E], to: &mut [S::E], ld: usize) {
+unsafe fn pair<S: Simd>(from: &[S::E], even: &mut [S::E], odd: &mut [S::E], ld: usize) {
     let pixels = from.len() / ld;
-    for (strip, to) in to.chunks_exact_mut(pixels * STRIP).enumerate() {
-        for (i, to) in to.chunks_exact_mut(2 * STRIP).enumerate() {
-            for c in (0..STRIP).step_by(S::LANES) {
-                // SAFETY: two pixels' vectors are read, and a pair of them written.
-                unsafe {
-                    let pixel = |j: usize| S::load(from[(2 * i + j) * ld + strip * STRIP + c..].as_ptr());
-                    S::store_operand(to.as_mut_ptr().add(2 * c), [pixel(0), pixel(1)]);
+    let strips = even.chunks_exact_mut(pixels * STRIP).zip(odd.chunks_exact_mut(pixels * STRIP));
+    for (strip, (even, odd)) in strips.enumerate() {
+        for c in (0..STRIP).step_by(S::LANES) {
+            let pixel = |i: usize| from[i * ld + strip * STRIP + c..].as_ptr();
+            // SAFETY: pixels' vectors are read, and pairs of them written.
+            unsafe {
+                let mut next = S::load(pixel(0));
+                for i in 0..pixels / 2 {
+                    let first = next;
+                    let second = S::load(pixel(2 * i + 1));
+                    // What would follow the last pixel is never read.
+                    next = S::load(pixel((2 * i + 2).min(pixels - 1)));
+                    S::store_operand(even[i * 2 * STRIP + 2 * c..].as_mut_ptr(), [first, second]);
+                    S::store_operand(odd[i * 2 * STRIP + 2 * c..].as_mut_ptr(), [second, next]);
                 }
             }
         }

@@ -5,11 +5,12 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::vocabulary::{Block, Sums, TILE, Tiles};
+use super::vocabulary::{Block, TILE, Tiles};
 
 /// Whether the processor has AMX for bf16, and the system lets this process use it. Asks for it, once.
 pub fn available() -> bool {
@@ -64,23 +65,26 @@ struct Arguments {
     b_chunk: usize,
     b_segment: usize,
     count: usize,
-    sums: *mut f32,
+    c: [*mut f32; 2],
+    c_row: usize,
     add: usize,
 }
 
-/// A row of the sums.
-const ROW: usize = 2 * TILE * size_of::<f32>();
+thread_local! {
+    /// Rows and steps of the blocks that the thread's tiles have the shape for: giving them another costs as much as four chunks.
+    static SHAPE: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
+}
 
 /// A block of `$first` and, in brackets, what the further tiles add to each part.
 macro_rules! block {
     ($arguments:expr, $a_row:expr, $b_row:expr, $segments:expr, [$($load:literal)*], [$($zero:literal)*],
      [$($step:literal)*], [$($store:literal)*]) => {
         asm!(
-            "cmp qword ptr [{g} + 72], 0",
+            "cmp qword ptr [{g} + 88], 0",
             "je 3f",
             "mov {p}, [{g} + 64]",
-            "lea {q}, [{p} + 16 * {row}]",
-            "mov {n}, {row}",
+            "mov {q}, [{g} + 72]",
+            "mov {n}, [{g} + 80]",
             $($load,)*
             "jmp 4f",
             "3:",
@@ -111,15 +115,30 @@ macro_rules! block {
             "dec qword ptr [{g} + 56]",
             "jnz 4b",
             "mov {p}, [{g} + 64]",
-            "lea {q}, [{p} + 16 * {row}]",
-            "mov {n}, {row}",
+            "mov {q}, [{g} + 72]",
+            "mov {n}, [{g} + 80]",
             $($store,)*
             g = in(reg) $arguments, a = in(reg) $a_row, b = in(reg) $b_row, segments = inout(reg) $segments => _,
-            p = out(reg) _, q = out(reg) _, r = out(reg) _, s = out(reg) _, n = out(reg) _, row = const ROW,
+            p = out(reg) _, q = out(reg) _, r = out(reg) _, s = out(reg) _, n = out(reg) _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             out("tmm7") _, options(nostack),
         )
     };
+}
+
+/// Gives the thread's tiles the shape for blocks of these rows and steps.
+#[cold]
+#[inline(never)]
+fn shape(rows: usize, steps: usize) {
+    let mut to = Configuration { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+    let (first, second) = (rows.min(TILE), rows.saturating_sub(TILE));
+    let tiles = [(first, 64), (first, 64), (second, 64), (second, 64), (first, 4 * steps), (second, 4 * steps)];
+    for (i, (rows, bytes)) in tiles.into_iter().chain([(steps, 64); 2]).enumerate().filter(|(_, t)| t.0 > 0) {
+        (to.rows[i], to.bytes[i]) = (rows as u8, bytes as u16);
+    }
+    // SAFETY: reads the 64 bytes of `to`, which describe tiles that the processor has; the tiles' content is lost.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &to, options(nostack, readonly)) }
+    SHAPE.set([rows, steps]);
 }
 
 /// The unit.
@@ -129,20 +148,11 @@ impl Tiles<bf16> for Amx {
     const PRESENT: bool = true;
 
     #[inline(always)]
-    unsafe fn shape(rows: usize, steps: usize) {
-        let mut to = Configuration { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-        let (first, second) = (rows.min(TILE), rows.saturating_sub(TILE));
-        let tiles = [(first, 64), (first, 64), (second, 64), (second, 64), (first, 4 * steps), (second, 4 * steps)];
-        for (i, (rows, bytes)) in tiles.into_iter().chain([(steps, 64); 2]).enumerate().filter(|(_, t)| t.0 > 0) {
-            (to.rows[i], to.bytes[i]) = (rows as u8, bytes as u16);
+    unsafe fn multiply(block: Block<'_, bf16>) {
+        let Block { rows, steps, a, a_row, segments, chunks, b, strips, b_row, b_segment, c, c_row, add } = block;
+        if SHAPE.get() != [rows, steps] {
+            shape(rows, steps);
         }
-        // SAFETY: reads the 64 bytes of `to`, which describe tiles that the processor has; the tiles' content is lost.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &to, options(nostack, readonly)) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(block: Block<'_, bf16>, sums: &mut Sums<f32>) {
-        let Block { rows, a, a_row, segments, chunks, b, strips, b_row, b_segment, add, .. } = block;
         let mut arguments = Arguments {
             a: [a, a.wrapping_add(TILE * a_row)],
             b,
@@ -150,7 +160,8 @@ impl Tiles<bf16> for Amx {
             b_chunk: 2 * TILE * b_row,
             b_segment: 2 * b_segment,
             count: segments.len(),
-            sums: sums.0.as_mut_ptr().cast(),
+            c: [c, c.wrapping_add(TILE * c_row)],
+            c_row: 4 * c_row,
             add: usize::from(add),
         };
         let (g, a, b, s) = (&raw mut arguments, 2 * a_row, 2 * b_row, segments.as_ptr());
@@ -199,6 +210,7 @@ impl Tiles<bf16> for Amx {
     unsafe fn release() {
         // SAFETY: nothing is left in the tiles that anyone reads.
         unsafe { asm!("tilerelease", options(nomem, nostack)) }
+        SHAPE.set([0; 2]);
     }
 
     /// Pairs of rows become 32-bit columns, of which 16 by 16 are transposed.

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::vocabulary::{Block, Element, NoTiles, Simd, Sums, Tiles};
+use super::vocabulary::{Block, Element, NoTiles, Simd, Tiles};
 
 /// Vectors of eight scalars that are computed in as they are stored.
 #[derive(Clone, Copy)]
@@ -131,23 +131,23 @@ pub struct PlainTiles;
 
 impl Tiles<bf16> for PlainTiles {
     const PRESENT: bool = true;
-    unsafe fn shape(_: usize, _: usize) {}
-    unsafe fn multiply(block: Block<'_, bf16>, sums: &mut Sums<f32>) {
-        let Block { rows, steps, a, a_row, segments, chunks, b, strips, b_row, b_segment, add } = block;
-        for (i, row) in sums.0.iter_mut().enumerate().take(rows) {
-            for (j, sum) in row.iter_mut().enumerate().take(strips * 16) {
-                let mut total = if add { *sum } else { 0.0 };
-                for (segment, start) in segments.iter().enumerate() {
-                    for p in 0..chunks * steps {
-                        // SAFETY: the block's own elements.
-                        unsafe {
+    unsafe fn multiply(block: Block<'_, bf16>) {
+        let Block { rows, steps, a, a_row, segments, chunks, b, strips, b_row, b_segment, c, c_row, add } = block;
+        for i in 0..rows {
+            for j in 0..strips * 16 {
+                // SAFETY: the block's own elements.
+                unsafe {
+                    let sum = c.add(i * c_row + j);
+                    let mut total = if add { *sum } else { 0.0 };
+                    for (segment, start) in segments.iter().enumerate() {
+                        for p in 0..chunks * steps {
                             let x = a.add(start + i * a_row + 2 * p);
                             let y = b[j / 16].add(segment * b_segment + p * b_row + j % 16 * 2);
                             total += (*x).to_f32() * (*y).to_f32() + (*x.add(1)).to_f32() * (*y.add(1)).to_f32();
                         }
                     }
+                    *sum = total;
                 }
-                *sum = total;
             }
         }
     }

@@ -110,15 +110,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
 /// Rows and steps of the sum that a tile holds, and steps of a chunk.
 pub const TILE: usize = 16;
 
-/// Sums of a block: two tiles by two, row by row.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Sums<W>(pub [[W; 2 * TILE]; 2 * TILE]);
-
 /// What a block of a product reads: `rows` (32 at most) of A and one or two strips of B's columns, in `segments` of `chunks` times
 /// `steps` (16 at most) steps of the sum. All distances in elements.
 #[derive(Clone, Copy)]
-pub struct Block<'a, E> {
+pub struct Block<'a, E: Element> {
     /// Rows of the block.
     pub rows: usize,
     /// Steps of a chunk.
@@ -139,6 +134,10 @@ pub struct Block<'a, E> {
     pub b_row: usize,
     /// Distance of two segments of B.
     pub b_segment: usize,
+    /// First of the sums.
+    pub c: *mut E::Wide,
+    /// Distance of two rows of sums.
+    pub c_row: usize,
     /// Add to the sums that are there, or begin with 0.
     pub add: bool,
 }
@@ -150,12 +149,9 @@ pub struct Block<'a, E> {
 pub trait Tiles<E: Element> {
     /// Whether there is one.
     const PRESENT: bool;
-    /// Shapes the registers for blocks with these rows and steps; to be called before [`multiply`](Self::multiply) whenever they
-    /// change.
-    unsafe fn shape(rows: usize, steps: usize);
-    /// The sums of a block; those of rows and strips that it lacks are left alone.
-    unsafe fn multiply(block: Block<'_, E>, sums: &mut Sums<E::Wide>);
-    /// Gives the registers back.
+    /// The sums of a block.
+    unsafe fn multiply(block: Block<'_, E>);
+    /// Gives the registers back, at the end of a task.
     unsafe fn release();
     /// 32 rows of 16 elements become 16 rows of 32.
     unsafe fn transpose(from: *const E, from_row: usize, to: *mut E, to_row: usize);
@@ -166,8 +162,7 @@ pub struct NoTiles;
 
 impl<E: Element> Tiles<E> for NoTiles {
     const PRESENT: bool = false;
-    unsafe fn shape(_: usize, _: usize) {}
-    unsafe fn multiply(_: Block<'_, E>, _: &mut Sums<E::Wide>) {}
+    unsafe fn multiply(_: Block<'_, E>) {}
     unsafe fn release() {}
     unsafe fn transpose(_: *const E, _: usize, _: *mut E, _: usize) {}
 }
