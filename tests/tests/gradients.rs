@@ -52,6 +52,9 @@ fn map_distances() {
     check("all_class_pooled", &t(&[N, CLASSES, 5, 4], 5), |m| {
         distance::all_class_pooled(m, &t(&[N, CLASSES, 4, 4], 6))
     });
+    check("region_kl", &t(&[N, CLASSES, 8, 6], 5), |m| {
+        distance::region_kl(m, &(t(&[N, CLASSES, 8, 6], 6) * 9.0)?, &labels(), 4.0)
+    });
     check("attention", &t(&[N, K, 4, 4], 7), |a| {
         terms::attention_transfer(&[attention_map(a)?], &[attention_map(&t(&[N, K, 4, 4], 8))?])
     });

@@ -196,6 +196,62 @@ fn launchers_share() -> Result<()> {
     Ok(())
 }
 
+/// Jobs of a cluster, here played by a script that runs each as it is submitted: what is missing is done, the table is printed.
+#[test]
+#[cfg(unix)]
+fn a_cluster_does_what_is_missing() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new()?;
+    let bin = lab.path("bin");
+    std::fs::create_dir(&bin)?;
+    let sbatch = "#!/bin/sh
+        dir=$(dirname \"$0\")
+        echo \"$@\" >> \"$dir/calls\"
+        last=0; output=/dev/null
+        for word; do
+            case $word in --array=*) last=${word#--array=0-}; last=${last%\\%*};; esac
+            script=$word
+        done
+        for task in $(seq 0 $last); do
+            SLURM_ARRAY_TASK_ID=$task sh \"$script\" >> \"$dir/said\" 2>&1
+        done
+        wc -l < \"$dir/calls\" | tr -d ' '
+    ";
+    let script = Path::new(&bin).join("sbatch");
+    std::fs::write(&script, sbatch)?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    let path = format!("{bin}:{}", std::env::var("PATH")?);
+    let submit = |out: &str, more: &[&str]| -> Result<Value> {
+        let arguments = lab.arguments(out, &[&["--launcher", "slurm", "--threads", "1"], more].concat());
+        let mut command = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let output = command.env("PATH", &path).output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout)?;
+        Ok(serde_json::from_str(lines.lines().last().context("JSON")?)?)
+    };
+    // A name that a shell would take apart.
+    let out = "it's a grid";
+    lab.ablate(out, &["--run", "a/ce-none/s0"]).json();
+    let sets = ["--block", "a", "--seeds", "0..1"];
+    let jobs = submit(out, &[&sets[..], &["--jobs", "3", "--sbatch=--partition=all"]].concat())?;
+    assert_eq!(jobs["jobs"], serde_json::json!({ "caches": "1", "runs": "2", "table": "3" }));
+    assert_eq!((&jobs["cells_done"], &jobs["cells_total"]), (&1.into(), &4.into()));
+    let calls = std::fs::read_to_string(Path::new(&bin).join("calls"))?;
+    let array = calls.lines().nth(1).context("three calls")?;
+    for word in
+        ["--array=0-2%3", "--dependency=afterok:1", "--cpus-per-task=1", "--partition=all", "--signal=B:TERM@120"]
+    {
+        assert!(array.contains(word), "{word} in: {array}");
+    }
+    let said = std::fs::read_to_string(Path::new(&bin).join("said"))?;
+    assert_eq!(lab.ablate("whole", &sets).json()["cells_done"], 4);
+    assert!(lab.weights(out)? == lab.weights("whole")?, "{said}");
+    assert!(said.contains("kd-shap"), "the table: {said}");
+    assert!(submit(out, &sets)?["jobs"].is_null());
+    lab.ablate(out, &["--run", "a/ce-nine/s0"]).assert_fails(1, &["a/ce-nine/s0", "did you mean \"a/ce-none/s0\""]);
+    Ok(())
+}
+
 /// Ctrl-C stops the runs with their states saved; the same command goes on.
 #[test]
 #[cfg(unix)]

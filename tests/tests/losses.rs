@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use testkit::{assert_close, values};
 use trainer::checkpoint::File;
 use trainer::config::Optim;
+use trainer::distill::distance::region_kl;
 use trainer::distill::optimizers;
 use trainer::distill::terms::{self, Decoupled, Relations};
 
@@ -64,6 +65,33 @@ fn terms_and_their_gradients_are_pytorchs() -> Result<()> {
         }
     }
     assert_eq!(compared, 9 * 2 * 6);
+    Ok(())
+}
+
+#[test]
+fn divergence_in_regions_is_pytorchs() -> Result<()> {
+    let file = fixture("losses.safetensors")?;
+    let mut compared = 0;
+    for case in 0.. {
+        let key = format!("case{case}");
+        let Ok(labels) = file.integers(&format!("{key}.labels"), 1000) else { break };
+        if file.f64(&format!("{key}.region_kl")).is_err() {
+            continue;
+        }
+        let labels = Tensor::new(labels, &Device::Cpu)?;
+        for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 1e-4)] {
+            let student = Var::from_tensor(&tensor(&file, &format!("{key}.student_maps"), dtype)?)?;
+            let teacher = tensor(&file, &format!("{key}.teacher_maps"), dtype)?;
+            let term = region_kl(student.as_tensor(), &teacher, &labels, 4.0)?;
+            assert_close(&key, &values(&term)?, &file.f64(&format!("{key}.region_kl"))?, tolerance);
+            let expected = file.f64(&format!("{key}.region_kl.grad"))?;
+            let grads = term.backward()?;
+            let found = grads.get(student.as_tensor()).map_or(Ok(vec![0.0; expected.len()]), values)?;
+            assert_close(&format!("{key}, {dtype:?}, gradient"), &found, &expected, tolerance);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 6 * 2);
     Ok(())
 }
 

@@ -229,8 +229,12 @@ fn cached_signals_change_nothing() -> Result<()> {
     assert!(std::fs::read(&files[1])? == kept[1]);
     // Shap-CAM with another fill and a distance of all classes ask for nothing new; another teacher is another cache.
     let before = std::fs::read_dir(folders[0].path())?.count();
-    for set in ["interpreter.shap_cam.fill=channel_mean", "loss.distance=all_class_pooled", "loss.interpreter=grad_cam"]
-    {
+    for set in [
+        "interpreter.shap_cam.fill=channel_mean",
+        "loss.distance=all_class_pooled",
+        "loss.distance=region_kl",
+        "loss.interpreter=grad_cam",
+    ] {
         let run = set.replace(['.', '='], "-");
         lab.train(&format!("live-{run}"), &[&views[..], &["--set", set]].concat()).json();
         lab.train(&run, &[&views[..], &["--set", &cache, "--set", set]].concat()).json();
@@ -272,6 +276,7 @@ fn every_choice_of_the_explanation_term_counts() -> Result<()> {
         "loss.distance=raw_l2",
         "loss.distance=cosine",
         "loss.distance=all_class_pooled",
+        "loss.distance=region_kl",
         "loss.relu=false",
         "loss.control=random",
         "loss.control=shuffled",

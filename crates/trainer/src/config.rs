@@ -136,9 +136,10 @@ impl Config {
             idle.unwrap_or(0) + 1
         );
         ensure!(
-            l.layer == "last" || l.distance != Distance::AllClassPooled,
-            "loss.layer is \"{}\", but loss.distance = \"all_class_pooled\" compares CAMs, which exist at \"last\" only",
-            l.layer
+            l.layer == "last" || !l.distance.compares_all_classes(),
+            "loss.layer is \"{}\", but loss.distance = \"{}\" compares CAMs, which exist at \"last\" only",
+            l.layer,
+            l.distance
         );
         Ok(())
     }

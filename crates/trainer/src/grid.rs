@@ -24,6 +24,7 @@ pub mod cost;
 pub mod ledger;
 mod progress;
 pub mod runner;
+pub mod slurm;
 pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +35,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::config::{Config, apply, merge, parse_set, profiles, typed};
-use crate::error::unknown;
+use crate::error::{nearest, unknown};
 
 /// The file.
 #[derive(Clone, Debug, Deserialize)]
@@ -165,6 +166,8 @@ pub struct Choice {
     pub seeds: Option<Vec<u64>>,
     /// These blocks only.
     pub blocks: Vec<String>,
+    /// These runs only, by their ids (`block/name/sN`).
+    pub runs: Vec<String>,
     /// Settings on top of every cell.
     pub set: Vec<String>,
 }
@@ -233,6 +236,20 @@ impl Grid {
                     }
                 }
             }
+        }
+        if !choice.runs.is_empty() {
+            let ids: Vec<String> = cells.iter().map(Cell::id).collect();
+            let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            ensure!(!ids.is_empty(), "there are no cells in it");
+            if let Some(wanted) = choice.runs.iter().find(|run| !ids.contains(&run.as_str())) {
+                let hint = nearest(wanted, ids.iter().copied()).map(|id| format!(" (did you mean \"{id}\"?)"));
+                bail!(
+                    "there is no run \"{wanted}\"{}: expected block/cell/sN, as in \"{}\"",
+                    hint.unwrap_or_default(),
+                    ids[0]
+                );
+            }
+            cells.retain(|cell| choice.runs.contains(&cell.id()));
         }
         ensure!(!cells.is_empty(), "there are no cells in it");
         Ok(Grid { name, profile, cells })
@@ -358,6 +375,7 @@ mod tests {
         let choice = Choice {
             profile: Some("smoke".into()),
             seeds: Some(vec![9]),
+            runs: vec![],
             blocks: vec!["a".into()],
             set: vec!["optim.lr=0.25".into()],
         };

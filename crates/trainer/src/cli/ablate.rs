@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use trainer::config::profiles;
 use trainer::grid::runner::{self, Options, Status};
-use trainer::grid::{Choice, Grid, cost, parse_seeds};
+use trainer::grid::{Choice, Grid, cost, parse_seeds, slurm};
 use trainer::report::table::{Entry, Table, column};
 use trainer::run::prepare::{Prepared, prepare};
 
@@ -28,6 +28,15 @@ pub(super) struct AblateArgs {
     /// These blocks only.
     #[arg(long, value_name = "NAME[,NAME...]", value_delimiter = ',')]
     pub(super) block: Vec<String>,
+    /// These runs only.
+    #[arg(long, value_name = "BLOCK/CELL/sN")]
+    pub(super) run: Vec<String>,
+    /// Who works through it: this process, or jobs that it submits.
+    #[arg(long, value_enum, default_value_t = Launcher::Here, conflicts_with_all = ["prepare", "max_minutes"])]
+    pub(super) launcher: Launcher,
+    /// An option of sbatch for every job, as in --sbatch=--partition=gpu.
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub(super) sbatch: Vec<String>,
     /// A setting on top of every cell.
     #[arg(long, value_name = "A.B=V")]
     pub(super) set: Vec<String>,
@@ -43,12 +52,22 @@ pub(super) struct AblateArgs {
     /// Fill the teachers' caches, and run nothing.
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) prepare: bool,
-    /// Runs side by side; the threads are divided among them.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(super) jobs: u16,
+    /// Runs side by side (default: 1); the threads are divided among them. On a cluster: tasks at a time (default: no limit),
+    /// each with all threads.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) jobs: Option<u16>,
     /// Stop after this long, and start nothing that would not be done by then.
     #[arg(long, value_name = "M")]
     pub(super) max_minutes: Option<f64>,
+}
+
+/// Who works through a grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Launcher {
+    /// This process.
+    Here,
+    /// A job array of Slurm's, a task a run.
+    Slurm,
 }
 
 /// `trainer ablate`.
@@ -57,7 +76,13 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
     if let (None, Some(seed)) = (&seeds, global.seed) {
         seeds = Some(vec![seed]);
     }
-    let choice = Choice { profile: args.profile.clone(), seeds, blocks: args.block.clone(), set: args.set.clone() };
+    let choice = Choice {
+        profile: args.profile.clone(),
+        seeds,
+        blocks: args.block.clone(),
+        runs: args.run.clone(),
+        set: args.set.clone(),
+    };
     let grid = Grid::read(&args.grid, &choice)?;
     let out = args.out.clone().unwrap_or_else(|| grid.folder());
     let device = global.device()?;
@@ -84,7 +109,7 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
             Prepared::Interrupted => Done::Interrupted("interrupted; the views that are whole are kept".into()),
         });
     }
-    let jobs = args.jobs as usize;
+    let jobs = args.jobs.unwrap_or(1) as usize;
     let options = Options {
         out: out.clone(),
         jobs,
@@ -95,6 +120,9 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         quiet: global.quiet,
         interrupted: &interrupted,
     };
+    if args.launcher == Launcher::Slurm {
+        return submit(args, global, &grid, &options);
+    }
     let summary = runner::run(&grid, &options)?;
     let count = |f: fn(&Status) -> bool| summary.statuses.iter().filter(|s| f(s)).count();
     let done = count(|s| matches!(s, Status::Done { .. }));
@@ -120,6 +148,51 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         "out": out, "cells_done": done, "cells_total": total, "cells_diverged": diverged, "cells_failed": failed,
     });
     Ok(Done::Result(text, value))
+}
+
+/// Hands the grid to Slurm.
+fn submit(args: &AblateArgs, global: &Global, grid: &Grid, options: &Options) -> Result<Done> {
+    let statuses = runner::look(grid, options)?;
+    let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("finding {}", path.display()));
+    let out = absolute(&options.out)?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut arguments = vec!["ablate".into(), text(&absolute(&args.grid)?), "--out".into(), text(&out)];
+    let mut add = |name: &str, value: &str| arguments.extend([name.into(), value.into()]);
+    args.profile.iter().for_each(|profile| add("--profile", profile));
+    args.seeds.iter().for_each(|seeds| add("--seeds", seeds));
+    args.set.iter().for_each(|set| add("--set", set));
+    args.block.iter().for_each(|block| add("--block", block));
+    global.seed.iter().for_each(|seed| add("--seed", &seed.to_string()));
+    add("--device", &global.device);
+    let threads = rayon::current_num_threads();
+    add("--threads", &threads.to_string());
+    let submission = slurm::Submission {
+        grid,
+        out: &out,
+        program: std::env::current_exe().context("finding the program itself")?,
+        arguments,
+        threads,
+        at_once: args.jobs.map(usize::from),
+        options: args.sbatch.clone(),
+    };
+    let jobs = slurm::submit(&submission, &statuses)?;
+    let (done, total) = (statuses.iter().filter(|s| s.is_over()).count(), statuses.len());
+    let (text, value) = match jobs {
+        None => (format!("all {total} runs are over; in {}\n", out.display()), json!(null)),
+        Some(jobs) => (
+            format!(
+                "{} of {total} runs submitted: job {} fills the teachers' caches, array {} runs, job {} prints the table.\n\
+                 What they say is in {}. The same command submits what is missing then.\n",
+                total - done,
+                jobs.caches,
+                jobs.runs,
+                jobs.table,
+                out.join("slurm").display()
+            ),
+            json!({ "caches": jobs.caches, "runs": jobs.runs, "table": jobs.table }),
+        ),
+    };
+    Ok(Done::Result(text, json!({ "out": out, "cells_done": done, "cells_total": total, "jobs": value })))
 }
 
 fn dry_run(grid: &Grid, cost: &cost::Cost, out: &str) -> Result<Done> {

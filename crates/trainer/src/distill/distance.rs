@@ -3,7 +3,7 @@
 use cams::maps::adaptive_average;
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::terms::Distance;
+use super::terms::{Distance, divergences};
 
 /// Distance of two batches of maps (n, h, w); unequal sizes are average-pooled to the smaller one.
 pub fn map_distance(distance: Distance, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
@@ -18,7 +18,7 @@ pub fn map_distance(distance: Distance, student: &Tensor, teacher: &Tensor) -> R
         Distance::RawL2 => (s - t)?.sqr()?.sum_all()? / n,
         Distance::AtL2 => (unit(&s)? - unit(&t)?)?.sqr()?.mean_all(),
         Distance::Cosine => (unit(&s)? * unit(&t)?)?.sum_all()?.affine(-1.0 / n, 1.0),
-        Distance::AllClassPooled => bail!("all_class_pooled compares every class's map, not one"),
+        Distance::AllClassPooled | Distance::RegionKl => bail!("{distance} compares every class's map, not one"),
     }
 }
 
@@ -35,6 +35,31 @@ pub fn all_class_pooled(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         adaptive_average(&maps.reshape((n * c, h, w))?, 2.min(h), 2.min(w))
     };
     (pool(student)? - pool(&teacher.detach())?)?.sqr()?.mean_all()
+}
+
+/// Sides of the grids of [`region_kl`].
+const GRIDS: [usize; 3] = [1, 2, 4];
+
+/// SDD (Wei et al., CVPR 2024): a cell's logits are the mean of the classes' CAMs (n, classes, h, w), classifier's bias and
+/// all, over the cell. `T^2 / (cells n) sum_i sum_cells w KL(softmax(teacher / T) || softmax(student / T))` over the cells of
+/// grids of 1x1, 2x2 and 4x4; w is 2 where the teacher is right in the cell and wrong about the whole image, or the other way
+/// round, else 1. `labels` are (n,).
+pub fn region_kl(student: &Tensor, teacher: &Tensor, labels: &Tensor, temperature: f64) -> Result<Tensor> {
+    // (cells, n, classes), the whole image first.
+    let cells = |maps: &Tensor| -> Result<Tensor> {
+        let (n, c, h, w) = maps.dims4()?;
+        let maps = maps.reshape((n * c, h, w))?;
+        let grids = GRIDS.map(|side| adaptive_average(&maps, side.min(h), side.min(w))?.reshape((n, c, ())));
+        Tensor::cat(&grids.into_iter().collect::<Result<Vec<_>>>()?, 2)?.permute((2, 0, 1))?.contiguous()
+    };
+    let (student, teacher) = (cells(student)?, cells(&teacher.detach())?);
+    let (count, n, classes) = student.dims3()?;
+    let right = teacher.argmax(2)?.broadcast_eq(&labels.to_dtype(DType::U32)?.unsqueeze(0)?)?;
+    let weights = (right.broadcast_ne(&right.narrow(0, 0, 1)?)?.to_dtype(DType::F64)? + 1.0)?;
+    let rows = |t: Tensor| t.reshape((count * n, classes));
+    let kl = divergences(&rows(student.clone())?, &rows(teacher)?, temperature)?;
+    let sum = (kl * weights.flatten_all()?)?.sum_all()?;
+    (sum * (temperature.powi(2) / (count * n) as f64))?.to_dtype(student.dtype())
 }
 
 /// Where a layer (n, k, h, w) looks: the mean of its squared activations, (n, h, w).

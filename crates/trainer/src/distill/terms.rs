@@ -19,7 +19,7 @@ pub use ce::{CrossEntropy, cross_entropy};
 pub use dist::{Relations, relations};
 pub use dkd::{Decoupled, decoupled};
 pub use explanation::Matching;
-pub use kd::{Distillation, distillation, standardised};
+pub use kd::{Distillation, distillation, divergences, standardised};
 use serde::{Deserialize, Serialize};
 pub use settings::{Class, Control, Distance, MapGradient, WeightSchedule};
 

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 
 use self::process::Process;
-use super::Grid;
 use super::ledger::{self, Event};
 use super::progress::Board;
+use super::{Cell, Grid};
 use crate::config::Config;
 use crate::error::{Diverged, sentence};
 use crate::run::claim::Claim;
@@ -92,23 +92,15 @@ struct Place {
     config: Option<Config>,
 }
 
+/// Where every run stands, in the grid's order.
+pub fn look(grid: &Grid, options: &Options) -> Result<Vec<Status>> {
+    Ok(Work::new(grid, options)?.statuses)
+}
+
 /// Reads what has been done, then does the rest.
 pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
     let out = &options.out;
-    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
-    let runs = grid.cells.iter().map(|cell| Place { dir: out.join(cell.id()), config: cell.config().ok() }).collect();
-    let mut work = Work {
-        grid,
-        options,
-        runs,
-        statuses: vec![Status::Waiting; grid.cells.len()],
-        inputs: HashMap::new(),
-        processes: vec![],
-        began: Instant::now(),
-        looked: Instant::now(),
-        board: Board::new(grid, options.quiet),
-    };
-    work.look_around()?;
+    let mut work = Work::new(grid, options)?;
     if !work.prepare()? {
         return Ok(work.end(true));
     }
@@ -154,13 +146,27 @@ struct Work<'g> {
     board: Board,
 }
 
-impl Work<'_> {
+impl<'g> Work<'g> {
     /// Finds out where every run stands.
-    fn look_around(&mut self) -> Result<()> {
-        for at in 0..self.runs.len() {
-            self.statuses[at] = self.look(at)?;
+    fn new(grid: &'g Grid, options: &'g Options<'g>) -> Result<Work<'g>> {
+        let out = &options.out;
+        fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+        let place = |cell: &Cell| Place { dir: out.join(cell.id()), config: cell.config().ok() };
+        let mut work = Work {
+            grid,
+            options,
+            runs: grid.cells.iter().map(place).collect(),
+            statuses: vec![Status::Waiting; grid.cells.len()],
+            inputs: HashMap::new(),
+            processes: vec![],
+            began: Instant::now(),
+            looked: Instant::now(),
+            board: Board::new(grid, options.quiet),
+        };
+        for at in 0..work.runs.len() {
+            work.statuses[at] = work.look(at)?;
         }
-        Ok(())
+        Ok(work)
     }
 
     /// Looks again, now and then, at what others were working on: whoever it was may have died, and then it is for us.

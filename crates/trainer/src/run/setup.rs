@@ -9,7 +9,7 @@ use kernels::graph::Shape;
 use super::state::{Inputs, State};
 use super::{COMMIT, Options, Run, folder, teacher};
 use crate::checkpoint::File;
-use crate::config::{BnGamma, Config, Control, Distance, Dtype, MapGradient};
+use crate::config::{BnGamma, Config, Control, Dtype, MapGradient};
 use crate::data::loader::Loader;
 use crate::data::{Images, Splits};
 use crate::distill::Learner;
@@ -179,7 +179,7 @@ pub fn notes(config: &Config) -> Vec<String> {
     if l.weights.explanation == 0.0 {
         return notes;
     }
-    let uses_interpreter = l.distance != Distance::AllClassPooled;
+    let uses_interpreter = !l.distance.compares_all_classes();
     if uses_interpreter && let Some(method) = config.interpreter.get(&l.interpreter) {
         notes.push(format!("maps of {}: {}", l.interpreter, method.differentiable().sentence()));
     }

@@ -4,7 +4,7 @@ use cams::ops;
 use candle_core::Tensor;
 
 use super::{Control, Distance, Inputs, Loss, MapGradient, Part, Term, place};
-use crate::distill::distance::{all_class_pooled, map_distance};
+use crate::distill::distance::{all_class_pooled, map_distance, region_kl};
 use crate::distill::output::{MapOf, TeacherOutput};
 use crate::error::unknown;
 use crate::nn::{Model, linear_head};
@@ -15,26 +15,35 @@ pub struct Matching {
     distance: Distance,
     gradient: MapGradient,
     control: Control,
+    temperature: f64,
 }
 
 impl Matching {
-    pub(super) const ABOUT: &str = "distance of student and teacher maps: raw_l2, at_l2, cosine, all_class_pooled";
+    pub(super) const ABOUT: &str =
+        "distance of student and teacher maps: raw_l2, at_l2, cosine; of all classes': all_class_pooled, region_kl";
 
     pub(super) fn new(loss: &Loss, methods: &Methods) -> Result<Matching> {
         let l = loss;
         let method = methods.get(&l.interpreter);
         let method = method.ok_or_else(|| unknown("interpreter", &l.interpreter, Methods::NAMES))?;
-        if l.distance == Distance::AllClassPooled {
+        if l.distance.compares_all_classes() {
             ensure!(
                 l.control != Control::Random,
-                "loss.control = \"random\" makes one map an image, loss.distance = \"all_class_pooled\" compares one per class: \
-                 use another distance, or control = \"shuffled\""
+                "loss.control = \"random\" makes one map an image, loss.distance = \"{}\" compares one per class: \
+                 use another distance, or control = \"shuffled\"",
+                l.distance
             );
         } else if let Some(why) = method.refuses(place(&l.layer, l.gradient)) {
             let at = if l.layer == "last" { String::new() } else { format!(" at loss.layer = \"{}\"", l.layer) };
             bail!("loss.interpreter = \"{}\"{at} {why}", l.interpreter);
         }
-        Ok(Matching { map: loss.map(methods), distance: l.distance, gradient: l.gradient, control: l.control })
+        Ok(Matching {
+            map: loss.map(methods),
+            distance: l.distance,
+            gradient: l.gradient,
+            control: l.control,
+            temperature: l.temperature,
+        })
     }
 
     /// What the teacher makes of its own pass: the control's map, or the method's.
@@ -43,11 +52,11 @@ impl Matching {
         MapOf { method: if random { "random".into() } else { self.map.method.clone() }, ..self.map.clone() }
     }
 
-    /// What the student's map is matched with: (n, h, w), or (n, classes, h, w) for `all_class_pooled`.
+    /// What the student's map is matched with: (n, h, w), or (n, classes, h, w) where all classes are compared.
     fn target(&self, inputs: &Inputs, output: &TeacherOutput, classes: &Tensor) -> Result<Tensor> {
         let found = match (output.find(&Part::Map(Box::new(self.target_map()))), output.class_maps()) {
             (Some(map), _) => map.clone(),
-            (None, Some(all)) if self.distance == Distance::AllClassPooled => all.maps,
+            (None, Some(all)) if self.distance.compares_all_classes() => all.maps,
             (None, Some(all)) => self.map.of(&all.forward(output.logits()?, inputs.ids.to_vec()), classes)?,
             (None, None) => bail!("the teacher was not asked for a map"),
         };
@@ -61,7 +70,7 @@ impl Term for Matching {
     fn parts(&self, teacher: &dyn Model) -> Result<Vec<Part>> {
         let method = self.map.interpreter()?;
         let follows = self.map.layer == "last" && method.sees_class_maps_alone() && linear_head(teacher).is_ok();
-        let follows = self.control != Control::Random && (follows || self.distance == Distance::AllClassPooled);
+        let follows = self.control != Control::Random && (follows || self.distance.compares_all_classes());
         Ok(vec![Part::Logits, if follows { Part::ClassMaps } else { Part::Map(Box::new(self.target_map())) }])
     }
 
@@ -73,9 +82,16 @@ impl Term for Matching {
         let output = inputs.teacher()?;
         let classes = self.map.classes(inputs.labels, output.logits()?)?;
         let target = self.target(inputs, output, &classes)?;
-        if self.distance == Distance::AllClassPooled {
-            let own = ops::class_maps(&linear_head(inputs.student)?.weight, inputs.pass.at("last")?)?;
-            return Ok(all_class_pooled(&own, &target)?);
+        if self.distance.compares_all_classes() {
+            let head = linear_head(inputs.student)?;
+            let own = ops::class_maps(&head.weight, inputs.pass.at("last")?)?;
+            if self.distance == Distance::AllClassPooled {
+                return Ok(all_class_pooled(&own, &target)?);
+            }
+            // The mean of a map and the bias is the logit.
+            let with = |maps: &Tensor, bias: &Tensor| maps.broadcast_add(&bias.reshape((1, (), 1, 1))?);
+            let bias = output.bias.as_ref().context("the teacher's classifier is no linear layer behind a mean")?;
+            return Ok(region_kl(&with(&own, &head.bias)?, &with(&target, bias)?, inputs.labels, self.temperature)?);
         }
         let cut = inputs.student.cut(&self.map.layer)?;
         let mut forward = inputs.pass.seen(&*cut, &self.map.layer, inputs.ids)?;

@@ -50,6 +50,12 @@ pub fn standardised(logits: &Tensor) -> candle_core::Result<Tensor> {
 /// no e is large. In f64, and given back in the student's type.
 pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> candle_core::Result<Tensor> {
     let n = student.dim(0)? as f64;
+    let sum = divergences(student, teacher, temperature)?.sum_all()?;
+    (sum * (temperature * temperature / n))?.to_dtype(student.dtype())
+}
+
+/// The divergence of each row, (n,), in f64 and without the factor T^2.
+pub fn divergences(student: &Tensor, teacher: &Tensor, temperature: f64) -> candle_core::Result<Tensor> {
     let soft = |t: &Tensor| t.to_dtype(DType::F64)? / temperature;
     let (s, t) = (soft(student)?, soft(&teacher.detach())?);
     let (log_p, log_q) = (log_softmax(&t, D::Minus1)?, log_softmax(&s, D::Minus1)?);
@@ -60,8 +66,7 @@ pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> can
     let near = (&p * exp_minus_line(&e.clamp(-NEAR, NEAR)?)?)?.sum(D::Minus1)?;
     let near = (&near * log1p_over(&near)?)?;
     let is_near = e.detach().abs()?.max(D::Minus1)?.lt(NEAR)?;
-    let kl = is_near.where_cond(&near, &far)?.sum_all()?;
-    (kl * (temperature * temperature / n))?.to_dtype(student.dtype())
+    is_near.where_cond(&near, &far)
 }
 
 /// Up to here the series below are exact to rounding.

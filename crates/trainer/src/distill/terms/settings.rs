@@ -24,6 +24,22 @@ pub enum Distance {
     Cosine,
     /// Squared difference of every class's CAM, pooled to 2x2 (CAT-KD); does not use the interpreter.
     AllClassPooled,
+    /// Divergence of the softened classes in each cell of every class's CAM (SDD); does not use the interpreter.
+    RegionKl,
+}
+
+impl Distance {
+    /// Whether it compares every class's CAM, whatever the interpreter.
+    pub fn compares_all_classes(self) -> bool {
+        matches!(self, Distance::AllClassPooled | Distance::RegionKl)
+    }
+}
+
+impl fmt::Display for Distance {
+    /// As it is written in a settings file.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// Which class is explained.
