@@ -115,6 +115,7 @@ fn nothing_beyond_the_slices_is_touched() {
             (s(5, 9, 20, 36, 3, 2, 1), 2),
             (s(6, 6, 17, 5, 1, 2, 0), 2),
             (s(5, 7, 19, 33, 1, 1, 0), 3),
+            (s(5, 6, 9, 7, 1, 1, 1), 2),
             (s(7, 11, 3, 10, 5, 3, 2), 1),
         ] {
             for algorithm in [Algorithm::Direct, shape.algorithm::<f32>(isa)] {

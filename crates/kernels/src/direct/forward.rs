@@ -103,7 +103,7 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                 pad,
                 rows.start * s.stride..(rows.end - 1) * s.stride + s.k,
             );
-            if S::T::PRESENT && s.stride == 1 {
+            if S::T::PRESENT && s.stride == 1 && s.padding < s.k {
                 // Tiles want many rows: all pixels of the padded image in one product, those of its border for nothing.
                 let data = image_in[pad.at(rows.start, 0)..].as_ptr();
                 let a = Lhs { data, row: pad.ld, col: depth, segments };

@@ -12,7 +12,7 @@ pub fn channels<E: Element>(c: usize) -> usize {
     c.next_multiple_of(E::DEPTH)
 }
 
-/// A zero-bordered image.
+/// A zero-bordered image. The zeros on the right of a row are those on the left of the next.
 #[derive(Clone, Copy)]
 pub struct Padded {
     pub h: usize,
@@ -27,19 +27,27 @@ impl Padded {
     /// The input, stored as `T`.
     pub fn input<T: Element>(s: &ConvShape) -> Padded {
         let p = s.padding;
-        Padded { h: s.h + 2 * p, w: s.w + 2 * p, ld: channels::<T>(s.c_in), border: p }
+        Padded { h: s.h + 2 * p, w: s.w + p, ld: channels::<T>(s.c_in), border: p }
     }
     /// The output's gradient, with room for the taps of every class.
     pub fn gradient<E: Element>(s: &ConvShape) -> Padded {
+        if s.stride == 1 {
+            let border = (s.k - 1).saturating_sub(s.padding);
+            return Padded { h: s.out_h() + 2 * border, w: s.out_w() + border, ld: channels::<E>(s.c_out), border };
+        }
         let border = s.k.div_ceil(s.stride) - 1;
         // The last pixel of a class may lie behind what the strides reach.
         let (h, w) = ((s.h + s.padding - 1) / s.stride + 1, (s.w + s.padding - 1) / s.stride + 1);
         let (h, w) = (h.max(s.out_h()) + border, w.max(s.out_w()) + border);
         Padded { h, w, ld: channels::<E>(s.c_out), border }
     }
+    /// Pixels, to the end of the last row's border.
+    pub fn pixels(&self) -> usize {
+        self.h * self.w + self.border
+    }
     /// Elements, and a vector more: the last pixel may be read beyond its end.
     pub fn len(&self) -> usize {
-        self.h * self.w * self.ld + 2 * STRIP
+        self.pixels() * self.ld + 2 * STRIP
     }
     pub fn at(&self, y: usize, x: usize) -> usize {
         (y * self.w + x) * self.ld
@@ -80,9 +88,10 @@ pub unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
     T::E: Element<Wide = Wide<S>>,
 {
     let zero = T::E::default();
-    if rows.end == pad.h {
-        to[pad.at(pad.h, 0)..].fill(zero);
-    }
+    // The last row's border, and behind the image all there is.
+    let behind = &mut to[pad.at(rows.end, 0)..];
+    let count = if rows.end == pad.h { behind.len() } else { pad.border * pad.ld };
+    behind[..count].fill(zero);
     for y in rows {
         let row = &mut to[pad.at(y, 0)..][..pad.w * pad.ld];
         if !(pad.border..pad.border + s.h).contains(&y) {
@@ -91,7 +100,6 @@ pub unsafe fn copy_padded<S: Simd, T: Simd<V = S::V>>(
         }
         let y = y - pad.border;
         row[..pad.border * pad.ld].fill(zero);
-        row[(pad.border + s.w) * pad.ld..].fill(zero);
         let row = &mut row[pad.border * pad.ld..][..s.w * pad.ld];
         // SAFETY: a row of the image.
         unsafe { copy_pixels::<S, T>(reader, (image * s.h + y) * s.w, s.c_in, row, pad.ld) };

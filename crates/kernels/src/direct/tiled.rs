@@ -1,39 +1,40 @@
 //! Both gradients on a processor with matrix registers.
 //!
-//! The weight's gradient is a sum over pixels, and a tile wants what it sums over side by side: so the padded input is transposed.
-//! Its rows then run over all pixels of a few images. The output's gradient stands at the padded pixel that its patch begins with
-//! and is zero everywhere else; a tap of the kernel is a shift between the two. Rows of tiles that straddle cache lines take
-//! several times as long, so it is the gradient that is shifted, whose pixels lie in pairs, and there is a second copy for odd
-//! shifts.
+//! The weight's gradient is a sum over pixels, and a tile wants what it sums over side by side: so the padded input is transposed,
+//! into tiles that each lie in one piece of memory, over all pixels of a few images. The output's gradient stands at the padded
+//! pixel that its patch begins with and is zero everywhere else; a tap of the kernel is a shift between the two. Rows of tiles
+//! that straddle cache lines take several times as long, so it is the gradient that is shifted, whose pixels lie in pairs, and
+//! there is a second copy for odd shifts.
 
 use super::backward::input_gradient;
 use super::image::{Padded, copy_padded};
-use crate::gemm::{Lhs, Out, Rhs, STRIP, WHOLE, gemm, padded};
+use crate::gemm::{Lhs, Out, Rhs, STRIP, gemm, padded};
 use crate::operand::{GradientReader, InputReader, store_channels};
 use crate::simd::{Element, Simd, TILE, Tiles};
 use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
 
 /// Pixels that [`Tiles::transpose`] takes at a time, a chunk of the sum.
 const PIXELS: usize = 2 * TILE;
-/// Pixels of one product: what it reads of both operands stays in the first cache for all taps.
-const AT_A_TIME: usize = 8 * PIXELS;
+/// Chunks of one product: what it reads of both operands stays in the first cache for all taps.
+const CHUNKS: usize = 8;
 /// Pixels of the images that go through together.
 const ENOUGH: usize = 1024;
 
 /// Small images go together, so that their sums are long.
 pub fn images_per_chunk(s: &ConvShape) -> usize {
     let pad = Padded::input::<f32>(s);
-    (ENOUGH / (pad.h * pad.w)).max(1)
+    (ENOUGH / pad.pixels()).max(1)
 }
 
 /// Lengths of the buffers for a chunk of images.
 struct Sizes {
-    /// The padded input of one image, with blank pixels behind it.
+    /// Pixels of a padded image, whole chunks.
+    image: usize,
+    /// The padded input of one image.
     input: usize,
-    /// A row of the transposed input: an odd number of cache lines.
-    row: usize,
+    /// The input of all images in tiles: for each chunk of pixels, for each strip of channels, 16 rows of 32 pixels.
     transposed: usize,
-    /// Pixels of the sum, whole chunks.
+    /// Pixels of the sum.
     pixels: usize,
     /// Blank pixels in front of the gradient, as many as a tap shifts at most.
     before: usize,
@@ -46,14 +47,13 @@ struct Sizes {
 impl Sizes {
     fn new<E: Element>(s: &ConvShape, images: usize) -> Sizes {
         let pad = Padded::input::<E>(s);
-        let image = pad.h * pad.w;
-        let pixels = (images * image).next_multiple_of(PIXELS);
+        let image = pad.pixels().next_multiple_of(PIXELS);
+        let pixels = images * image;
         let before = ((s.k - 1) * (pad.w + 1)).next_multiple_of(2);
-        let row = ((pixels / PIXELS + 2) | 1) * PIXELS;
         Sizes {
-            input: (image.next_multiple_of(PIXELS) + PIXELS) * pad.ld + 2 * STRIP,
-            row,
-            transposed: padded(s.c_in) * row,
+            image,
+            input: image * pad.ld + 2 * STRIP,
+            transposed: padded(s.c_in) * pixels,
             pixels,
             before,
             // A pixel more, with which the last odd pair ends.
@@ -67,7 +67,7 @@ impl Sizes {
 pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
     let z = Sizes::new::<E>(s, images_per_chunk(s));
     let row = (s.w.div_ceil(s.stride) + 1) * padded(s.c_in);
-    ScratchLen { stored: z.input + z.transposed + 3 * z.spread + z.bordered, wide: row, segments: s.k }
+    ScratchLen { stored: z.input + z.transposed + 3 * z.spread + z.bordered, wide: row, segments: s.k.max(CHUNKS) }
 }
 
 /// Both gradients of the images of one chunk; the weights' is added to `task.dw` as (k, k, c_in, padded c_out).
@@ -79,7 +79,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
     let Scratch { stored, wide: products, segments } = scratch;
     let pad = Padded::input::<S::E>(s);
-    let (image_len, z) = (pad.h * pad.w, Sizes::new::<S::E>(s, images.len()));
+    let z = Sizes::new::<S::E>(s, images.len());
     let (image_in, stored) = stored.split_at_mut(z.input);
     let (transposed, stored) = stored.split_at_mut(z.transposed);
     let (spread, stored) = stored.split_at_mut(z.spread);
@@ -88,20 +88,21 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     let bordered = &mut stored[..z.bordered];
     let x = InputReader::new(input, s.c_in);
     let g = GradientReader::new(gradient, s.c_out);
-    let (last, ldo) = (images.len() - 1, padded(s.c_out));
+    let (ldo, tile) = (padded(s.c_out), STRIP * PIXELS);
+    let of_chunk = padded(s.c_in) / STRIP * tile;
     spread.fill(S::E::default());
     for (local, image) in images.enumerate() {
         // SAFETY: images within the activation; every product's operands lie in the scratch.
         unsafe {
             copy_padded::<S, S>(s, &x, image, image_in, pad, 0..pad.h);
-            let pixels = image_len.next_multiple_of(PIXELS) + if local == last { PIXELS } else { 0 };
-            for c in (0..s.c_in).step_by(STRIP) {
-                for p in (0..pixels).step_by(PIXELS) {
-                    let to = transposed[c * z.row + local * image_len + p..].as_mut_ptr();
-                    S::T::transpose(image_in[p * pad.ld + c..].as_ptr(), pad.ld, to, z.row);
+            for p in (0..z.image).step_by(PIXELS) {
+                let tiles = &mut transposed[(local * z.image + p) / PIXELS * of_chunk..][..of_chunk];
+                for (strip, tile) in tiles.chunks_exact_mut(tile).enumerate() {
+                    let from = image_in[p * pad.ld + strip * STRIP..].as_ptr();
+                    S::T::transpose(from, pad.ld, tile.as_mut_ptr(), PIXELS);
                 }
             }
-            let to = &mut spread[(z.before + local * image_len) * ldo..];
+            let to = &mut spread[(z.before + local * z.image) * ldo..];
             copy_gradient::<S>(s, &g, image, to, dx.is_some().then_some(&mut *bordered));
             if let Some((dx, accumulate)) = &mut dx {
                 let dx = &mut dx[local * s.input_len()..][..s.input_len()];
@@ -113,9 +114,9 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     // SAFETY: all hold the same pixels of the same channels.
     unsafe { pair::<S>(spread, even, odd, ldo) };
     let strip = z.spread / ldo * STRIP;
-    for first in (0..z.pixels).step_by(AT_A_TIME) {
-        let count = AT_A_TIME.min(z.pixels - first);
-        // What a block of channels reads of the transposed input lies apart: it is read for all taps and outputs while it is near.
+    segments.iter_mut().enumerate().for_each(|(chunk, at)| *at = chunk * of_chunk);
+    for first in (0..z.pixels).step_by(CHUNKS * PIXELS) {
+        let chunks = CHUNKS.min((z.pixels - first) / PIXELS);
         for c in (0..s.c_in).step_by(2 * TILE) {
             for (tap, dw) in dw.chunks_exact_mut(s.c_in * ldo).enumerate() {
                 let at = z.before + first - (tap / s.k * pad.w + tap % s.k);
@@ -125,12 +126,12 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                     gemm::<S>(
                         (s.c_in - c).min(2 * TILE),
                         ldo,
-                        count / S::E::DEPTH,
+                        TILE,
                         Lhs {
-                            data: transposed[c * z.row + first..].as_ptr(),
-                            row: z.row,
+                            data: transposed[first / PIXELS * of_chunk + c / STRIP * tile..].as_ptr(),
+                            row: PIXELS,
                             col: S::E::DEPTH,
-                            segments: WHOLE,
+                            segments: &segments[..chunks],
                         },
                         Rhs { data: pairs[at / 2 * 2 * STRIP..].as_ptr(), row: STRIP * S::E::DEPTH, strip },
                         Out { data: dw[c * ldo..].as_mut_ptr(), row: ldo, accumulate: true },
