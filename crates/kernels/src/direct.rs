@@ -23,10 +23,10 @@ use crate::task::{ConvShape, ScratchLen};
 
 /// Images processed together.
 pub fn images_per_chunk<E: Element>(isa: Isa, s: &ConvShape) -> usize {
-    if E::on_tiles(isa) { tiled::images_per_chunk(s) } else { 1 }
+    if isa.on_tiles::<E>() { tiled::images_per_chunk(s) } else { 1 }
 }
 
 /// Scratch that [`backward`] needs.
 pub fn backward_scratch<E: Element>(isa: Isa, s: &ConvShape) -> ScratchLen {
-    if E::on_tiles(isa) { tiled::backward_scratch::<E>(s) } else { backward::backward_scratch::<E>(s) }
+    if isa.on_tiles::<E>() { tiled::backward_scratch::<E>(s) } else { backward::backward_scratch::<E>(s) }
 }

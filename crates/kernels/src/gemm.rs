@@ -86,9 +86,7 @@ pub struct Out<E> {
 
 /// What takes the sums of a product, a vector at a time.
 pub trait Target<S: Simd>: Copy {
-    /// Whether to begin with what is there.
-    fn accumulates(self) -> bool;
-    /// The matrix that the sums may be written to without asking; what has none doesn't accumulate.
+    /// The matrix that the sums may be written to, or added to, without asking.
     #[inline(always)]
     fn memory(self) -> Option<Out<Wide<S>>> {
         None
@@ -98,36 +96,22 @@ pub trait Target<S: Simd>: Copy {
     fn row(self, i: usize) -> Option<usize> {
         Some(i)
     }
-    /// What is there in columns `j..` of row `i`.
+    /// Takes the sums of columns `j..` of one of its rows.
     ///
     /// # Safety
     /// The processor has `S`; row and columns are the product's.
-    unsafe fn load(self, i: usize, j: usize) -> S::V;
-    /// Takes the sums of columns `j..` of row `i`.
-    ///
-    /// # Safety
-    /// As for [`load`](Self::load).
-    unsafe fn store(self, i: usize, j: usize, v: S::V);
+    unsafe fn store(self, row: usize, j: usize, v: S::V);
 }
 
 impl<S: Simd> Target<S> for Out<Wide<S>> {
-    #[inline(always)]
-    fn accumulates(self) -> bool {
-        self.accumulate
-    }
     #[inline(always)]
     fn memory(self) -> Option<Out<Wide<S>>> {
         Some(self)
     }
     #[inline(always)]
-    unsafe fn load(self, i: usize, j: usize) -> S::V {
+    unsafe fn store(self, row: usize, j: usize, v: S::V) {
         // SAFETY: the caller's contract.
-        unsafe { S::W::load(self.data.add(i * self.row + j)) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, i: usize, j: usize, v: S::V) {
-        // SAFETY: the caller's contract.
-        unsafe { S::W::store(self.data.add(i * self.row + j), v) }
+        unsafe { S::W::store(self.data.add(row * self.row + j), v) }
     }
 }
 
@@ -175,7 +159,7 @@ unsafe fn on_tiles<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: R
             let (to, c_row) = memory.map_or((sums, 2 * TILE), |c| (c.data.wrapping_add(i * c.row + j), c.row));
             // SAFETY: rows i.. of a and c and columns j.. of b and c, as many as the block has.
             unsafe {
-                let mut add = c.accumulates();
+                let mut add = memory.is_some_and(|c| c.accumulate);
                 for (first, chunks, steps) in [(0, k / TILE, TILE), (k - k % TILE, 1, k % TILE)] {
                     if chunks * steps > 0 {
                         S::T::multiply(Block {
@@ -242,10 +226,10 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
     // SAFETY: the caller's contract; every index stays within (MR, k), (k, NV vectors), (MR, NV vectors).
     unsafe {
         let mut acc = [[S::splat(Wide::<S>::default()); NV]; MR];
-        if c.accumulates() {
+        if let Some(out) = c.memory().filter(|out| out.accumulate) {
             for (i, sums) in acc.iter_mut().enumerate() {
                 for (v, x) in sums.iter_mut().enumerate() {
-                    *x = c.load(row + i, column + v * S::LANES);
+                    *x = S::W::load(out.data.add((row + i) * out.row + column + v * S::LANES));
                 }
             }
         }

@@ -107,8 +107,4 @@ impl Element for bf16 {
         // SAFETY: portable code needs no instruction set.
         unsafe { kernel.run::<PortableBf16>() }
     }
-    fn on_tiles(isa: Isa) -> bool {
-        // Portable code has them too, so that they are tested everywhere.
-        isa != Isa::Avx512Bf16
-    }
 }

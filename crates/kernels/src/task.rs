@@ -54,7 +54,7 @@ impl ConvShape {
     pub fn algorithm<E: Element>(&self, isa: Isa) -> Algorithm {
         // Under 8 channels the transforms cost more than the multiplications they save; on matrix registers, always.
         match (self.k, self.stride, self.padding) {
-            (3, 1, 1) if !(isa >= Isa::Amx && E::on_tiles(isa)) && self.c_in >= 8 && self.c_out >= 8 => {
+            (3, 1, 1) if !(isa >= Isa::Amx && isa.on_tiles::<E>()) && self.c_in >= 8 && self.c_out >= 8 => {
                 Algorithm::Winograd
             }
             _ => Algorithm::Direct,

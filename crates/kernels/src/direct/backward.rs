@@ -1,6 +1,6 @@
 //! Both gradients.
 
-use super::image::{Class, Padded, copy_padded};
+use super::image::{Class, Padded, Rows, copy_padded};
 use super::tiled;
 use crate::gemm::{Lhs, Out, Rhs, Target, gemm, padded, steps};
 use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
@@ -110,33 +110,21 @@ struct Pixels<E> {
     dx: *mut E,
     channels: usize,
     accumulate: bool,
-    /// Pixels of a row, and of a row of what the product's rows are taken from.
-    width: usize,
-    pitch: usize,
+    rows: Rows,
 }
 
 impl<S: Simd> Target<S> for Pixels<S::E> {
     #[inline(always)]
-    fn accumulates(self) -> bool {
-        false
-    }
-    #[inline(always)]
     fn row(self, i: usize) -> Option<usize> {
-        let (y, x) = (i / self.pitch, i % self.pitch);
-        (x < self.width).then_some(y * self.width + x)
+        self.rows.pixel(i)
     }
     #[inline(always)]
-    unsafe fn load(self, _: usize, _: usize) -> S::V {
-        // SAFETY: the caller's contract.
-        unsafe { S::splat(Wide::<S>::default()) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, i: usize, j: usize, mut v: S::V) {
+    unsafe fn store(self, row: usize, j: usize, mut v: S::V) {
         // Columns are filled up to whole strips.
         if j < self.channels {
             // SAFETY: the caller's contract; the pixel is one of the image's.
             unsafe {
-                let to = self.dx.add(i * self.channels);
+                let to = self.dx.add(row * self.channels);
                 if self.accumulate {
                     v = S::add(v, load_channels::<S>(to, j, self.channels));
                 }
@@ -174,7 +162,7 @@ pub(super) unsafe fn input_gradient<S: Simd>(
                 let a = Lhs { data: gradient[first..].as_ptr(), row: pad.ld, col: S::E::DEPTH, segments };
                 let (m, b) = ((rows.len() - 1) * pad.w + columns.len(), Rhs::packed(class.as_ptr(), k * cy.taps));
                 let (dx, channels) = (dx.as_mut_ptr(), s.c_in);
-                let to = Pixels { dx, channels, accumulate, width: columns.len(), pitch: pad.w };
+                let to = Pixels { dx, channels, accumulate, rows: Rows { width: columns.len(), pitch: pad.w } };
                 // SAFETY: the taps of a pixel lie in the bordered gradient, all pixels in the image.
                 unsafe { gemm::<S>(m, ld, k, a, b, to) };
                 continue;

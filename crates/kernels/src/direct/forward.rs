@@ -1,9 +1,9 @@
 //! The output.
 
-use super::image::{Padded, channels, copy_padded, copy_pixels};
+use super::image::{Padded, Rows, channels, copy_padded, copy_pixels};
 use crate::gemm::{Lhs, Rhs, Target, WHOLE, gemm, padded, steps};
 use crate::operand::{InputReader, OutputWriter};
-use crate::simd::{Element, Simd, Tiles, Wide};
+use crate::simd::{Element, Simd, Tiles};
 use crate::task::{ConvShape, Forward, Scratch, ScratchLen};
 
 /// A 1x1 convolution of stride 1 is one product, whose rows are the pixels of all images: so many at a time that they and
@@ -30,35 +30,20 @@ struct Pixels<'a, E: Element> {
     out: *mut E,
     first: usize,
     channels: usize,
-    /// Pixels of a row, and of a row of what the product's rows are taken from.
-    width: usize,
-    pitch: usize,
+    rows: Rows,
 }
 
 impl<S: Simd> Target<S> for Pixels<'_, S::E> {
     #[inline(always)]
-    fn accumulates(self) -> bool {
-        false
-    }
-    #[inline(always)]
     fn row(self, i: usize) -> Option<usize> {
-        if self.pitch == self.width {
-            return Some(i);
-        }
-        let (y, x) = (i / self.pitch, i % self.pitch);
-        (x < self.width).then_some(y * self.width + x)
+        self.rows.pixel(i)
     }
     #[inline(always)]
-    unsafe fn load(self, _: usize, _: usize) -> S::V {
-        // SAFETY: the caller's contract.
-        unsafe { S::splat(Wide::<S>::default()) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, i: usize, j: usize, v: S::V) {
+    unsafe fn store(self, row: usize, j: usize, v: S::V) {
         // Columns are filled up to whole strips.
         if j < self.channels {
             // SAFETY: the caller's contract; `forward` asks for pixels of its own images only.
-            unsafe { self.writer.store::<S>(self.out, self.first + i, j, v) }
+            unsafe { self.writer.store::<S>(self.out, self.first + row, j, v) }
         }
     }
 }
@@ -74,7 +59,13 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     let (h, w) = (s.out_h(), s.out_w());
     let start = (images.start * h + rows.start) * w;
     let (reader, writer) = (InputReader::new(input, s.c_in), OutputWriter::new(after, s.c_out, start));
-    let target = Pixels { writer: &writer, out: out.as_mut_ptr(), first: 0, channels: s.c_out, width: w, pitch: w };
+    let target = Pixels {
+        writer: &writer,
+        out: out.as_mut_ptr(),
+        first: 0,
+        channels: s.c_out,
+        rows: Rows { width: w, pitch: w },
+    };
     let pad = Padded::input::<S::E>(s);
     let (k, ldo, depth) = (steps::<S::E>(s.k * pad.ld), padded(s.c_out), S::E::DEPTH);
     let weight = Rhs::packed(packed.forward.as_slice().as_ptr(), k * s.k);
@@ -108,7 +99,14 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
                 let data = image_in[pad.at(rows.start, 0)..].as_ptr();
                 let a = Lhs { data, row: pad.ld, col: depth, segments };
                 let m = (rows.len() - 1) * pad.w + w;
-                gemm::<S>(m, ldo, k, a, weight, Pixels { first: local * h * w, pitch: pad.w, ..target });
+                gemm::<S>(
+                    m,
+                    ldo,
+                    k,
+                    a,
+                    weight,
+                    Pixels { first: local * h * w, rows: Rows { width: w, pitch: pad.w }, ..target },
+                );
                 continue;
             }
             for y in rows.clone() {

@@ -54,6 +54,27 @@ impl Padded {
     }
 }
 
+/// Which pixel of an image is row `i` of a product whose rows are taken from a wider one, pixel after pixel.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// Pixels of a row of the image.
+    pub width: usize,
+    /// Pixels of a row of what the product's rows are taken from.
+    pub pitch: usize,
+}
+
+impl Rows {
+    /// None for what lies between two rows of the image.
+    #[inline(always)]
+    pub fn pixel(self, i: usize) -> Option<usize> {
+        if self.pitch == self.width {
+            return Some(i);
+        }
+        let (y, x) = (i / self.pitch, i % self.pitch);
+        (x < self.width).then_some(y * self.width + x)
+    }
+}
+
 /// The pixels of one class in one direction: those at `rest + stride * q` of the padded input.
 #[derive(Clone, Copy)]
 pub struct Class {

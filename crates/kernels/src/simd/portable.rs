@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::vocabulary::{Block, Element, NoTiles, Simd, Tiles};
+use super::vocabulary::{Block, Element, NoTiles, Simd, TILE, Tiles};
 
 /// Vectors of eight scalars that are computed in as they are stored.
 #[derive(Clone, Copy)]
@@ -134,7 +134,7 @@ impl Tiles<bf16> for PlainTiles {
     unsafe fn multiply(block: Block<'_, bf16>) {
         let Block { rows, steps, a, a_row, segments, chunks, b, strips, b_row, b_segment, c, c_row, add } = block;
         for i in 0..rows {
-            for j in 0..strips * 16 {
+            for j in 0..strips * TILE {
                 // SAFETY: the block's own elements.
                 unsafe {
                     let sum = c.add(i * c_row + j);
@@ -142,7 +142,7 @@ impl Tiles<bf16> for PlainTiles {
                     for (segment, start) in segments.iter().enumerate() {
                         for p in 0..chunks * steps {
                             let x = a.add(start + i * a_row + 2 * p);
-                            let y = b[j / 16].add(segment * b_segment + p * b_row + j % 16 * 2);
+                            let y = b[j / TILE].add(segment * b_segment + p * b_row + j % TILE * 2);
                             total += (*x).to_f32() * (*y).to_f32() + (*x.add(1)).to_f32() * (*y.add(1)).to_f32();
                         }
                     }
@@ -153,8 +153,8 @@ impl Tiles<bf16> for PlainTiles {
     }
     unsafe fn release() {}
     unsafe fn transpose(from: *const bf16, from_row: usize, to: *mut bf16, to_row: usize) {
-        for i in 0..32 {
-            for j in 0..16 {
+        for i in 0..2 * TILE {
+            for j in 0..TILE {
                 // SAFETY: the trait's contract.
                 unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }
             }

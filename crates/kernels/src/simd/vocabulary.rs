@@ -37,11 +37,6 @@ pub trait Element:
     fn narrow(value: Self::Wide) -> Self;
     /// Runs `kernel` compiled for `isa`; an `isa` that this scalar has no vectors for runs portably.
     fn run<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output;
-    /// Whether what [`run`](Self::run) picks for `isa` multiplies matrices on [`Tiles`].
-    fn on_tiles(isa: Isa) -> bool {
-        let _ = isa;
-        false
-    }
 }
 
 /// An operation over slices, compiled once for each instruction set.
@@ -209,8 +204,23 @@ impl Isa {
         Isa::available().pop().unwrap_or(Isa::Portable)
     }
 
+    /// Whether what [`run`](Self::run) picks for these scalars multiplies matrices on [`Tiles`].
+    pub fn on_tiles<E: Element>(self) -> bool {
+        self.run::<E, _>(OnTiles)
+    }
+
     /// Compiles `kernel` for this instruction set (or the best one below it that the processor has) and runs it.
     pub fn run<E: Element, K: Kernel<E>>(self, kernel: K) -> K::Output {
         E::run(self, kernel)
+    }
+}
+
+struct OnTiles;
+
+impl<E: Element> Kernel<E> for OnTiles {
+    type Output = bool;
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) -> bool {
+        S::T::PRESENT
     }
 }
