@@ -207,7 +207,7 @@ fn a_cluster_does_what_is_missing() -> Result<()> {
     let sbatch = "#!/bin/sh
         dir=$(dirname \"$0\")
         echo \"$@\" >> \"$dir/calls\"
-        last=0; output=/dev/null
+        last=0
         for word; do
             case $word in --array=*) last=${word#--array=0-}; last=${last%\\%*};; esac
             script=$word

@@ -42,7 +42,7 @@ const GRIDS: [usize; 3] = [1, 2, 4];
 
 /// SDD (Wei et al., CVPR 2024): a cell's logits are the mean of the classes' CAMs (n, classes, h, w), classifier's bias and
 /// all, over the cell. `T^2 / (cells n) sum_i sum_cells w KL(softmax(teacher / T) || softmax(student / T))` over the cells of
-/// grids of 1x1, 2x2 and 4x4; w is 2 where the teacher is right in the cell and wrong about the whole image, or the other way
+/// grids of 1x1, 2x2 and 4x4 (no finer than the maps); w is 2 where the teacher is right in the cell and wrong about the whole image, or the other way
 /// round, else 1. `labels` are (n,).
 pub fn region_kl(student: &Tensor, teacher: &Tensor, labels: &Tensor, temperature: f64) -> Result<Tensor> {
     // (cells, n, classes), the whole image first.

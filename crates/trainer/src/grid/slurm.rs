@@ -57,7 +57,9 @@ pub fn submit(s: &Submission, statuses: &[Status]) -> Result<Option<Jobs>> {
         let words = s.arguments.iter().map(String::as_str).chain(more.iter().copied()).map(quoted);
         format!("exec {} {}", quoted(&s.program.to_string_lossy()), words.collect::<Vec<_>>().join(" "))
     };
-    let caches = s.job(&dir, "caches", &call(&["--prepare"]), &[])?;
+    // Those of the missing runs alone.
+    let of_missing: Vec<&str> = missing.iter().flat_map(|id| ["--run", id]).chain(["--prepare"]).collect();
+    let caches = s.job(&dir, "caches", &call(&of_missing), &[])?;
     // A list of its own for each submission: an earlier array may still be reading its one.
     let list = dir.join(format!("runs-{caches}.txt"));
     write_atomically(&list, (missing.join("\n") + "\n").as_bytes())?;
