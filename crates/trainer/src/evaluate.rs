@@ -5,7 +5,9 @@ mod error;
 pub mod faithfulness;
 pub mod judge;
 pub mod localization;
+mod pictures;
 pub mod record;
+pub mod sanity;
 pub mod seeds;
 pub mod subject;
 

@@ -58,7 +58,7 @@ pub struct Family {
     /// The trunk of the model of that name, if the name is the family's.
     pub build: fn(&str, Shape, &Options) -> Option<Result<Graph>>,
     /// What stands behind the trunk, for so many classes.
-    pub classifier: fn(&mut Graph, usize) -> Classifier,
+    pub classifier: fn(&mut Graph, usize, &Options) -> Classifier,
 }
 
 /// The one list of families.
@@ -131,10 +131,10 @@ impl Architecture {
         mut graph: Graph,
         classes: usize,
         options: Options,
-        classifier: fn(&mut Graph, usize) -> Classifier,
+        classifier: fn(&mut Graph, usize, &Options) -> Classifier,
     ) -> Architecture {
         let trunk = graph.parameter_len();
-        let classifier = classifier(&mut graph, classes);
+        let classifier = classifier(&mut graph, classes, &options);
         Architecture { name: name.to_string(), graph, classes, options, classifier, trunk }
     }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cams::maps::resize;
 use cams::methods::GradCam;
 use cams::metrics::faithfulness::{
-    Course, Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities,
+    Course, Mute, Probability, Scorer, Ties, Way, area, curve, drops, increases, masks, order,
 };
 use cams::metrics::localization::{energy, inside};
 use cams::{Interpreter, SampleId};
@@ -35,13 +35,14 @@ fn golden_metrics() -> Result<()> {
         assert_eq!(flat, expected("order")?);
 
         let images = network.images(&batch.pixels)?;
-        let whole = probabilities(&*cut, &images, &labels)?;
+        let scorer = Scorer { model: &*cut, probability: Probability::Softmax };
+        let whole = scorer.probabilities(&images, &labels)?;
         assert_close("prob", &whole, &expected("prob")?, 1e-6);
         for (name, mute) in [("plain", Mute::NONE), ("top50", Mute::HALF)] {
             let masks = masks(&map, [SIDE, SIDE], mute, Ties::ByPosition, &batch.ids)?;
             assert_close(&format!("mask_{name}"), &values(&masks)?, &expected(&format!("mask_{name}"))?, 1e-6);
             let masked = images.broadcast_mul(&masks.unsqueeze(1)?)?;
-            let left = probabilities(&*cut, &masked, &labels)?;
+            let left = scorer.probabilities(&masked, &labels)?;
             assert_close(name, &left, &expected(&format!("{name}.masked_prob"))?, 1e-6);
             let drops: Vec<f64> = drops(&whole, &left).into_iter().flatten().collect();
             let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
@@ -58,7 +59,7 @@ fn golden_metrics() -> Result<()> {
                 let image = images.get(i)?;
                 let zero = image.zeros_like()?;
                 let course = Course { image: &image, baseline: &zero, order: &orders[i], step: SIDE, way };
-                let found = curve(&*cut, &course, classes[i], 8)?;
+                let found = curve(&scorer, &course, classes[i], 8)?;
                 let stated = &curves[i * found.len()..][..found.len()];
                 let off = found.iter().zip(stated).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
                 assert!(off < 1e-6, "{name} of image {i}: off by {off:.1e}");

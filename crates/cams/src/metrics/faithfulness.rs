@@ -1,8 +1,9 @@
 //! Whether what a map calls important is what the model uses: the probability of a class while pixels come and go.
 
 use candle_core::{D, DType, Result, Tensor, bail};
-use candle_nn::ops::softmax;
+use candle_nn::ops::{sigmoid, softmax};
 use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
 
 use crate::maps::{minmax, resize};
 use crate::random::stream;
@@ -65,10 +66,36 @@ fn rows(maps: &Tensor) -> Result<Vec<Vec<f64>>> {
     maps.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()
 }
 
-/// Probabilities (n,) that a model gives classes (n,) of images (n, c, h, w).
-pub fn probabilities(model: &dyn CamModel, images: &Tensor, classes: &Tensor) -> Result<Vec<f64>> {
-    let logits = model.head(&model.features(images)?)?.detach().to_dtype(DType::F64)?;
-    softmax(&logits, D::Minus1)?.gather(&classes.unsqueeze(1)?, 1)?.squeeze(1)?.to_vec1()
+/// What a model's logits say of a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probability {
+    /// One class an image: its share of the softmax.
+    #[default]
+    Softmax,
+    /// Several classes an image, each shown or not: the sigmoid of its logit.
+    Sigmoid,
+}
+
+/// A model and how its logits become probabilities.
+#[derive(Clone, Copy)]
+pub struct Scorer<'m> {
+    /// The model.
+    pub model: &'m dyn CamModel,
+    /// How.
+    pub probability: Probability,
+}
+
+impl Scorer<'_> {
+    /// Probabilities (n,) of classes (n,) of images (n, c, h, w), in f64.
+    pub fn probabilities(&self, images: &Tensor, classes: &Tensor) -> Result<Vec<f64>> {
+        let logits = self.model.head(&self.model.features(images)?)?.detach().to_dtype(DType::F64)?;
+        let all = match self.probability {
+            Probability::Softmax => softmax(&logits, D::Minus1)?,
+            Probability::Sigmoid => sigmoid(&logits)?,
+        };
+        all.gather(&classes.unsqueeze(1)?, 1)?.squeeze(1)?.to_vec1()
+    }
 }
 
 /// Each image's drop in percent, `100 max(0, Y - O) / Y`: their mean is the Average Drop (Chattopadhay et al. 2018,
@@ -109,7 +136,7 @@ pub struct Course<'a> {
 
 /// The probabilities of a class after 0, `step`, 2 `step` ... pixels have gone: taken from the image and replaced by the
 /// baseline's, or the other way round. `budget` images are passed at a time.
-pub fn curve(model: &dyn CamModel, course: &Course, class: u32, budget: usize) -> Result<Vec<f64>> {
+pub fn curve(scorer: &Scorer, course: &Course, class: u32, budget: usize) -> Result<Vec<f64>> {
     let Course { image, baseline, order, step, way } = *course;
     let (c, h, w) = image.dims3()?;
     if order.len() != h * w || step == 0 {
@@ -124,7 +151,7 @@ pub fn curve(model: &dyn CamModel, course: &Course, class: u32, budget: usize) -
     let mut pass = |stages: &mut Vec<f64>| -> Result<()> {
         let n = stages.len() / (c * h * w).max(1);
         let images = Tensor::from_vec(std::mem::take(stages), (n, c, h, w), image.device())?.to_dtype(image.dtype())?;
-        found.extend(probabilities(model, &images, &Tensor::full(class, n, image.device())?)?);
+        found.extend(scorer.probabilities(&images, &Tensor::full(class, n, image.device())?)?);
         Ok(())
     };
     stages.extend_from_slice(&now);
@@ -209,24 +236,31 @@ mod tests {
     /// With logits +-w mean(x) the probability of class 0 is a logistic function of what is left.
     #[test]
     fn curves_by_hand() -> Result<()> {
-        let model = gap(1.0)?;
+        fn scorer(model: &Gap) -> Scorer<'_> {
+            Scorer { model, probability: Probability::Softmax }
+        }
+        let (model, none) = (gap(1.0)?, gap(0.0)?);
         let image = Tensor::new(&[[[4f64, 2.0], [1.0, 1.0]]], &Device::Cpu)?;
         let zero = image.zeros_like()?;
         let logistic = |sum: f64| 1.0 / (1.0 + (-2.0 * sum / 4.0).exp());
         let order = [0, 1, 2, 3];
         for budget in [1, 2, 100] {
             let course = |step, way| Course { image: &image, baseline: &zero, order: &order, step, way };
-            let down = curve(&model, &course(1, Way::Deletion), 0, budget)?;
+            let down = curve(&scorer(&model), &course(1, Way::Deletion), 0, budget)?;
             testkit::assert_close("deletion", &down, &[8.0, 4.0, 2.0, 1.0, 0.0].map(logistic), 1e-15);
-            let up = curve(&model, &course(2, Way::Insertion), 0, budget)?;
+            let up = curve(&scorer(&model), &course(2, Way::Insertion), 0, budget)?;
             testkit::assert_close("insertion", &up, &[0.0, 6.0, 8.0].map(logistic), 1e-15);
         }
         assert_eq!(area(&[1.0, 0.5, 0.0]), Some(0.5));
         assert_eq!(area(&[1.0]), None);
         // A constant model's curve is flat.
         let course = Course { image: &image, baseline: &zero, order: &order, step: 1, way: Way::Insertion };
-        let flat = curve(&gap(0.0)?, &course, 0, 3)?;
+        let flat = curve(&scorer(&none), &course, 0, 3)?;
         assert!(flat.iter().all(|p| *p == 0.5));
+        // Of a class by itself: the sigmoid of its logit, 2 here.
+        let alone = Scorer { model: &model, probability: Probability::Sigmoid };
+        let found = alone.probabilities(&image.unsqueeze(0)?, &Tensor::new(&[0u32], &Device::Cpu)?)?;
+        testkit::assert_close("sigmoid", &found, &[1.0 / (1.0 + (-2f64).exp())], 1e-15);
         Ok(())
     }
 }

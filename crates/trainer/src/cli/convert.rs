@@ -36,6 +36,9 @@ pub(super) struct ConvertArgs {
     /// What a WRN's 1x1 shortcut reads (default: the file's metadata, else preact).
     #[arg(long, value_parser = ["preact", "raw"])]
     pub(super) shortcut: Option<String>,
+    /// Another choice that the architecture leaves open, as in classifier_padding=1 (default: the file's metadata).
+    #[arg(long, value_name = "KEY=WORD")]
+    pub(super) option: Vec<String>,
     /// Keep the mean activations of this set's training images with the weights (shap_cam's fill = "dataset_mean").
     #[arg(long, value_name = "NAME[:DIR]")]
     pub(super) calibrate: Option<String>,
@@ -52,10 +55,14 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     let known = |key: &str| metadata.get(key).map(String::as_str);
     let file = args.input.display();
     let said = open.iter().filter_map(|c| Some((c.name.to_string(), known(c.name)?.to_string())));
-    let given = args.shortcut.iter().map(|word| ("shortcut".to_string(), word.clone()));
-    let options: Options = said.chain(given).collect();
-    let options =
-        models::settle(&args.arch, &options).with_context(|| format!("{file}: its metadata, or --shortcut"))?;
+    let shortcut = args.shortcut.iter().map(|word| ("shortcut".to_string(), word.clone()));
+    let given = args.option.iter().map(|text| {
+        let pair = text.split_once('=').map(|(key, word)| (key.trim().to_string(), word.trim().to_string()));
+        pair.with_context(|| format!("--option {text}: expected KEY=WORD"))
+    });
+    let options: Options = said.map(Ok).chain(shortcut.map(Ok)).chain(given).collect::<Result<_>>()?;
+    let settled = models::settle(&args.arch, &options);
+    let options = settled.with_context(|| format!("{file}: its metadata, --shortcut or --option"))?;
     let classes =
         match (args.classes, known("num_classes")) {
             (Some(n), _) => n as usize,

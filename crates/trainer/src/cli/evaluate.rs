@@ -1,14 +1,16 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use trainer::config::{table, typed};
-use trainer::evaluate::judge::Found;
+use trainer::evaluate::judge::{Found, LIKENESS, Published};
+use trainer::evaluate::sanity::{self, Sanity};
 use trainer::evaluate::seeds::{self, Seeds};
 use trainer::evaluate::{faithfulness, localization};
+use trainer::report::statistics::Interval;
 use trainer::report::table::{Entry, Table, column};
 
 use super::{Done, Global};
@@ -24,6 +26,9 @@ pub(super) enum EvaluateCommand {
     /// Average Drop and Increase, insertion and deletion, ROAD (Tables 1 and 2).
     #[command(after_help = "Example:\n  trainer evaluate faithfulness configs/faithfulness.toml")]
     Faithfulness(EvaluateArgs),
+    /// Whether maps depend on what the model has learned: its layers drawn anew, one after another.
+    #[command(after_help = "Example:\n  trainer evaluate sanity configs/sanity.toml")]
+    Sanity(EvaluateArgs),
     /// The energy-based pointing game and the pointing game (Table 3).
     #[command(after_help = "Example:\n  trainer evaluate localization configs/localization.toml")]
     Localization(EvaluateArgs),
@@ -49,22 +54,30 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
             settings.faithfulness.seed = global.seed.unwrap_or(settings.faithfulness.seed);
             let (device, bar) = (global.device()?, Bar::new(global.quiet));
             let found = faithfulness::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
-            show(&found, &FAITHFULNESS)
+            show(&found, settings.published.as_ref(), &columns(&FAITHFULNESS), FLOOR)
         }
         EvaluateCommand::Localization(args) => {
             let mut settings: localization::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.localization.seed = global.seed.unwrap_or(settings.localization.seed);
             let (device, bar) = (global.device()?, Bar::new(global.quiet));
             let found = localization::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
-            show(&found, &LOCALIZATION)
+            show(&found, settings.published.as_ref(), &columns(&LOCALIZATION), FLOOR)
+        }
+        EvaluateCommand::Sanity(args) => {
+            let mut settings: sanity::Settings = typed(table(&args.configs, &args.set)?)?;
+            settings.sanity.seed = global.seed.unwrap_or(settings.sanity.seed);
+            let (device, bar) = (global.device()?, Bar::new(global.quiet));
+            let Sanity { found, steps } = sanity::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
+            let columns: Vec<Column> = steps.iter().map(|step| (step.as_str(), step.as_str(), 2)).collect();
+            show(&found, None, &columns, CORRELATIONS)
         }
     }
 }
 
-/// (figure, heading, digits) of a table, in the order of its columns.
-type Columns = [(&'static str, &'static str, usize)];
+/// Figure, heading and digits.
+type Column<'c> = (&'c str, &'c str, usize);
 
-const FAITHFULNESS: [(&str, &str, usize); 9] = [
+const FAITHFULNESS: [Column; 12] = [
     ("average_drop", "drop %", 1),
     ("average_increase", "increase %", 1),
     ("average_drop_muted", "drop % (muted)", 1),
@@ -74,10 +87,20 @@ const FAITHFULNESS: [(&str, &str, usize); 9] = [
     ("road", "ROAD", 3),
     ("complexity", "complexity", 2),
     ("entropy", "entropy", 2),
+    ("coherency", "coherency", 2),
+    ("adcc", "ADCC", 2),
+    (LIKENESS, "likeness", 2),
 ];
 
-const LOCALIZATION: [(&str, &str, usize); 3] =
-    [("proportion", "proportion %", 1), ("hit", "hit %", 1), ("box_area", "box area %", 1)];
+const LOCALIZATION: [Column; 4] =
+    [("proportion", "proportion %", 1), ("hit", "hit %", 1), ("box_area", "box area %", 1), (LIKENESS, "likeness", 2)];
+
+const FLOOR: &str = "random: the floor. ones: a map that is 1 everywhere.";
+const CORRELATIONS: &str = "Rank correlation with the whole model's map, once a part and all behind it are drawn anew.";
+
+fn columns(all: &[Column<'static>]) -> Vec<Column<'static>> {
+    all.to_vec()
+}
 
 /// How many images are done, on a terminal.
 struct Bar(ProgressBar);
@@ -101,26 +124,43 @@ impl Bar {
     }
 }
 
-/// A row per method: means and half of their 95 % intervals.
-fn show(found: &Found, columns: &Columns) -> Result<Done> {
-    let known = |figure: &str| found.rows.iter().any(|r| r.figures.contains_key(figure));
-    let columns: Vec<_> = columns.iter().filter(|(figure, ..)| known(figure)).collect();
-    let mut heads = vec![column("method", "method", 0), column("n", "n", 0)];
-    heads.extend(columns.iter().map(|(figure, heading, digits)| column(figure, *heading, *digits)));
-    heads.push(column("seconds", "s a map", 3));
-    let mut table = Table::new(heads);
+/// Rows of methods under columns of figures: means, and half of their 95 % intervals; then what they are less the first
+/// method's on the same images, and what others have published.
+fn show(found: &Found, published: Option<&Published>, columns: &[Column], legend: &str) -> Result<Done> {
+    let known = |(figure, ..): &&Column| found.rows.iter().any(|r| r.figures.contains_key(*figure));
+    let columns: Vec<&Column> = columns.iter().filter(known).collect();
+    let entry = |interval: Option<&Interval>| match interval {
+        Some(i) if i.low.is_finite() => Entry::Spread(i.mean, (i.high - i.low) / 2.0),
+        Some(i) => i.mean.into(),
+        None => Entry::Nothing,
+    };
+    let heads = |columns: &[&Column]| -> Vec<_> {
+        columns.iter().map(|(figure, heading, digits)| column(*figure, *heading, *digits)).collect()
+    };
+    let mut table = Table::new([vec![column("method", "method", 0), column("n", "n", 0)], heads(&columns)].concat());
+    table.columns.push(column("seconds", "s a map", 3));
     for row in &found.rows {
-        let mut entries: Vec<Entry> = vec![row.method.clone().into(), row.n.into()];
-        entries.extend(columns.iter().map(|(figure, ..)| match row.figures.get(*figure) {
-            Some(i) if i.low.is_finite() => Entry::Spread(i.mean, (i.high - i.low) / 2.0),
-            Some(i) => i.mean.into(),
-            None => Entry::Nothing,
-        }));
-        entries.push(row.seconds.into());
-        table.rows.push(entries);
+        let figures = columns.iter().map(|(figure, ..)| entry(row.figures.get(*figure)));
+        let head = [row.method.clone().into(), row.n.into()];
+        table.rows.push(head.into_iter().chain(figures).chain([row.seconds.into()]).collect());
     }
     let mut text = table.text();
-    text += "\u{b1} half of a 95 % interval over images (bootstrap). random: the floor. ones: a map that is 1 everywhere.\n";
+    text += &format!("\u{b1} half of a 95 % interval over images (bootstrap). {legend}\n");
+    let (first, others) = found.rows.split_first().context("there is no method to show")?;
+    if others.iter().any(|row| !row.differences.is_empty()) {
+        let mut table =
+            Table::new([vec![column("method", format!("less {}", first.method), 0)], heads(&columns)].concat());
+        for row in others {
+            let figures = columns.iter().map(|(figure, ..)| entry(row.differences.get(*figure)));
+            table.rows.push(std::iter::once(row.method.clone().into()).chain(figures).collect());
+        }
+        text += &format!("\nDifferences, image by image:\n{}", table.text());
+    }
+    if let Some(published) = published {
+        text += &format!("\nPublished ({}) beside ours:\n", published.source);
+        text += &beside(found, published, &columns).text();
+        text += &format!("What differs: {}\n", published.differs);
+    }
     found.notes.iter().for_each(|note| text += &format!("{note}\n"));
     let rows = found.rows.iter().map(|row| {
         let mut value = json!({ "method": row.method, "n": row.n, "seconds": row.seconds });
@@ -129,9 +169,42 @@ fn show(found: &Found, columns: &Columns) -> Result<Done> {
             value[format!("{figure}_se")] = json!(i.se);
             value[format!("{figure}_interval")] = json!([i.low, i.high]);
         }
+        for (figure, i) in &row.differences {
+            value[format!("{figure}_difference")] = json!(i.mean);
+            value[format!("{figure}_difference_interval")] = json!([i.low, i.high]);
+        }
+        for (curve, points) in &row.curves {
+            let of = |point: fn(&Interval) -> f64| points.iter().map(point).collect::<Vec<_>>();
+            value[format!("{curve}_curve")] =
+                json!({ "mean": of(|i| i.mean), "low": of(|i| i.low), "high": of(|i| i.high) });
+        }
         value
     });
-    Ok(Done::Result(text, json!({ "rows": rows.collect::<Vec<_>>(), "notes": found.notes })))
+    let rows = rows.collect::<Vec<_>>();
+    Ok(Done::Result(
+        text,
+        json!({ "rows": rows, "disputed": found.disputed, "published": published, "notes": found.notes }),
+    ))
+}
+
+/// What others have published, and ours, by methods.
+fn beside(found: &Found, published: &Published, columns: &[&Column]) -> Table {
+    let known: Vec<_> = columns.iter().filter(|(figure, ..)| published.figures.contains_key(*figure)).collect();
+    let heads = known.iter().flat_map(|(figure, heading, digits)| {
+        [column(*figure, *heading, *digits), column("published", "published", *digits)]
+    });
+    let mut table = Table::new(std::iter::once(column("method", "method", 0)).chain(heads).collect());
+    for row in &found.rows {
+        let theirs = |figure: &str| published.figures.get(figure).and_then(|of| of.get(&row.method)).copied();
+        if known.iter().all(|(figure, ..)| theirs(figure).is_none()) {
+            continue;
+        }
+        let entries = known.iter().flat_map(|(figure, ..)| {
+            [Entry::from(row.figures.get(*figure).map(|i| i.mean)), Entry::from(theirs(figure))]
+        });
+        table.rows.push(std::iter::once(row.method.clone().into()).chain(entries).collect());
+    }
+    table
 }
 
 fn seeds(args: &EvaluateArgs, global: &Global) -> Result<Done> {

@@ -69,10 +69,10 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     for note in &input.images.notes {
         eprintln!("{note}");
     }
-    for line in input.bad.iter().chain(&found.skipped) {
+    for line in input.bad.iter().chain(found.skipped.iter().map(|(_, why)| why)) {
         eprintln!("skipped {line}");
     }
-    for line in beside.iter().flat_map(|e| &e.skipped) {
+    for (_, line) in beside.iter().flat_map(|e| &e.skipped) {
         eprintln!("beside: skipped {line}");
     }
     if let Some(path) = &args.out {
@@ -99,11 +99,16 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     if let Some(dir) = &args.gallery {
         text += &format!("pictures: {}\n", dir.join("index.html").display());
     }
-    let mut value = json!({ "rows": rows(&found, n), "bad_images": input.bad, "skipped": found.skipped });
+    let mut value = json!({ "rows": rows(&found, n), "bad_images": input.bad, "skipped": why(&found) });
     if let Some(beside) = &beside {
-        value["beside"] = json!({ "rows": rows(beside, n), "skipped": beside.skipped });
+        value["beside"] = json!({ "rows": rows(beside, n), "skipped": why(beside) });
     }
     Ok(Done::Result(text, value))
+}
+
+/// Why methods are not there.
+fn why(explained: &Explained) -> Vec<&str> {
+    explained.skipped.iter().map(|(_, why)| why.as_str()).collect()
 }
 
 fn table(explained: &Explained, n: usize) -> Table {

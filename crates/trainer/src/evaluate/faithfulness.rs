@@ -1,22 +1,20 @@
 //! Tables 1 and 2: whether what maps call important is what the model uses. Every figure of every image is kept; the
 //! floor (random maps) and the trap (a map that is 1 everywhere and so drops nothing) stand in the same table.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cams::metrics::complexity::{complexity, entropy};
-use cams::metrics::faithfulness::{
-    Course, Mute, Ties, Way, area, curve, drops, increases, masks, order, probabilities,
-};
+use cams::metrics::complexity::{adcc, coherency, complexity, entropy};
+use cams::metrics::faithfulness::{Course, Mute, Probability, Ties, Way, area, curve, drops, increases, masks, order};
 use cams::metrics::road::{NOISE, impute};
 use cams::ranges::{Ranges, SEED, above, from};
-use cams::{SampleId, maps};
+use cams::{Interpreter, SampleId, maps};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Found, ONES, Plan, Seen, judge};
+use super::judge::{Found, ONES, OfImage, Plan, Published, Seen, Walk, judge};
+use super::pictures;
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
 use crate::explain::{Class, Outcome};
@@ -33,6 +31,8 @@ pub struct Settings {
     /// What is measured.
     #[serde(default)]
     pub faithfulness: Options,
+    /// What others have found, to be set beside it.
+    pub published: Option<Published>,
 }
 
 /// `[faithfulness]`.
@@ -46,12 +46,16 @@ pub struct Options {
     pub layer: String,
     /// The class that is explained: `top1` or `label`.
     pub class: String,
+    /// How logits become probabilities: `softmax`, or `sigmoid` of a model that says of each class whether it is shown.
+    pub probability: Probability,
     /// The part of the pixels that is muted in the muted figures.
     pub mute: f64,
     /// Steps of the insertion and deletion curves; 0 for no curves.
     pub steps: usize,
     /// Whether ROAD is measured.
     pub road: bool,
+    /// Whether coherency and ADCC are measured: the masked image is explained too, at the cost of a second map.
+    pub adcc: bool,
     /// Of tied pixels' order, and of ROAD's noise.
     pub seed: u64,
     /// Images at a time.
@@ -59,6 +63,9 @@ pub struct Options {
     /// A file that keeps the figures of single images, so that an evaluation goes on where it was left.
     #[serde(skip_serializing)]
     pub record: Option<PathBuf>,
+    /// A folder for plots, and for the maps of the images on which methods agree least.
+    #[serde(skip_serializing)]
+    pub pictures: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -67,12 +74,15 @@ impl Default for Options {
             methods: vec![],
             layer: "last".into(),
             class: "top1".into(),
+            probability: Probability::Softmax,
             mute: 0.5,
             steps: 32,
             road: false,
+            adcc: false,
             seed: 0,
             batch: 8,
             record: None,
+            pictures: None,
         }
     }
 }
@@ -92,8 +102,18 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
     let class = Class::parse(Some(&o.class), true)?;
     let key = subject.key(&settings.model, &(o, format!("{:?}", o.methods), &settings.interpreter))?;
     let record = o.record.as_deref();
-    let plan = Plan { layer: &o.layer, class: &class, batch: o.batch, record, key: &key, seed: o.seed };
-    judge(&subject, &named, &plan, device, say, &|seen, outcome| Measured { options: o, seen }.measure(outcome))
+    let (layer, probability) = (&o.layer, o.probability);
+    let walk = Walk { batch: o.batch, record, key: &key, seed: o.seed };
+    let plan = Plan { layer, class: &class, probability, walk };
+    let measure = |seen: &Seen, outcome: &Outcome, method: Option<&dyn Interpreter>| {
+        Measured { options: o, seen }.measure(outcome, method)
+    };
+    let found = judge(&subject, &named, &plan, device, say, &measure)?;
+    if let Some(dir) = &o.pictures {
+        pictures::faithfulness(dir, &found)?;
+        pictures::disputed(dir, &found, &subject, &named, &o.layer, &class)?;
+    }
+    Ok(found)
 }
 
 /// Some images under these options.
@@ -104,15 +124,15 @@ struct Measured<'a> {
 
 impl Measured<'_> {
     /// Every figure of every image's map.
-    fn measure(&self, outcome: &Outcome) -> Result<Vec<BTreeMap<String, f64>>> {
+    fn measure(&self, outcome: &Outcome, method: Option<&dyn Interpreter>) -> Result<Vec<OfImage>> {
         let o = self.options;
-        let Seen { cut, images, classes, whole, ids, .. } = *self.seen;
+        let (Seen { images, classes, whole, ids, .. }, scorer) = (self.seen, self.seen.scorer());
         let (n, _, h, w) = images.dims4()?;
         let (ties, native) = (Ties::Shuffled(o.seed), self.seen.maps(outcome)?);
-        let mut all = vec![BTreeMap::new(); n];
+        let mut all = vec![OfImage::default(); n];
         let mut put = |name: &str, values: Vec<Option<f64>>| {
-            for (figures, value) in all.iter_mut().zip(values) {
-                figures.extend(value.map(|value| (name.to_string(), value)));
+            for (of, value) in all.iter_mut().zip(values) {
+                of.values.extend(value.map(|value| (name.to_string(), value)));
             }
         };
         let some = |values: Vec<f64>| values.into_iter().map(Some).collect::<Vec<_>>();
@@ -125,15 +145,25 @@ impl Measured<'_> {
                 masks(&native, [h, w], mute, ties, ids)?
             };
             let masked = images.broadcast_mul(&masks.to_dtype(images.dtype())?.unsqueeze(1)?)?;
-            let left = probabilities(cut, &masked, classes)?;
-            put(&format!("average_drop{suffix}"), drops(whole, &left));
+            let left = scorer.probabilities(&masked, classes)?;
+            let drops = drops(whole, &left);
             put(&format!("average_increase{suffix}"), some(increases(whole, &left)));
             if suffix.is_empty() {
                 let rows = masks.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-                put("complexity", rows.iter().map(|mask| Some(complexity(mask))).collect());
+                let complexities: Vec<f64> = rows.iter().map(|mask| complexity(mask)).collect();
+                if let (true, Some(method)) = (o.adcc, method) {
+                    let again = self.rows(&self.seen.explain(method, &masked)?)?;
+                    let coherencies: Vec<_> =
+                        self.rows(&native)?.iter().zip(&again).map(|(a, b)| coherency(a, b)).collect();
+                    let of = |i: usize| Some(adcc(coherencies[i]?, complexities[i], drops[i]? / 100.0));
+                    put("adcc", (0..n).map(of).collect());
+                    put("coherency", coherencies);
+                }
+                put("complexity", some(complexities));
             }
+            put(&format!("average_drop{suffix}"), drops);
         }
-        let large = maps::resize(&native, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let large = self.rows(&native)?;
         put("entropy", large.iter().map(|map| entropy(map)).collect());
         let classes = classes.to_vec1::<u32>()?;
         for i in 0..n {
@@ -146,15 +176,22 @@ impl Measured<'_> {
                     [("deletion", image.zeros_like()?, Way::Deletion), ("insertion", blurred, Way::Insertion)]
                 {
                     let course = Course { image: &image, baseline: &baseline, order: &order, step, way };
-                    let found = curve(cut, &course, classes[i], o.batch)?;
-                    all[i].extend(area(&found).map(|area| (name.to_string(), area)));
+                    let found = curve(&scorer, &course, classes[i], o.batch)?;
+                    all[i].values.extend(area(&found).map(|area| (name.to_string(), area)));
+                    all[i].curves.insert(name.into(), found);
                 }
             }
             if o.road {
-                all[i].insert("road".into(), self.road(&image, classes[i], &order, ids[i])?);
+                all[i].values.insert("road".into(), self.road(&image, classes[i], &order, ids[i])?);
             }
         }
         Ok(all)
+    }
+
+    /// Maps at the size of the images, a row each.
+    fn rows(&self, native: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let (_, _, h, w) = self.seen.images.dims4()?;
+        Ok(maps::resize(native, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?)
     }
 
     /// (LeRF - MoRF) / 2: how much more is lost where the important pixels go than where the others do, mean over 10 to
@@ -171,7 +208,7 @@ impl Measured<'_> {
         }
         let n = stages.len() / plain.len().max(1);
         let images = Tensor::from_vec(stages, (n, c, h, w), image.device())?.to_dtype(image.dtype())?;
-        let found = probabilities(self.seen.cut, &images, &Tensor::full(class, n, image.device())?)?;
+        let found = self.seen.scorer().probabilities(&images, &Tensor::full(class, n, image.device())?)?;
         let halves = found.chunks_exact(2).map(|pair| (pair[1] - pair[0]) / 2.0);
         Ok(halves.sum::<f64>() / (n / 2).max(1) as f64)
     }

@@ -5,21 +5,25 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use cams::metrics::faithfulness::probabilities;
-use cams::{CamModel, SampleId};
-use candle_core::{Device, Tensor};
-use serde::Serialize;
+use cams::metrics::faithfulness::{Probability, Scorer};
+use cams::metrics::pearson;
+use cams::{CamModel, Interpreter, SampleId, maps};
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::record::{Figures, Record};
 use super::subject::{Named, Subject};
-use crate::data::Object;
 use crate::data::loader::Loader;
+use crate::data::{Images, Object};
 use crate::explain::{Class, Outcome, explain};
-use crate::nn::Model as _;
-use crate::report::statistics::{Interval, bootstrap};
+use crate::nn::{Model as _, Network};
+use crate::report::statistics::{Interval, bootstrap, mean};
 
 /// The map that calls everything important: it drops nothing, and its energy in a box is the box's area.
 pub const ONES: &str = "ones";
+
+/// How alike a map is to the others of its image.
+pub const LIKENESS: &str = "likeness";
 
 /// A method's figures over all images.
 #[derive(Clone, Debug, Serialize)]
@@ -30,8 +34,24 @@ pub struct Row {
     pub n: usize,
     /// Means, standard errors and 95 % intervals, by figure.
     pub figures: BTreeMap<String, Interval>,
+    /// The same of its figures less the first method's, on the images of which both have them.
+    pub differences: BTreeMap<String, Interval>,
+    /// The same of every point of a curve.
+    pub curves: BTreeMap<String, Vec<Interval>>,
     /// Mean seconds of a map.
     pub seconds: f64,
+}
+
+/// Figures that somebody has published.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// Where.
+    pub source: String,
+    /// What of model, images and protocol is not theirs.
+    pub differs: String,
+    /// Theirs, by figure and method.
+    pub figures: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 /// Everything that was measured.
@@ -39,14 +59,22 @@ pub struct Row {
 pub struct Found {
     /// One for each method, the map of ones at the end.
     pub rows: Vec<Row>,
+    /// Positions of the images whose maps are least alike, the least first.
+    pub disputed: Vec<u64>,
     /// What whoever reads it should know.
     pub notes: Vec<String>,
 }
 
 /// Some images, and what the model says of them.
 pub struct Seen<'a> {
-    /// The model, cut where it is explained.
+    /// The model.
+    pub network: &'a Network,
+    /// The same, cut where it is explained.
     pub cut: &'a dyn CamModel,
+    /// That layer.
+    pub layer: &'a str,
+    /// How its logits become probabilities.
+    pub probability: Probability,
     /// Normalised (n, c, h, w).
     pub images: &'a Tensor,
     /// The explained classes (n,).
@@ -59,16 +87,37 @@ pub struct Seen<'a> {
     pub objects: Option<&'a [Vec<Object>]>,
 }
 
-impl Seen<'_> {
+impl<'a> Seen<'a> {
     /// Maps (n, h, w) at their own resolution.
     pub fn maps(&self, outcome: &Outcome) -> Result<Tensor> {
         let [h, w] = outcome.shape;
         Ok(Tensor::from_vec(outcome.values.clone(), (self.ids.len(), h, w), self.images.device())?)
     }
+
+    /// What its logits say.
+    pub fn scorer(&self) -> Scorer<'a> {
+        Scorer { model: self.cut, probability: self.probability }
+    }
+
+    /// A method's maps (n, h, w) of other images (n, c, h, w) in these ones' place, for the same classes.
+    pub fn explain(&self, method: &dyn Interpreter, images: &Tensor) -> Result<Tensor> {
+        let pass = self.network.observe(images)?;
+        let forward = pass.seen(self.cut, self.layer, self.ids)?;
+        Ok(method.explain(&forward, self.classes)?.map.detach())
+    }
 }
 
-/// Each image's figures of one method's maps, by name; a figure that is not defined is absent.
-pub type Measure<'m> = dyn Fn(&Seen, &Outcome) -> Result<Vec<BTreeMap<String, f64>>> + 'm;
+/// One image's figures; a figure that is not defined is absent.
+#[derive(Clone, Debug, Default)]
+pub struct OfImage {
+    /// By name.
+    pub values: BTreeMap<String, f64>,
+    /// Those of many points.
+    pub curves: BTreeMap<String, Vec<f64>>,
+}
+
+/// Each image's figures of one method's maps. The map of ones is no method's.
+pub type Measure<'m> = dyn Fn(&Seen, &Outcome, Option<&dyn Interpreter>) -> Result<Vec<OfImage>> + 'm;
 
 /// How to go through the images.
 pub struct Plan<'p> {
@@ -76,6 +125,14 @@ pub struct Plan<'p> {
     pub layer: &'p str,
     /// The class that is explained.
     pub class: &'p Class,
+    /// How logits become probabilities.
+    pub probability: Probability,
+    /// The rest.
+    pub walk: Walk<'p>,
+}
+
+/// How to go through images, a few at a time, and keep what is measured.
+pub struct Walk<'p> {
     /// Images at a time.
     pub batch: usize,
     /// Where figures are kept, and what they depend on.
@@ -84,6 +141,59 @@ pub struct Plan<'p> {
     pub key: &'p str,
     /// Of the intervals.
     pub seed: u64,
+}
+
+/// A few images' figures, of methods that could explain them.
+pub struct Few {
+    /// Every method's of every image.
+    pub figures: Vec<Figures>,
+    /// Methods that cannot explain this model here, and why, in a sentence that names them.
+    pub skipped: Vec<(String, String)>,
+}
+
+/// Named methods, as [`explain`] takes them.
+pub type Methods<'m> = [(&'m str, &'m dyn Interpreter)];
+
+impl Walk<'_> {
+    /// Measures the images of which the record does not hold every method yet; `beside` are names in it that are no
+    /// methods. `say` is told how many images of how many are done.
+    pub fn run(
+        &self,
+        images: &Images,
+        named: &Named,
+        beside: &[&str],
+        say: &mut dyn FnMut(usize, usize),
+        measure: &mut dyn FnMut(&Images, &Methods) -> Result<Few>,
+    ) -> Result<Found> {
+        let mut methods = named.each();
+        let mut record = Record::open(self.record, self.key)?;
+        let taken = beside.iter().find(|name| methods.iter().any(|(other, _)| other == *name));
+        ensure!(taken.is_none(), "\"{}\" has a meaning of its own here: choose another name", taken.unwrap_or(&""));
+        let mut notes = images.notes.clone();
+        // A method that cannot explain this layer is left out of the table, and named once.
+        let mut leave_out = |methods: &mut Vec<(&str, &dyn Interpreter)>, name: &str, why: &str| {
+            methods.retain(|(other, _)| *other != name);
+            notes.push(format!("left out: {why}"));
+        };
+        record.left_out().iter().for_each(|(name, why)| leave_out(&mut methods, name, why));
+        let wanted = |methods: &Methods<'_>| -> Vec<String> {
+            methods.iter().map(|(name, _)| *name).chain(beside.iter().copied()).map(String::from).collect()
+        };
+        let done = record.done(&wanted(&methods));
+        let left: Vec<usize> = (0..images.len()).filter(|i| !done.contains(&images.index[*i])).collect();
+        for (at, positions) in left.chunks(self.batch).enumerate() {
+            say(done.len() + at * self.batch, images.len());
+            let few = images.select(positions);
+            let Few { mut figures, skipped } = measure(&few, &methods)?;
+            for (name, why) in skipped {
+                leave_out(&mut methods, &name, &why);
+                figures.push(Figures { image: few.index[0], method: name, left_out: Some(why), ..Figures::default() });
+            }
+            record.add(figures)?;
+        }
+        say(images.len(), images.len());
+        Ok(found(&record, &wanted(&methods), self.seed, notes))
+    }
 }
 
 /// Measures every method on every image that has not been measured yet. `say` is told how many of how many are done.
@@ -95,65 +205,115 @@ pub fn judge(
     say: &mut dyn FnMut(usize, usize),
     measure: &Measure,
 ) -> Result<Found> {
-    let Subject { network, images } = subject;
-    let mut methods = named.each();
-    let mut record = Record::open(plan.record, plan.key)?;
-    let names: Vec<String> = methods.iter().map(|(name, _)| name.to_string()).chain([ONES.to_string()]).collect();
-    ensure!(
-        names.iter().filter(|name| *name == ONES).count() == 1,
-        "\"{ONES}\" is the map of ones: choose another name"
-    );
-    let mut notes = images.notes.clone();
+    let network = &subject.network;
     let cut = network.cut(plan.layer)?;
-    let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
-    let done = record.done(&wanted);
-    let left: Vec<usize> = (0..images.len()).filter(|i| !done.contains(&images.index[*i])).collect();
-    for (at, positions) in left.chunks(plan.batch).enumerate() {
-        say(done.len() + at * plan.batch, images.len());
-        let few = images.select(positions);
-        let found = explain(&methods, network, plan.layer, &few, plan.class)?;
-        // A method that cannot explain this layer is left out of the table, and named once.
-        notes.extend(found.skipped.iter().map(|skipped| format!("left out: {skipped}")));
-        methods.retain(|(name, _)| found.outcomes.iter().any(|outcome| outcome.method == *name));
-        wanted.retain(|name| *name == ONES || methods.iter().any(|(other, _)| other == name));
-        let batch = Loader::plain(few.len()).batch(&few, &(0..few.len()).collect::<Vec<_>>(), 0)?;
-        let seen = network.images(&batch.pixels)?;
+    let mut few = |few: &Images, methods: &Methods| {
+        let found = explain(methods, network, plan.layer, few, plan.class)?;
+        let batch = Loader::plain(few.len()).batch(few, &(0..few.len()).collect::<Vec<_>>(), 0)?;
+        let images = network.images(&batch.pixels)?;
         let classes = Tensor::new(found.classes.as_slice(), device)?;
-        let whole = probabilities(&*cut, &seen, &classes)?;
-        let (_, _, h, w) = seen.dims4()?;
+        let whole = Scorer { model: &*cut, probability: plan.probability }.probabilities(&images, &classes)?;
+        let (_, _, h, w) = images.dims4()?;
         let seen = Seen {
+            network,
             cut: &*cut,
-            images: &seen,
+            layer: plan.layer,
+            probability: plan.probability,
+            images: &images,
             classes: &classes,
             whole: &whole,
             ids: &batch.ids,
             objects: few.objects.as_deref(),
         };
+        let mut likenesses = likenesses(&seen, &found.outcomes)?;
+        likenesses.push(vec![None; few.len()]);
         let ones = Outcome::constant(ONES, few.len(), [h, w], 1.0);
         let mut figures = Vec::new();
-        for outcome in found.outcomes.iter().chain([&ones]) {
+        for (outcome, likeness) in found.outcomes.iter().chain([&ones]).zip(likenesses) {
+            let method = methods.iter().find(|(name, _)| *name == outcome.method).map(|(_, method)| *method);
+            let measured = measure(&seen, outcome, method)?;
             let seconds = outcome.seconds / few.len() as f64;
-            figures.extend(measure(&seen, outcome)?.into_iter().zip(&batch.ids).map(|(values, id)| Figures {
-                image: id.sample,
-                method: outcome.method.clone(),
-                values,
-                seconds,
+            figures.extend(measured.into_iter().zip(&batch.ids).zip(likeness).map(|((mut of, id), likeness)| {
+                of.values.extend(likeness.map(|likeness| (LIKENESS.to_string(), likeness)));
+                let OfImage { values, curves } = of;
+                Figures { image: id.sample, method: outcome.method.clone(), values, curves, left_out: None, seconds }
             }));
         }
-        record.add(figures)?;
-    }
-    say(images.len(), images.len());
-    let rows = wanted.into_iter().map(|name| row(&record, name, plan.seed)).collect();
-    Ok(Found { rows, notes })
+        Ok(Few { figures, skipped: found.skipped })
+    };
+    plan.walk.run(&subject.images, named, &[ONES], say, &mut few)
 }
 
-fn row(record: &Record, method: &str, seed: u64) -> Row {
-    let of = record.of(method);
+/// How alike each map is to the other methods' of the same image: the median of its correlations with them, by methods
+/// and images. None of a single method, and of a map that is the same everywhere.
+fn likenesses(seen: &Seen, outcomes: &[Outcome]) -> Result<Vec<Vec<Option<f64>>>> {
+    let (n, _, h, w) = seen.images.dims4()?;
+    let large = |outcome: &Outcome| -> Result<Vec<Vec<f64>>> {
+        Ok(maps::resize(&seen.maps(outcome)?, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?)
+    };
+    let all = outcomes.iter().map(large).collect::<Result<Vec<_>>>()?;
+    let mut likenesses = vec![vec![None; n]; all.len()];
+    for i in 0..n {
+        let mut with: Vec<Vec<f64>> = vec![vec![]; all.len()];
+        for a in 0..all.len() {
+            for b in 0..a {
+                if let Some(r) = pearson(&all[a][i], &all[b][i]) {
+                    with[a].push(r);
+                    with[b].push(r);
+                }
+            }
+        }
+        for (likenesses, mut with) in likenesses.iter_mut().zip(with) {
+            with.sort_by(f64::total_cmp);
+            likenesses[i] = with.get(with.len() / 2).copied();
+        }
+    }
+    Ok(likenesses)
+}
+
+/// The table of what a record holds of these methods, the first of which the others are compared with.
+fn found(record: &Record, methods: &[String], seed: u64, notes: Vec<String>) -> Found {
+    let of: Vec<BTreeMap<u64, &Figures>> = methods.iter().map(|method| record.of(method)).collect();
+    let rows = methods.iter().zip(&of).enumerate();
+    let rows = rows.map(|(at, (method, of_method))| row(method, of_method, (at > 0).then(|| &of[0]), seed)).collect();
+    let mut likeness: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for (image, figures) in of.iter().flatten() {
+        likeness.entry(*image).or_default().extend(figures.values.get(LIKENESS));
+    }
+    let mut disputed: Vec<(f64, u64)> =
+        likeness.into_iter().filter(|(_, of)| !of.is_empty()).map(|(image, of)| (mean(&of), image)).collect();
+    disputed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    Found { rows, disputed: disputed.into_iter().map(|(_, image)| image).collect(), notes }
+}
+
+fn row(method: &str, of: &BTreeMap<u64, &Figures>, reference: Option<&BTreeMap<u64, &Figures>>, seed: u64) -> Row {
     let mut figures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for f in of.values() {
-        f.values.iter().for_each(|(name, value)| figures.entry(name.clone()).or_default().push(*value));
+    let mut differences: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut curves: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
+    for (image, f) in of {
+        let other = reference.and_then(|of| of.get(image));
+        for (name, value) in &f.values {
+            figures.entry(name.clone()).or_default().push(*value);
+            if let Some(other) = other.and_then(|other| other.values.get(name)) {
+                differences.entry(name.clone()).or_default().push(value - other);
+            }
+        }
+        for (name, points) in &f.curves {
+            let all = curves.entry(name.clone()).or_insert_with(|| vec![vec![]; points.len()]);
+            all.iter_mut().zip(points).for_each(|(all, point)| all.push(*point));
+        }
     }
     let seconds = of.values().map(|f| f.seconds).sum::<f64>() / of.len().max(1) as f64;
-    let figures = figures.into_iter().map(|(name, values)| (name, bootstrap(&values, seed))).collect();
-    Row { method: method.into(), n: of.len(), figures, seconds }
+    let each = |all: BTreeMap<String, Vec<f64>>| -> BTreeMap<String, Interval> {
+        all.into_iter().map(|(name, values)| (name, bootstrap(&values, seed))).collect()
+    };
+    let curve = |points: Vec<Vec<f64>>| points.iter().map(|values| bootstrap(values, seed)).collect();
+    Row {
+        method: method.into(),
+        n: of.len(),
+        figures: each(figures),
+        differences: each(differences),
+        curves: curves.into_iter().map(|(name, points)| (name, curve(points))).collect(),
+        seconds,
+    }
 }

@@ -1,17 +1,17 @@
 //! Table 3: whether maps find the object. The boxes of the explained class count, difficult ones left out.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use cams::maps;
+use cams::metrics::faithfulness::Probability;
 use cams::metrics::localization::{area, energy, hit, inside};
 use cams::ranges::{Ranges, SEED, above, from};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Found, Plan, Seen, judge};
+use super::judge::{Found, OfImage, Plan, Published, Seen, Walk, judge};
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
 use crate::explain::{Class, Outcome};
@@ -28,6 +28,8 @@ pub struct Settings {
     /// What is measured.
     #[serde(default)]
     pub localization: Options,
+    /// What others have found, to be set beside it.
+    pub published: Option<Published>,
 }
 
 /// `[localization]`.
@@ -116,11 +118,16 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
     subject.images.notes = notes;
     let key = subject.key(&settings.model, &(o, format!("{:?}", o.methods), &settings.interpreter))?;
     let record = o.record.as_deref();
-    let plan = Plan { layer: &o.layer, class: &Class::Label, batch: o.batch, record, key: &key, seed: o.seed };
-    judge(&subject, &named, &plan, device, say, &|seen, outcome| measure(o, seen, outcome))
+    let plan = Plan {
+        layer: &o.layer,
+        class: &Class::Label,
+        probability: Probability::Softmax,
+        walk: Walk { batch: o.batch, record, key: &key, seed: o.seed },
+    };
+    judge(&subject, &named, &plan, device, say, &|seen, outcome, _| measure(o, seen, outcome))
 }
 
-fn measure(options: &Options, seen: &Seen, outcome: &Outcome) -> Result<Vec<BTreeMap<String, f64>>> {
+fn measure(options: &Options, seen: &Seen, outcome: &Outcome) -> Result<Vec<OfImage>> {
     let (_, _, h, w) = seen.images.dims4()?;
     let large = maps::resize(&seen.maps(outcome)?, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let classes = seen.classes.to_vec1::<u32>()?;
@@ -134,7 +141,8 @@ fn measure(options: &Options, seen: &Seen, outcome: &Outcome) -> Result<Vec<BTre
             ("hit", hit(map, &inside, w, options.tolerance).map(percent)),
             ("box_area", Some(percent(area(&inside)))),
         ];
-        figures.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect()
+        let values = figures.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect();
+        OfImage { values, ..OfImage::default() }
     };
     Ok(large.iter().enumerate().map(of).collect())
 }

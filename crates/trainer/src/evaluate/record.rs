@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// One method's figures of one image; a figure that is not defined is absent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Position of the image in its data set.
     pub image: u64,
@@ -17,6 +17,12 @@ pub struct Figures {
     pub method: String,
     /// By name.
     pub values: BTreeMap<String, f64>,
+    /// Figures of many points, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub curves: BTreeMap<String, Vec<f64>>,
+    /// Why the method was left out from here on, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
     /// Seconds that the map took, its share of the pass included.
     pub seconds: f64,
 }
@@ -54,12 +60,15 @@ impl Record {
     }
 
     /// The images of which every one of these methods has been measured.
-    pub fn done(&self, methods: &[&str]) -> BTreeSet<u64> {
+    pub fn done(&self, methods: &[String]) -> BTreeSet<u64> {
         let mut of: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
         for f in &self.figures {
             of.entry(f.image).or_default().insert(&f.method);
         }
-        of.into_iter().filter(|(_, have)| methods.iter().all(|m| have.contains(m))).map(|(image, _)| image).collect()
+        of.into_iter()
+            .filter(|(_, have)| methods.iter().all(|m| have.contains(m.as_str())))
+            .map(|(image, _)| image)
+            .collect()
     }
 
     /// Keeps the figures of some images.
@@ -74,7 +83,13 @@ impl Record {
 
     /// A method's figures by image, each once.
     pub fn of(&self, method: &str) -> BTreeMap<u64, &Figures> {
-        self.figures.iter().filter(|f| f.method == method).map(|f| (f.image, f)).collect()
+        let measured = self.figures.iter().filter(|f| f.method == method && f.left_out.is_none());
+        measured.map(|f| (f.image, f)).collect()
+    }
+
+    /// The methods that were left out, and why.
+    pub fn left_out(&self) -> BTreeMap<String, String> {
+        self.figures.iter().filter_map(|f| Some((f.method.clone(), f.left_out.clone()?))).collect()
     }
 }
 
@@ -90,19 +105,24 @@ mod tests {
             image,
             method: method.into(),
             values: BTreeMap::from([("drop".into(), 0.1 + image as f64)]),
+            curves: BTreeMap::from([("insertion".into(), vec![0.5, image as f64 / 3.0])]),
+            left_out: None,
             seconds: 0.5,
         };
         let mut record = Record::open(Some(&path), "k")?;
         record.add(vec![one(3, "a"), one(3, "b")])?;
         record.add(vec![one(5, "a")])?;
-        assert_eq!(record.done(&["a", "b"]), BTreeSet::from([3]));
+        assert_eq!(record.done(&["a".into(), "b".into()]), BTreeSet::from([3]));
         fs::write(&path, fs::read_to_string(&path)? + "{\"image\":5,\"meth")?;
         let mut again = Record::open(Some(&path), "k")?;
-        assert_eq!(again.done(&["a"]), BTreeSet::from([3, 5]));
+        assert_eq!(again.done(&["a".into()]), BTreeSet::from([3, 5]));
         again.add(vec![one(5, "b")])?;
         let whole = Record::open(Some(&path), "k")?;
         assert_eq!((whole.of("b").len(), whole.of("b")[&5].clone()), (2, one(5, "b")));
         assert!(Record::open(Some(&path), "other").is_err());
+        again.add(vec![Figures { left_out: Some("no gradient".into()), ..one(3, "c") }])?;
+        assert_eq!(again.left_out(), BTreeMap::from([("c".to_string(), "no gradient".to_string())]));
+        assert!(again.of("c").is_empty());
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use html_escape::encode_text;
+use html_escape::{encode_double_quoted_attribute, encode_text};
 use image::imageops::{FilterType, replace, resize};
 use image::{Rgb, RgbImage};
 
@@ -65,15 +65,20 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], strips: &[Strip])
         );
         for (i, original) in originals.iter().enumerate() {
             let prefix = if model.is_empty() { String::new() } else { format!("{model}-") };
-            let file = format!("{prefix}{method}-{i}.png");
+            let file = format!("{prefix}{}-{i}.png", plain(method));
             let map = &values[i * h * w..][..h * w];
             save(&overlay(original, map, [*h, *w], span)?, &dir.join(&file))?;
-            page += &format!("<td><img src=\"{file}\" alt=\"{method}\"></td>");
+            page += &format!("<td><img src=\"{file}\" alt=\"{}\"></td>", encode_double_quoted_attribute(method));
         }
         page += "</tr>\n";
     }
     page += "</table></body></html>\n";
     write_atomically(&dir.join("index.html"), page.as_bytes())
+}
+
+/// A name as part of a file's.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || "_.".contains(c) { c } else { '-' }).collect()
 }
 
 const HEAD: &str = "<!doctype html>

@@ -57,8 +57,8 @@ impl Class {
 pub struct Explained {
     /// One for each method.
     pub outcomes: Vec<Outcome>,
-    /// Methods that cannot explain this layer, and why.
-    pub skipped: Vec<String>,
+    /// Methods that cannot explain this layer, and why, in a sentence that names them.
+    pub skipped: Vec<(String, String)>,
     /// Explained, one per image.
     pub classes: Vec<u32>,
     /// (images, classes).
@@ -165,11 +165,10 @@ pub fn explain(
             found.outcomes.retain(|o| o.method != method);
             methods.retain(|(name, _)| *name != method);
             if found.outcomes.is_empty() {
-                let others =
-                    if found.skipped.is_empty() { String::new() } else { format!("; {}", found.skipped.join("; ")) };
+                let others: String = found.skipped.iter().map(|(_, why)| format!("; {why}")).collect();
                 return Err(e.context(format!("method {method}{others}")));
             }
-            found.skipped.push(format!("{method}: {}", sentence(&e)));
+            found.skipped.push((method.to_string(), format!("{method}: {}", sentence(&e))));
         }
         found.classes.extend(wanted.to_dtype(DType::U32)?.to_vec1::<u32>()?);
         found.logits.extend(flat(&pass.logits)?);

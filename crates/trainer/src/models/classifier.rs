@@ -2,6 +2,8 @@
 
 use kernels::graph::{Graph, Init, Shape};
 
+use super::Options;
+
 /// A step. Parameters are given by their offset in the flat vector.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
@@ -9,6 +11,8 @@ pub enum Step {
     Pool,
     /// Average pooling to this many rows and columns, PyTorch's windows.
     AdaptivePool(usize),
+    /// So many rows and columns of zeros on each side of (n, k, h, w).
+    Pad(usize),
     /// Activations (n, k, h, w) to rows (n, k h w).
     Flatten,
     /// In training, zero with this probability, and what is left scaled up.
@@ -48,7 +52,7 @@ pub struct Classifier {
 
 impl Classifier {
     /// Average pooling and a linear layer `fc`: what most networks end with, and where the closed forms of the maps hold.
-    pub fn pooled(graph: &mut Graph, classes: usize) -> Classifier {
+    pub fn pooled(graph: &mut Graph, classes: usize, _: &Options) -> Classifier {
         let k = graph.shape(graph.last()).channels;
         Classifier { steps: vec![Step::Pool, Self::linear(graph, "fc", k, classes)] }
     }
@@ -73,18 +77,22 @@ impl Classifier {
 
     /// Multiplications and additions, per image whose activations have this shape.
     pub fn macs(&self, last: Shape) -> usize {
-        let mut positions = last.h * last.w;
+        let (mut rows, mut columns) = (last.h, last.w);
         let of = |step: &Step| match *step {
             Step::Pool | Step::Flatten => {
-                positions = 1;
+                (rows, columns) = (1, 1);
                 0
             }
             Step::AdaptivePool(side) => {
-                positions = side * side;
+                (rows, columns) = (side, side);
+                0
+            }
+            Step::Pad(by) => {
+                (rows, columns) = (rows + 2 * by, columns + 2 * by);
                 0
             }
             Step::Linear { inputs, outputs, .. } => inputs * outputs,
-            Step::Conv { inputs, outputs, .. } => inputs * outputs * positions,
+            Step::Conv { inputs, outputs, .. } => inputs * outputs * rows * columns,
             Step::Dropout(_) | Step::Relu => 0,
         };
         self.steps.iter().map(of).sum()

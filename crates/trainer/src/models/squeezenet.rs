@@ -3,7 +3,7 @@ use kernels::Value;
 use kernels::graph::{Graph, Shape};
 use kernels::pool::Window;
 
-use super::{Classifier, Family, Step};
+use super::{Choice, Classifier, Family, Step};
 
 /// `squeezenet1_0`, `squeezenet1_1`: Iandola et al. 2016 (arXiv 1602.07360), torchvision's layout and names. `layer1` to `layer3` are what the
 /// three poolings leave, `last` is the last fire module's output: its classifier is a convolution, a ReLU and average pooling.
@@ -11,24 +11,25 @@ pub(super) const SQUEEZENET: Family = Family {
     pattern: "squeezenet1_{0,1}",
     about: "SqueezeNet in torchvision's layout (Iandola et al. 2016)",
     example: "squeezenet1_1",
-    options: &[],
+    // The first Caffe model pads what its last convolution reads; torchvision's does not.
+    options: &[Choice { name: PADDING, words: &["0", "1"] }],
     build: |name, input, _| match name {
         "squeezenet1_0" => Some(squeezenet(input, (96, 7), [3, 4, 1])),
         "squeezenet1_1" => Some(squeezenet(input, (64, 3), [2, 2, 4])),
         _ => None,
     },
-    classifier: |g, classes| {
+    classifier: |g, classes, options| {
         let inputs = g.shape(g.last()).channels;
-        Classifier {
-            steps: vec![
-                Step::Dropout(0.5),
-                Classifier::conv(g, "classifier.1", inputs, classes),
-                Step::Relu,
-                Step::Pool,
-            ],
-        }
+        let padding = usize::from(options.get(PADDING).is_some_and(|word| word == "1"));
+        let conv = Classifier::conv(g, "classifier.1", inputs, classes);
+        let pad = (padding > 0).then_some(Step::Pad(padding));
+        let steps = [Step::Dropout(0.5)].into_iter().chain(pad).chain([conv, Step::Relu, Step::Pool]);
+        Classifier { steps: steps.collect() }
     },
 };
+
+/// Of the convolution that makes the classes.
+const PADDING: &str = "classifier_padding";
 
 /// Channels of the fire modules: squeezed, then of each expansion.
 const FIRES: [[usize; 2]; 8] = [[16, 64], [16, 64], [32, 128], [32, 128], [48, 192], [48, 192], [64, 256], [64, 256]];

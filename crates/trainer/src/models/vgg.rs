@@ -2,7 +2,7 @@ use anyhow::{Result, ensure};
 use kernels::Value;
 use kernels::graph::{Graph, Shape};
 
-use super::{Classifier, Family, Step};
+use super::{Classifier, Family, Options, Step};
 
 /// `vggD`, `vggD_bn`: Simonyan & Zisserman 2015 (arXiv 1409.1556), torchvision's layout and names. `layer1` to `layer5` are the outputs of the
 /// five blocks in front of their pooling, `last` is what the last pooling leaves (7 x 7 of 224 x 224).
@@ -49,7 +49,7 @@ fn vgg(blocks: [usize; 5], bn: bool, input: Shape) -> Result<Graph> {
     Ok(g)
 }
 
-fn classifier(g: &mut Graph, classes: usize) -> Classifier {
+fn classifier(g: &mut Graph, classes: usize, _: &Options) -> Classifier {
     const SIDE: usize = 7;
     let inputs = g.shape(g.last()).channels * SIDE * SIDE;
     let mut steps = vec![Step::AdaptivePool(SIDE), Step::Flatten];

@@ -111,6 +111,7 @@ impl Tail {
                 let (n, k, h, w) = x.dims4()?;
                 adaptive_average(&x.reshape((n * k, h, w))?, side, side)?.reshape((n, k, side, side))
             }
+            Step::Pad(by) => x.pad_with_zeros(2, by, by)?.pad_with_zeros(3, by, by),
             Step::Flatten => x.flatten_from(1),
             Step::Linear { weight, bias, inputs, outputs } => {
                 let weight = self.weight(weight, outputs, inputs)?;

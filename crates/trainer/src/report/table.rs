@@ -3,11 +3,15 @@
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
+/// Characters in a line of text, and between two columns.
+const WIDTH: usize = 80;
+const GAP: usize = 2;
+
 /// A column.
 #[derive(Clone, Debug)]
 pub struct Column {
     /// Its key in JSON and CSV.
-    pub key: &'static str,
+    pub key: String,
     /// Its heading, with the unit.
     pub heading: String,
     /// Digits behind the point.
@@ -15,8 +19,8 @@ pub struct Column {
 }
 
 /// A column of this key, heading and number of digits.
-pub fn column(key: &'static str, heading: impl Into<String>, digits: usize) -> Column {
-    Column { key, heading: heading.into(), digits }
+pub fn column(key: impl Into<String>, heading: impl Into<String>, digits: usize) -> Column {
+    Column { key: key.into(), heading: heading.into(), digits }
 }
 
 /// What stands in a place of a table.
@@ -82,22 +86,30 @@ impl Table {
         std::iter::once(headings).chain(self.rows.iter().map(row)).collect()
     }
 
-    /// In columns of their width; numbers to the right.
+    /// In columns of their width; numbers to the right. What does not fit into a terminal's line stands below, under
+    /// the first column again.
     pub fn text(&self) -> String {
         let texts = self.texts();
         let wide = |at: usize| texts.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.columns.len()).map(wide).collect();
-        let mut out = String::new();
-        for row in &texts {
-            let place = |(at, text): (usize, &String)| {
-                let fill = " ".repeat(widths[at] - text.chars().count());
-                if self.is_of_words(at) { format!("{text}{fill}") } else { format!("{fill}{text}") }
-            };
-            let line = row.iter().enumerate().map(place).collect::<Vec<_>>().join("  ");
-            out += line.trim_end();
-            out.push('\n');
+        let mut parts: Vec<Vec<usize>> = vec![vec![]];
+        for at in 0..self.columns.len() {
+            let taken: usize = parts.last().map_or(0, |part| part.iter().map(|at| widths[*at] + GAP).sum());
+            match parts.last_mut() {
+                Some(part) if part.len() < 2 || taken + widths[at] <= WIDTH => part.push(at),
+                _ => parts.push(vec![0, at]),
+            }
         }
-        out
+        let place = |at: usize, text: &String| {
+            let fill = " ".repeat(widths[at] - text.chars().count());
+            if self.is_of_words(at) { format!("{text}{fill}") } else { format!("{fill}{text}") }
+        };
+        let line = |row: &Vec<String>, part: &Vec<usize>| {
+            let line = part.iter().map(|at| place(*at, &row[*at])).collect::<Vec<_>>().join(&" ".repeat(GAP));
+            line.trim_end().to_string() + "\n"
+        };
+        let block = |part: &Vec<usize>| texts.iter().map(|row| line(row, part)).collect::<String>();
+        parts.iter().map(block).collect::<Vec<_>>().join("\n")
     }
 
     /// For a README.
@@ -119,9 +131,10 @@ impl Table {
         let spread: Vec<bool> = (0..self.columns.len())
             .map(|at| self.rows.iter().any(|row| matches!(row[at], Entry::Spread(..))))
             .collect();
-        let keys = self.columns.iter().zip(&spread).flat_map(|(c, two)| {
-            std::iter::once(c.key.to_string()).chain(two.then(|| format!("{}_half_width", c.key)))
-        });
+        let keys =
+            self.columns.iter().zip(&spread).flat_map(|(c, two)| {
+                std::iter::once(c.key.clone()).chain(two.then(|| format!("{}_half_width", c.key)))
+            });
         writer.write_record(keys)?;
         for row in &self.rows {
             let fields = row.iter().zip(&spread).flat_map(|(entry, two)| {
@@ -149,7 +162,7 @@ impl Table {
             Entry::Nothing => Value::Null,
         };
         let row = |row: &Vec<Entry>| {
-            let pairs = self.columns.iter().zip(row).map(|(c, e)| (c.key.to_string(), entry(e)));
+            let pairs = self.columns.iter().zip(row).map(|(c, e)| (c.key.clone(), entry(e)));
             Value::Object(Map::from_iter(pairs))
         };
         Value::Array(self.rows.iter().map(row).collect())
@@ -190,5 +203,15 @@ mod tests {
         assert_eq!(table.json()[0], json!({ "cell": "ce|x", "error": [6.789, 0.12], "n": 3 }));
         assert_eq!(table.json()[1]["n"], Value::Null);
         Ok(())
+    }
+
+    #[test]
+    fn no_line_is_longer_than_a_terminal_s() {
+        let mut table = Table::new((0..9).map(|_| column("k", "a heading of some length", 0)).collect());
+        table.rows.push((0..9).map(|at| Entry::Text(format!("entry {at}"))).collect());
+        let text = table.text();
+        assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
+        assert_eq!(text.matches("entry 0").count(), 4);
+        assert!((1..9).all(|at| text.matches(&format!("entry {at}")).count() == 1), "{text}");
     }
 }
