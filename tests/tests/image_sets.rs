@@ -5,6 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::{ImageFormat, Rgb, RgbImage};
+use testkit::program::call;
+use trainer::checkpoint::File;
+use trainer::data::prepare::Prepare;
+use trainer::data::voc::CLASSES;
 use trainer::data::{Source, Split};
 
 /// A picture whose right half is white.
@@ -115,5 +119,140 @@ fn voc_s_objects() -> Result<()> {
     assert!(notes.contains("no object that is not difficult") && notes.contains("000004"), "{notes}");
     let error = format!("{:#}", source("voc2007", dir.path(), 50)?.load(Split::Train).unwrap_err());
     assert!(error.contains("trainval.txt") && error.contains("is there"), "{error}");
+    Ok(())
+}
+
+/// A model of one class an image is fine-tuned on images of several: its head is drawn anew, the trunk stays or moves.
+#[test]
+fn a_model_is_fine_tuned_on_several_classes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path().join("VOC2007");
+    for folder in ["JPEGImages", "Annotations", "ImageSets/Main"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    // A dog on the left, a car on the right, or both; a difficult cat in some that counts neither way.
+    let object = |class: &str, x: u32, difficult: u8| {
+        format!(
+            "<object><name>{class}</name><difficult>{difficult}</difficult><bndbox><xmin>{}</xmin><ymin>9</ymin>\
+             <xmax>{}</xmax><ymax>40</ymax></bndbox></object>",
+            x + 1,
+            x + 24
+        )
+    };
+    let mut names = vec![];
+    for i in 0..24u32 {
+        let (dog, car) = (i % 3 != 1, i % 3 != 0);
+        let pixel = |x: u32, y: u32| {
+            let there = (8..40).contains(&y) && ((x < 32 && dog) || (x >= 32 && car));
+            Rgb(if there && x < 32 {
+                [250, 60, 10]
+            } else if there {
+                [10, 60, 250]
+            } else {
+                [90, (i * 5) as u8, 90]
+            })
+        };
+        let name = format!("{i:06}");
+        RgbImage::from_fn(64, 48, pixel).save(root.join(format!("JPEGImages/{name}.jpg")))?;
+        let objects = [(dog, object("dog", 4, 0)), (car, object("car", 36, 0)), (i % 4 == 0, object("cat", 0, 1))];
+        let objects: String = objects.into_iter().filter(|(there, _)| *there).map(|(_, object)| object).collect();
+        let size = "<size><width>64</width><height>48</height><depth>3</depth></size>";
+        fs::write(root.join(format!("Annotations/{name}.xml")), format!("<annotation>{size}{objects}</annotation>"))?;
+        names.push(name);
+    }
+    fs::write(root.join("ImageSets/Main/trainval.txt"), names.join("\n"))?;
+    fs::write(root.join("ImageSets/Main/test.txt"), names[..12].join("\n"))?;
+    let images = source("voc2007", dir.path(), 32)?.load(Split::Test)?;
+    let shown = images.shown(0).context("VOC's images show several classes")?;
+    let at = |class: &str| shown[CLASSES.iter().position(|c| *c == class).unwrap()];
+    assert_eq!((at("dog"), at("car"), at("cat"), at("person")), (1.0, 0.0, -1.0, 0.0));
+
+    let run = |name: &str| dir.path().join(name).display().to_string();
+    let train = |to: &str, config: &str| call(&["train", config, "--json", "--run", &run(to)]);
+    let config = |name: &str, text: String| -> Result<String> {
+        let path = dir.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let mini = "[data]\nname = 'cifar10-mini'\nlimit = 64\n[student]\narch = 'resnet8'\n";
+    let first = config("first.toml", format!("{mini}[train]\nepochs = 1\nbatch = 32\n"))?;
+    train("first", &first).json();
+    let voc = |student: &str, weights: &str| {
+        format!(
+            "[data]\nname = 'voc2007'\ndir = '{}'\nsize = 32\naugment = {{ flip = false }}\n\
+             [student]\narch = 'resnet8'\ncheckpoint = '{}/last.safetensors'\n{student}\n\
+             [loss.weights]\n{weights}\n[optim]\nname = 'adamw'\nlr = 0.02\nweight_decay = 0.0\n\
+             [train]\nepochs = 30\nbatch = 8\n",
+            dir.path().display(),
+            run("first")
+        )
+    };
+    let bce = "ce = 0.0\nbce = 1.0";
+    for (name, student, least) in
+        [("head", "new_head = true\ntrained = 'head'", 60.0), ("all", "new_head = true", 90.0)]
+    {
+        let file = config(&format!("{name}.toml"), voc(student, bce))?;
+        let report = train(name, &file).json();
+        let found = report["test_mean_average_precision"].as_f64().context("no mean average precision")?;
+        assert!(found > least, "{name}: {found}");
+        let tuned = File::read(&dir.path().join(name).join("last.safetensors"))?;
+        let start = File::read(&dir.path().join("first/last.safetensors"))?;
+        assert_eq!(tuned.f32("conv1.weight")? == start.f32("conv1.weight")?, name == "head", "{name}");
+        assert_eq!(tuned.f32("bn1.running_mean")? == start.f32("bn1.running_mean")?, name == "head", "{name}");
+        let (checkpoint, data) =
+            (format!("{}/last.safetensors", run(name)), format!("voc2007:{}", dir.path().display()));
+        let evaluated = call(&["eval", "--checkpoint", &checkpoint, "--data", &data, "--json"]).json();
+        assert!((evaluated["mean_average_precision"].as_f64().context("mAP")? - found).abs() < 1e-9);
+    }
+    let file = config("other.toml", voc("", bce))?;
+    train("other", &file).assert_fails(1, &["new_head = true"]);
+    let file = config("mini.toml", format!("{mini}[loss.weights]\n{bce}\n[train]\nepochs = 1\nbatch = 32\n"))?;
+    train("mini", &file).assert_fails(1, &["loss.weights.ce"]);
+    Ok(())
+}
+
+/// What Pillow makes of the same images (`scripts/make_resize.py`), to within a grey level.
+#[test]
+fn images_are_resized_as_by_pillow() -> Result<()> {
+    let file = File::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/resize.safetensors"))?;
+    for (name, shape) in file.shapes()? {
+        let (w, h) = name.split_once('x').context("a name like 61x47")?;
+        let pixel = |x: u32, y: u32| {
+            Rgb(std::array::from_fn(|c| {
+                let c = c as u32;
+                let noise = (x * 7919 + y * 104_729 + c * 1_299_709 + x * y * (c + 1) * 31) % 97;
+                ((x * (c + 2) + y * 3 + noise) % 256) as u8
+            }))
+        };
+        let image = image::DynamicImage::ImageRgb8(RgbImage::from_fn(w.parse()?, h.parse()?, pixel));
+        let ours = Prepare::stretched(shape[0]).apply(&image);
+        let pairs = ours.as_raw().iter().zip(file.integers(&name, 255)?);
+        let off = pairs.map(|(a, b)| u32::from(*a).abs_diff(b)).max();
+        assert!(off.is_some_and(|off| off <= 1), "{name}: off by {off:?} grey levels");
+    }
+    Ok(())
+}
+
+/// What a camera says of its position is not applied, as by torchvision, and is said.
+#[test]
+fn a_rotation_that_is_not_applied_is_named() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::create_dir_all(dir.path().join("train/a"))?;
+    fs::create_dir_all(dir.path().join("test/a"))?;
+    let plain = dir.path().join("train/a/plain.jpg");
+    picture(40, 20).save(&plain)?;
+    // Behind the first marker: an Exif segment whose only entry is the orientation, 6 (a quarter turn).
+    let exif = b"\xff\xe1\x00\x22Exif\0\0II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let bytes = fs::read(&plain)?;
+    fs::write(dir.path().join("train/a/turned.jpg"), [&bytes[..2], exif, &bytes[2..]].concat())?;
+    fs::copy(&plain, dir.path().join("test/a/plain.jpg"))?;
+    let train = source("folder", dir.path(), 16)?.load(Split::Train)?;
+    assert_eq!(train.image(0)?, train.image(1)?);
+    assert!(
+        train.notes.iter().any(|note| note.contains("1 of 2 images") && note.contains("EXIF")),
+        "{:?}",
+        train.notes
+    );
+    assert!(!source("folder", dir.path(), 16)?.load(Split::Test)?.notes.iter().any(|note| note.contains("EXIF")));
     Ok(())
 }

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use cams::{Interpreter, methods::GradCam};
+use cams::methods::{Computation, Fill, GradCam, ShapCam};
+use cams::{Interpreter, SampleId, Score};
 use candle_core::{DType, Device, Tensor};
 use kernels::graph::Shape;
 use kernels::stage::Precision;
@@ -126,4 +127,66 @@ fn residual_networks() -> Result<()> {
 #[test]
 fn squeezenet() -> Result<()> {
     ["squeezenet1_0", "squeezenet1_1"].into_iter().try_for_each(|name| agrees(name).context(name))
+}
+
+/// Behind a head that sees every position alone Shapley values are exact: those of all 16 coalitions of the 4 positions
+/// that SqueezeNet leaves of a small image, for the logit; and its other scores need no pass of the head.
+#[test]
+fn squeezenet_s_shapley_values_are_exact() -> Result<()> {
+    for padding in ["0", "1"] {
+        let options = Options::from([("classifier_padding".to_string(), padding.to_string())]);
+        let input = Shape { channels: 3, h: 48, w: 48 };
+        let architecture = Architecture::named("squeezenet1_0", input, CLASSES, &options)?;
+        let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
+        let backend =
+            Backend { engine: Engine::Kernels, dtype: DType::F64, precision: Precision::F32, device: Device::Cpu };
+        let network = Network::new(architecture.clone(), weights(&architecture), normalization, &[], false, backend)?;
+        let images = Tensor::new(u("images", 2 * 3 * 48 * 48), &Device::Cpu)?.reshape((2, 3, 48, 48))?;
+        let pass = network.observe(&images)?;
+        let cut = network.cut("last")?;
+        let classes = Tensor::new(&[3u32, 7], &Device::Cpu)?;
+        let forward = pass.seen(&*cut, "last", &[SampleId { sample: 0, view: 0 }, SampleId { sample: 1, view: 0 }])?;
+        let features = pass.at("last")?;
+        let (_, k, h, w) = features.dims4()?;
+        let players = h * w;
+        assert_eq!(players, 4);
+        for (fill, score) in [
+            (Fill::Zero, Score::Logit),
+            (Fill::ChannelMean, Score::Logit),
+            (Fill::ScalarMean, Score::Logit),
+            (Fill::ChannelMean, Score::Prob),
+        ] {
+            let absent = match fill {
+                Fill::Zero => features.zeros_like()?,
+                Fill::ChannelMean => features.mean_keepdim((2, 3))?.broadcast_as(features.shape())?,
+                _ => features.mean_keepdim((1, 2, 3))?.broadcast_as(features.shape())?,
+            };
+            // v(S) of every coalition, by passes of the head.
+            let mut worth = Vec::new();
+            for coalition in 0..1u32 << players {
+                let mask: Vec<f64> = (0..players).map(|p| f64::from(coalition >> p & 1)).collect();
+                let mask = Tensor::new(mask, &Device::Cpu)?.reshape((1, 1, h, w))?.broadcast_as((2, k, h, w))?;
+                let mixed = ((features * &mask)? + (&absent * mask.affine(-1.0, 1.0)?)?)?;
+                worth.push(score.of(&cut.head(&mixed)?, &classes)?.to_vec1::<f64>()?);
+            }
+            let factorial = |n: u32| (1..=n).map(f64::from).product::<f64>();
+            let share = |size: u32| factorial(size) * factorial(3 - size) / factorial(4);
+            let mut expected = Vec::new();
+            for i in 0..2 {
+                for p in 0..players {
+                    let without = (0..1u32 << players).filter(|s| s >> p & 1 == 0);
+                    let gain = |s: u32| worth[(s | 1 << p) as usize][i] - worth[s as usize][i];
+                    expected.push(without.map(|s| share(s.count_ones()) * gain(s)).sum::<f64>());
+                }
+            }
+            let sampled = Computation::Mc;
+            let estimator = if score == Score::Logit { Computation::Auto } else { sampled };
+            let method = ShapCam { fill, score, estimator, tolerance: 0.0, permutations: 20_000, ..ShapCam::default() };
+            let found = method.signed(&forward, &classes)?;
+            assert_eq!(found.evaluations, 0);
+            let tolerance = if score == Score::Logit { 1e-9 } else { 0.02 };
+            assert_close(&format!("{fill:?} {score:?} {padding}"), &values(&found.map)?, &expected, tolerance);
+        }
+    }
+    Ok(())
 }

@@ -133,7 +133,7 @@ fn losses(learner: &mut Learner<Network, Frozen<Network>>, batch: &Batch) -> Res
     let student = &learner.model;
     let pass = student.forward(&student.images(&batch.pixels)?, Mode::Train)?;
     let labels = batch.labels_on(student.device())?;
-    let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, teacher: Some(&output) };
+    let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, shown: None, teacher: Some(&output) };
     learner.objective.losses(learner.schedule.epoch(learner.step), &inputs)
 }
 

@@ -12,6 +12,12 @@ pub trait CamModel {
     fn head(&self, features: &Tensor) -> Result<Tensor>;
     /// Some exactly when `head(A)` is the mean over positions of A, then a linear layer: the closed forms hold.
     fn linear_head(&self) -> Option<LinearHead>;
+    /// What each position gives to each logit, (n, classes, h', w'), where the head treats every position by itself
+    /// before it takes the mean, as SqueezeNet's does: `head(A)` is their sum, and a constant. Coalitions of positions
+    /// then need no pass. None elsewhere, and where [`linear_head`](Self::linear_head) says the same.
+    fn contributions(&self, _features: &Tensor) -> Option<Result<Tensor>> {
+        None
+    }
     /// Some where the head begins with a linear layer over all positions, as a VGG's does: what coalitions of positions
     /// add up there needs no pass through that layer.
     fn first_layer(&self) -> Option<FirstLayer> {
@@ -47,6 +53,9 @@ impl<M: CamModel + ?Sized> CamModel for &M {
     }
     fn linear_head(&self) -> Option<LinearHead> {
         (**self).linear_head()
+    }
+    fn contributions(&self, features: &Tensor) -> Option<Result<Tensor>> {
+        (**self).contributions(features)
     }
     fn first_layer(&self) -> Option<FirstLayer> {
         (**self).first_layer()

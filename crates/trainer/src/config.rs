@@ -15,7 +15,7 @@ use toml::Table;
 
 use crate::error::{self, unknown};
 pub use check::{methods as check_methods, table as check_table};
-pub use sections::{BnGamma, Dtype, InitConfig, Student, Teacher, Train};
+pub use sections::{BnGamma, Dtype, InitConfig, Student, Teacher, Train, Trained};
 pub use text::{apply, merge, parse_set, typed};
 
 pub use crate::data::Data;

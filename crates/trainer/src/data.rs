@@ -25,7 +25,7 @@ use crate::error::{self, unknown};
 use crate::random::{Purpose, stream};
 pub use decode::{is_image, kinds, read_image};
 pub use folder::Found;
-pub use images::{Images, Object};
+pub use images::{Images, Object, UNSAID};
 pub use settings::Data;
 
 /// Part of a data set.

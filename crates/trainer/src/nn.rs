@@ -86,6 +86,8 @@ pub struct Network {
     layers: Vec<Vec<String>>,
     memory: Memory,
     backend: Backend,
+    /// Whether the classifier alone is trained.
+    frozen_trunk: bool,
     /// What the next training pass draws its dropout from.
     pub dropout: Dropout,
 }
@@ -158,10 +160,19 @@ impl Network {
             segments: vec![],
             memory: Memory::new(kernels::Isa::best()),
             backend,
+            frozen_trunk: false,
             dropout: Dropout::default(),
         };
         network.divide(layers)?;
         Ok(network)
+    }
+
+    /// From now on the classifier alone is trained: the trunk stays as it is, and its BatchNorm uses running statistics
+    /// in training too.
+    pub fn freeze_trunk(&mut self) {
+        self.parameters.trunk = self.parameters.trunk.detach();
+        self.variables.retain(|v| v.as_tensor().id() == self.parameters.classifier.id());
+        self.frozen_trunk = true;
     }
 
     /// Makes a segment up to each of these layers, and to `last`.
@@ -232,7 +243,8 @@ impl Network {
         let parameters = if recorded { self.parameters.clone() } else { self.parameters.detach() };
         let mut outputs = Vec::new();
         let all = 0..self.segments.len();
-        let statistics = self.run(images.clone(), &parameters.trunk, all, mode, precision, &mut outputs)?;
+        let of_trunk = if self.frozen_trunk { Mode::Eval } else { mode };
+        let statistics = self.run(images.clone(), &parameters.trunk, all, of_trunk, precision, &mut outputs)?;
         let Some(last) = outputs.last() else { bail!("the model has no layers") };
         let mut rng = stream(self.dropout.seed, Purpose::Dropout, self.dropout.pass);
         let logits = parameters.tail(&self.architecture).forward(last, mode, &mut |p, x| dropped(&mut rng, p, &x))?;

@@ -1,6 +1,7 @@
 //! Every command by its contract: exit code, streams, JSON keys, files.
 
 mod bench;
+mod evaluate;
 mod explain;
 
 use std::path::Path;

@@ -56,7 +56,8 @@ impl Golden {
         let student = &self.learner.model;
         let pass = student.forward(&student.images(&batch.pixels)?, Mode::Train)?;
         let labels = batch.labels_on(student.device())?;
-        let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, teacher: Some(&output) };
+        let inputs =
+            Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, shown: None, teacher: Some(&output) };
         Ok((self.learner.objective.losses(0.0, &inputs)?, pass))
     }
 

@@ -60,6 +60,10 @@ pub enum Computation {
 /// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations,
 ///   each with its reverse, whose standard error comes with the map.
 ///
+/// A head that is not linear but sees every position by itself, and then takes the mean, as SqueezeNet's (a 1x1
+/// convolution and a ReLU), has additive games too: `phi_p = g_c(A(p)) - g_c(fill)`, g the head at one position over
+/// their number ([`CamModel::contributions`](crate::CamModel::contributions)).
+///
 /// Elsewhere `mc` evaluates the head on masked activations, without its first layer where that is linear in them
 /// ([`CamModel::first_layer`](crate::CamModel::first_layer)).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,10 +149,39 @@ impl ShapCam {
         Sampling { permutations: self.permutations, tolerance: self.tolerance, seed: self.seed }
     }
 
-    /// Maps of a linear head's other scores from numbers: image by image, on all threads.
-    fn by_games(&self, forward: &Forward, head: &LinearHead, classes: &Tensor) -> Result<Explanation> {
+    /// What stands at absent positions, where that does not depend on the coalition: broadcast over (n, k, h, w).
+    fn filling(&self, forward: &Forward) -> Result<Option<Tensor>> {
+        let features = &forward.features;
+        Ok(Some(match self.fill {
+            Fill::Zero => features.zeros_like()?,
+            Fill::ChannelMean => features.mean_keepdim((2, 3))?.broadcast_as(features.shape())?.contiguous()?,
+            Fill::ScalarMean => features.mean_keepdim((1, 2, 3))?.broadcast_as(features.shape())?.contiguous()?,
+            Fill::DatasetMean => {
+                let mean = mean_features(forward)?.reshape((1, (), 1, 1))?;
+                mean.broadcast_as(features.shape())?.contiguous()?
+            }
+            Fill::PresentMean => return Ok(None),
+        }))
+    }
+
+    /// Behind a head that sees every position alone the logits are sums over positions, linear head or not. `change` is
+    /// what each position's presence adds to each logit, (n, classes, h, w).
+    fn by_positions(&self, forward: &Forward, change: &Tensor, classes: &Tensor) -> Result<Explanation> {
+        if self.score == Score::Logit && self.estimator != Computation::Mc {
+            let (n, _, h, w) = change.dims4()?;
+            let index = classes.reshape((n, 1, 1, 1))?.broadcast_as((n, 1, h, w))?.contiguous()?;
+            return Explanation::new(change.contiguous()?.gather(&index, 1)?.squeeze(1)?, Estimator::Exact, 0);
+        }
+        if forward.features.track_op() {
+            bail!("in a loss, shap_cam behind this head has a closed form for score = \"logit\" only");
+        }
+        let games = additive::positional_games(&forward.logits, change, classes)?;
+        self.by_games(forward, &games)
+    }
+
+    /// Maps from games as numbers: image by image, on all threads.
+    fn by_games(&self, forward: &Forward, games: &[additive::Game]) -> Result<Explanation> {
         let (n, _, h, w) = forward.features.dims4()?;
-        let games = additive::games(forward, head, classes, self.fill)?;
         let maps: Vec<_> = games
             .par_iter()
             .zip(&forward.ids)
@@ -200,15 +233,28 @@ impl Interpreter for ShapCam {
             bail!("shap_cam needs at least 4 permutations for a standard error, {} given", self.permutations);
         }
         let head = forward.model.linear_head();
+        let not_additive = || {
+            candle_core::Error::Msg(format!(
+                "shap_cam is exact only for the logit: with score = \"{}\" the game is not additive; use estimator det2 or mc",
+                serde_name(self.score)
+            ))
+        };
+        if head.is_none()
+            && let Some(filling) = self.filling(forward)?
+            && let Some(present) = forward.model.contributions(&forward.features)
+            && let Some(absent) = forward.model.contributions(&filling)
+        {
+            if self.estimator == Computation::Exact && self.score != Score::Logit {
+                return Err(not_additive());
+            }
+            return self.by_positions(forward, &(present? - absent?)?, classes);
+        }
         match (head, self.estimator) {
             // For the logit every deterministic rule is the closed form.
             (Some(head), how) if self.score == Score::Logit && how != Computation::Mc => {
                 Explanation::new(self.exact(forward, &head, classes)?, Estimator::Exact, 0)
             }
-            (Some(_), Computation::Exact) => bail!(
-                "shap_cam is exact only for the logit: with score = \"{}\" the game is not additive; use estimator det2 or mc",
-                serde_name(self.score)
-            ),
+            (Some(_), Computation::Exact) => Err(not_additive()),
             (Some(head), Computation::Auto | Computation::Det2 | Computation::Aumann)
                 if forward.features.track_op() =>
             {
@@ -224,7 +270,7 @@ impl Interpreter for ShapCam {
             (Some(_), Computation::Det2 | Computation::Aumann) if self.fill == Fill::PresentMean => bail!(
                 "with fill = \"present_mean\" what a player gets depends on the others: det2 and aumann do not cover it; use mc"
             ),
-            (Some(head), _) => self.by_games(forward, &head, classes),
+            (Some(head), _) => self.by_games(forward, &additive::games(forward, &head, classes, self.fill)?),
             (None, Computation::Auto | Computation::Mc) => mc::by_passes(self, forward, classes),
             (None, _) => bail!(
                 "estimator exact, det2 and aumann need average pooling and a linear layer behind the explained layer: use layer = \

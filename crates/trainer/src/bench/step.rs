@@ -135,7 +135,7 @@ fn cached_ms(n: usize, repeats: u32, device: &Device) -> Result<f64> {
     let batch = |samples: &[u64]| -> Result<Batch> {
         let pixels = Tensor::zeros((samples.len(), 1, 1, 1), candle_core::DType::U8, &Device::Cpu)?;
         let ids = samples.iter().map(|sample| cams::SampleId { sample: *sample, view: 0 }).collect();
-        Ok(Batch { pixels, labels: vec![0; samples.len()], ids })
+        Ok(Batch { pixels, labels: vec![0; samples.len()], ids, shown: None })
     };
     let batches = order.chunks(n).map(batch).collect::<Result<Vec<_>>>()?;
     let mut cache = open(&images)?;

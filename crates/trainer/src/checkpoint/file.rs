@@ -252,6 +252,15 @@ impl File {
         self.shapes()?.into_iter().map(|(name, shape)| Ok((name.clone(), (shape, self.f32(&name)?)))).collect()
     }
 
+    /// The same with the classifier of `fresh`, whatever its own is.
+    pub fn state_dict_under(&self, architecture: &Architecture, fresh: &StateDict) -> Result<StateDict> {
+        let mut found = self.named()?;
+        for (entry, _) in architecture.entries().filter(|(e, parameter)| *parameter && e.offset >= architecture.trunk) {
+            found.insert(entry.name.clone(), (entry.shape.clone(), fresh.parameters[entry.range()].to_vec()));
+        }
+        Ok(assemble(architecture, found).with_context(|| self.name.clone()).context(error::Checkpoint)?.0)
+    }
+
     /// Its weights for `architecture`; names what is missing, unexpected or of another shape.
     pub fn state_dict(&self, architecture: &Architecture) -> Result<StateDict> {
         let mut found = self.named()?;

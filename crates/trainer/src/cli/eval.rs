@@ -40,6 +40,11 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<Done> {
         images.notes.iter().for_each(|note| eprintln!("{note}"));
     }
     let e = evaluate(&network, &images)?;
-    let text = format!("error {:.2} %  loss {:.4}  (n = {})\n", e.error, e.loss, e.n);
-    Ok(Done::Result(text, json!({ "error": e.error, "error_per_class": e.error_per_class, "loss": e.loss, "n": e.n })))
+    let map = e.mean_average_precision.map_or(String::new(), |map| format!("  mean average precision {map:.2} %"));
+    let text = format!("error {:.2} %  loss {:.4}{map}  (n = {})\n", e.error, e.loss, e.n);
+    let mut value = json!({ "error": e.error, "error_per_class": e.error_per_class, "loss": e.loss, "n": e.n });
+    if let Some(map) = e.mean_average_precision {
+        value["mean_average_precision"] = json!(map);
+    }
+    Ok(Done::Result(text, value))
 }

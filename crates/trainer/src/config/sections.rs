@@ -22,6 +22,11 @@ pub struct Student {
     pub layers: Option<Vec<Layer>>,
     /// Start from these weights.
     pub checkpoint: Option<PathBuf>,
+    /// Draw the classifier anew: of the checkpoint only what stands in front of it is taken, so that it may have been
+    /// trained for other classes.
+    pub new_head: bool,
+    /// What of it is trained.
+    pub trained: Trained,
     /// What the architecture's family leaves open (a WRN: `shortcut`); the family checks it.
     #[serde(flatten)]
     pub options: Options,
@@ -30,7 +35,7 @@ pub struct Student {
 impl Student {
     /// Fills and checks the options.
     pub(super) fn settle(&mut self) -> Result<()> {
-        let known = ["arch", "layers", "checkpoint"];
+        let known = ["arch", "layers", "checkpoint", "new_head", "trained"];
         let open = match &self.arch {
             Some(arch) => models::choices(arch)?,
             None => &[],
@@ -44,6 +49,17 @@ impl Student {
         }
         Ok(())
     }
+}
+
+/// What of a student is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trained {
+    /// Everything.
+    #[default]
+    All,
+    /// The classifier alone.
+    Head,
 }
 
 /// `[teacher]`.

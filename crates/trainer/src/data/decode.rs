@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use image::ImageFormat;
+use image::{ImageDecoder as _, ImageFormat};
 
 use super::prepare::Prepare;
 
@@ -47,9 +47,14 @@ pub fn kinds() -> String {
 /// # Errors
 /// Names the file: if it is of another kind, damaged, or ends before its image does.
 pub fn read_image(path: &Path, prepare: Option<Prepare>) -> Result<(Vec<u8>, [usize; 3])> {
+    of_file(path, |bytes| decode(bytes, prepare))
+}
+
+/// What is made of a file's bytes; an error names the file.
+pub(super) fn of_file<T>(path: &Path, make: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let name = path.display();
     let bytes = fs::read(path).with_context(|| format!("reading {name}"))?;
-    decode(&bytes, prepare).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))
+    make(&bytes).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))
 }
 
 /// Whether a file is a whole image of a kind that is read, without decoding it.
@@ -57,10 +62,14 @@ pub fn read_image(path: &Path, prepare: Option<Prepare>) -> Result<(Vec<u8>, [us
 /// # Errors
 /// Names the file and says what is wrong with it.
 pub fn check(path: &Path) -> Result<()> {
-    let name = path.display();
-    let bytes = fs::read(path).with_context(|| format!("reading {name}"))?;
-    open(&bytes).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))?;
-    Ok(())
+    of_file(path, |bytes| open(bytes).map(|_| ()))
+}
+
+/// Whether a file's EXIF data asks for a turn or a mirror. It is not applied, as it is not by torchvision: boxes are
+/// given in the pixels as they are stored.
+pub(super) fn is_turned(bytes: &[u8]) -> Result<bool> {
+    let orientation = open(bytes)?.into_decoder()?.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    Ok(orientation != image::metadata::Orientation::NoTransforms)
 }
 
 /// Width and height of an image file, from its header.

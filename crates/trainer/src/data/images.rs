@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::decode::{check, read_image};
+use super::decode::{check, decode, is_turned, of_file, read_image};
 use super::prepare::Prepare;
 
 /// An object in an image.
@@ -36,6 +36,8 @@ pub struct Images {
     pub index: Vec<u64>,
     /// The objects in each image, if the set says so.
     pub objects: Option<Vec<Vec<Object>>>,
+    /// Whether an image may show several classes, those of its objects; elsewhere its label is its class.
+    pub several: bool,
     /// What whoever uses them should know: files that were passed over, classes without images.
     pub notes: Vec<String>,
 }
@@ -47,6 +49,9 @@ enum Pixels {
     /// A file for each image, prepared when it is read.
     Files(Vec<PathBuf>, Prepare),
 }
+
+/// Of a class that an image neither shows nor does not.
+pub const UNSAID: f32 = -1.0;
 
 /// Image files and their labels, on their way to a set.
 pub struct Files {
@@ -86,12 +91,14 @@ impl Files {
         let Files { paths, labels, prepare } = self;
         let shape = [3, prepare.side, prepare.side];
         if paths.len().saturating_mul(shape.iter().product()) <= memory {
-            let each = paths.par_iter().map(|path| Ok(read_image(path, Some(prepare))?.0));
-            return Images::new(each.collect::<Result<Vec<_>>>()?.concat(), labels, shape, classes);
+            let read = |bytes: &[u8]| Ok((decode(bytes, Some(prepare))?.0, is_turned(bytes)?));
+            let each = paths.par_iter().map(|path| of_file(path, read)).collect::<Result<Vec<_>>>()?;
+            let (pixels, turned): (Vec<_>, Vec<_>) = each.into_iter().unzip();
+            return Ok(Images::new(pixels.concat(), labels, shape, classes)?.note_turned(&turned));
         }
         // A file that is not whole is found now, not in the middle of a run.
-        paths.par_iter().try_for_each(|path| check(path))?;
-        Images::labelled(Pixels::Files(paths, prepare), labels, shape, classes)
+        let turned = paths.par_iter().map(|path| of_file(path, is_turned)).collect::<Result<Vec<_>>>()?;
+        Ok(Images::labelled(Pixels::Files(paths, prepare), labels, shape, classes)?.note_turned(&turned))
     }
 }
 
@@ -116,7 +123,17 @@ impl Images {
             bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
         }
         let index = (0..labels.len() as u64).collect();
-        Ok(Images { pixels, labels, shape, classes, index, objects: None, notes: vec![] })
+        Ok(Images { pixels, labels, shape, classes, index, objects: None, several: false, notes: vec![] })
+    }
+
+    /// Notes how many images ask for a turn that they do not get.
+    fn note_turned(mut self, turned: &[bool]) -> Images {
+        let count = turned.iter().filter(|turned| **turned).count();
+        if count > 0 {
+            let what = "ask to be turned or mirrored (EXIF): they are used as they are stored, as by torchvision";
+            self.notes.push(format!("{count} of {} images {what}", turned.len()));
+        }
+        self
     }
 
     /// Notes what could not be used, so that whoever uses the rest knows.
@@ -156,6 +173,18 @@ impl Images {
         })
     }
 
+    /// For each class whether image `i` shows it: 1 or 0, and [`UNSAID`] where all its objects are difficult, which the
+    /// VOC challenge counts neither way. None where an image has one class, its label.
+    pub fn shown(&self, i: usize) -> Option<Vec<f32>> {
+        let objects = self.objects.as_ref().filter(|_| self.several)?;
+        let mut shown = vec![0.0; self.classes];
+        for object in &objects[i] {
+            let shown = &mut shown[object.class as usize];
+            *shown = if object.difficult && *shown != 1.0 { UNSAID } else { 1.0 };
+        }
+        Some(shown)
+    }
+
     /// A hash of pixels (of files: of their bytes), labels and positions: what a run or a cache depends on.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = Sha256::new();
@@ -189,6 +218,7 @@ impl Images {
             labels: positions.iter().map(|&i| self.labels[i]).collect(),
             index: positions.iter().map(|&i| self.index[i]).collect(),
             objects: self.objects.as_ref().map(|o| positions.iter().map(|&i| o[i].clone()).collect()),
+            several: self.several,
             notes: vec![],
             shape: self.shape,
             classes: self.classes,

@@ -22,6 +22,8 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// (n,).
     pub ids: Vec<SampleId>,
+    /// (n, classes), see [`Images::shown`], where images may show several classes.
+    pub shown: Option<Vec<f32>>,
 }
 
 impl Batch {
@@ -29,7 +31,7 @@ impl Batch {
     pub fn new(pixels: Tensor, labels: Vec<u32>) -> Result<Batch> {
         ensure!(pixels.dim(0)? == labels.len(), "{:?} are not {} images", pixels.dims(), labels.len());
         let ids = (0..labels.len() as u64).map(|sample| SampleId { sample, view: 0 }).collect();
-        Ok(Batch { pixels, labels, ids })
+        Ok(Batch { pixels, labels, ids, shown: None })
     }
 
     /// Number of images.
@@ -45,6 +47,13 @@ impl Batch {
     /// The labels (n,), u32, on a device.
     pub fn labels_on(&self, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_slice(&self.labels, self.len(), device)?)
+    }
+
+    /// What each image shows (n, classes), f32, on a device, where it may be several classes.
+    pub fn shown_on(&self, device: &Device) -> Result<Option<Tensor>> {
+        let tensor =
+            |shown: &Vec<f32>| Tensor::from_slice(shown, (self.len(), shown.len() / self.len().max(1)), device);
+        Ok(self.shown.as_ref().map(tensor).transpose()?)
     }
 }
 
@@ -97,6 +106,7 @@ impl Loader {
             pixels: Tensor::from_vec(pixels, (positions.len(), c, h, w), &Device::Cpu)?,
             labels: positions.iter().map(|&i| images.labels[i]).collect(),
             ids: positions.iter().map(|&i| SampleId { sample: images.index[i], view }).collect(),
+            shown: positions.iter().map(|&i| images.shown(i)).collect::<Option<Vec<_>>>().map(|all| all.concat()),
         })
     }
 

@@ -85,6 +85,7 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
     ensure!(!files.is_empty(), "no image of {} could be used: {}", list.display(), left_out.join("; "));
     let mut images = files.images(CLASSES.len())?;
     images.objects = Some(objects);
+    images.several = true;
     images.note_left_out(left_out);
     Ok(images)
 }

@@ -89,7 +89,8 @@ impl<M: Model, T: Teacher> Learner<M, T> {
         let pass = self.model.forward(&self.model.images(&batch.pixels)?, Mode::Train)?;
         let labels = batch.labels_on(pass.logits.device())?;
         let (student, teacher) = (&self.model, output.as_ref());
-        let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, teacher };
+        let shown = batch.shown_on(pass.logits.device())?;
+        let inputs = Inputs { student, pass: &pass, labels: &labels, ids: &batch.ids, shown: shown.as_ref(), teacher };
         let losses = self.objective.losses(epoch, &inputs)?;
         let total = losses.total()?;
         let mut whole = gradient(&total, self.model.variables())?;

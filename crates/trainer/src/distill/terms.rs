@@ -2,6 +2,7 @@
 //! schedule, a table of options, its place in `trainer list` and in the checks.
 
 mod attention;
+mod bce;
 mod ce;
 mod dist;
 mod dkd;
@@ -11,6 +12,7 @@ mod settings;
 
 use anyhow::{Context, Result};
 pub use attention::{AttentionTransfer, attention_transfer};
+pub use bce::{MultiLabel, binary_cross_entropy};
 use cams::methods::Methods;
 use cams::ranges::Ranges;
 use cams::{Place, SampleId};
@@ -36,6 +38,9 @@ pub struct Inputs<'a> {
     pub labels: &'a Tensor,
     /// Which images, and which views of them.
     pub ids: &'a [SampleId],
+    /// Which classes each shows (n, classes), where that may be several: 1, 0, or
+    /// [`UNSAID`](crate::data::UNSAID).
+    pub shown: Option<&'a Tensor>,
     /// What the teacher says, if it was asked.
     pub teacher: Option<&'a TeacherOutput>,
 }
@@ -222,6 +227,7 @@ terms! {
         kd: Distillation = 0.0, &["temperature", "logit_std"];
         explanation: Matching = 0.0, &["interpreter", "distance", "class", "layer", "gradient", "relu", "control"];
         attention: AttentionTransfer = 0.0, &[];
+        bce: MultiLabel = 0.0, &[];
     }
     with_table {
         dkd: Decoupled = 0.0;

@@ -42,6 +42,25 @@ impl Tail {
         Some(head())
     }
 
+    /// What each position of activations (n, k, h, w) gives to each logit, (n, classes, h, w), if every step before the
+    /// final pooling sees one position alone.
+    pub fn contributions(&self, features: &Tensor) -> Option<Result<Tensor>> {
+        let (last, steps) = self.steps.split_last()?;
+        let alone = |s: &Step| matches!(s, Step::Dropout(_) | Step::Relu | Step::Conv { .. } | Step::Pad(_));
+        if *last != Step::Pool || !steps.iter().all(alone) {
+            return None;
+        }
+        let padding: usize = steps.iter().map(|s| if let Step::Pad(by) = s { *by } else { 0 }).sum();
+        let contributions = || {
+            let (_, _, h, w) = features.dims4()?;
+            let all = self.run(steps, features, &mut |_, x| Ok(x))?;
+            // What the frame of zeros gives depends on no activation.
+            let positions = (h + 2 * padding) * (w + 2 * padding);
+            all.narrow(2, padding, h)?.narrow(3, padding, w)? / positions as f64
+        };
+        Some(contributions())
+    }
+
     /// A linear layer over all positions of activations (k, h, w), if the classifier begins with one.
     pub fn first_layer(&self, [k, h, w]: [usize; 3]) -> Option<Result<FirstLayer>> {
         let (_, Step::Linear { weight, bias, inputs, outputs }) = self.first(h, w)? else { return None };

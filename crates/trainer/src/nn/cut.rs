@@ -61,6 +61,10 @@ impl CamModel for Cut<'_> {
         if self.is_last() { self.network.tail().linear_head()?.ok() } else { None }
     }
 
+    fn contributions(&self, features: &Tensor) -> Option<Result<Tensor>> {
+        if self.is_last() { self.network.tail().contributions(features) } else { None }
+    }
+
     fn first_layer(&self) -> Option<FirstLayer> {
         let Shape { channels, h, w } = self.network.last();
         if self.is_last() { self.network.tail().first_layer([channels, h, w])?.ok() } else { None }

@@ -23,6 +23,9 @@ pub struct Report {
     pub run: PathBuf,
     pub test_error: f64,
     pub test_loss: f64,
+    /// Where images may show several classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_mean_average_precision: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_test_error: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +101,7 @@ impl Run<'_> {
             run: dir.to_path_buf(),
             test_error: last.error,
             test_loss: last.loss,
+            test_mean_average_precision: last.mean_average_precision,
             ema_test_error,
             best_test_error,
             teacher_test_error: self.teacher_error,

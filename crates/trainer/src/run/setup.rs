@@ -9,7 +9,7 @@ use kernels::graph::Shape;
 use super::state::{Inputs, State};
 use super::{COMMIT, Options, Run, folder, teacher};
 use crate::checkpoint::File;
-use crate::config::{BnGamma, Config, Control, Dtype, MapGradient};
+use crate::config::{BnGamma, Config, Control, Dtype, MapGradient, Trained};
 use crate::data::loader::Loader;
 use crate::data::{Images, Splits};
 use crate::distill::Learner;
@@ -100,13 +100,22 @@ pub fn run<'c>(
                 made.get(key).map_or("", String::as_str)
             );
         }
-        start = file.state_dict(&architecture).context("the student's warm start")?;
+        let fitted = if config.student.new_head {
+            file.state_dict_under(&architecture, &start)
+        } else {
+            file.state_dict(&architecture).context("student.new_head = true takes all but the classifier")
+        };
+        start = fitted.context("the student's warm start")?;
         normalization = file.normalization()?;
     }
     let saved = saved(config, options, &start, &inputs)?;
     let weights = saved.as_ref().map_or(start, |state| state.student.clone());
     let layers = objective.layers(&architecture.attention_layers());
     let mut student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
+    if config.student.trained == Trained::Head {
+        ensure!(config.train.ema == 0.0, "student.trained = \"head\" keeps no moving average: train.ema must be 0");
+        student.freeze_trunk();
+    }
     student.dropout = Dropout { seed: config.train.seed, pass: saved.as_ref().map_or(0, |s| s.step as u64) };
     let (mut teacher_error, mut note, mut asked) = (None, None, None);
     if let Some(section) = &config.teacher {

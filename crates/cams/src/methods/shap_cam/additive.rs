@@ -74,6 +74,22 @@ pub fn games(forward: &Forward, head: &LinearHead, classes: &Tensor, fill: Fill)
     }
 }
 
+/// Every image's game from what a position's presence adds to each logit, (n, classes, h, w), and the logits with all
+/// present, (n, classes).
+pub fn positional_games(logits: &Tensor, change: &Tensor, classes: &Tensor) -> Result<Vec<Game>> {
+    let (n, count, h, w) = change.dims4()?;
+    let players = h * w;
+    let (logits, change) = (numbers(logits)?, numbers(&change.flatten_from(2)?.transpose(1, 2)?.contiguous()?)?);
+    let classes = classes.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    let game = |i: usize| {
+        let d = change[i * players * count..][..players * count].to_vec();
+        let mut z0 = logits[i * count..][..count].to_vec();
+        d.chunks_exact(count).for_each(|d| z0.iter_mut().zip(d).for_each(|(z, d)| *z -= d));
+        Game { z0, d, class: classes[i] as usize, present_mean: false }
+    };
+    Ok((0..n).map(game).collect())
+}
+
 /// What the games of a batch share.
 struct Shared<'a> {
     /// (classes, k).
