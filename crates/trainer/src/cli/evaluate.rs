@@ -96,7 +96,8 @@ const LOCALIZATION: [Column; 4] =
     [("proportion", "proportion %", 1), ("hit", "hit %", 1), ("box_area", "box area %", 1), (LIKENESS, "likeness", 2)];
 
 const FLOOR: &str = "random: the floor. ones: a map that is 1 everywhere.";
-const CORRELATIONS: &str = "Rank correlation with the whole model's map, once a part and all behind it are drawn anew.";
+const CORRELATIONS: &str =
+    "Rank correlation (Spearman) with the whole model's map, once a part and all behind\nit are drawn anew.";
 
 fn columns(all: &[Column<'static>]) -> Vec<Column<'static>> {
     all.to_vec()
@@ -145,7 +146,7 @@ fn show(found: &Found, published: Option<&Published>, columns: &[Column], legend
         table.rows.push(head.into_iter().chain(figures).chain([row.seconds.into()]).collect());
     }
     let mut text = table.text();
-    text += &format!("\u{b1} half of a 95 % interval over images (bootstrap). {legend}\n");
+    text += &format!("\u{b1} half of a 95 % interval over images (bootstrap).\n{legend}\n");
     let (first, others) = found.rows.split_first().context("there is no method to show")?;
     if others.iter().any(|row| !row.differences.is_empty()) {
         let mut table =
