@@ -172,7 +172,7 @@ fn squeezenet_s_shapley_values_are_exact() -> Result<()> {
             let factorial = |n: u32| (1..=n).map(f64::from).product::<f64>();
             let share = |size: u32| factorial(size) * factorial(3 - size) / factorial(4);
             let mut expected = Vec::new();
-            for i in 0..2 {
+            for i in [0usize, 1] {
                 for p in 0..players {
                     let without = (0..1u32 << players).filter(|s| s >> p & 1 == 0);
                     let gain = |s: u32| worth[(s | 1 << p) as usize][i] - worth[s as usize][i];
