@@ -126,6 +126,10 @@ impl Config {
         );
         let (arch, layers) = (self.student.arch.is_some(), self.student.layers.is_some());
         ensure!(
+            !self.student.new_head || self.student.checkpoint.is_some(),
+            "student.new_head = true puts a new classifier on trained weights: say which with student.checkpoint"
+        );
+        ensure!(
             arch != layers || (!arch && self.student.checkpoint.is_some()),
             "[student] needs either arch (as in \"wrn-16-2\") or [[student.layers]]"
         );

@@ -149,19 +149,17 @@ impl ShapCam {
         Sampling { permutations: self.permutations, tolerance: self.tolerance, seed: self.seed }
     }
 
-    /// What stands at absent positions, where that does not depend on the coalition: broadcast over (n, k, h, w).
-    fn filling(&self, forward: &Forward) -> Result<Option<Tensor>> {
-        let features = &forward.features;
-        Ok(Some(match self.fill {
-            Fill::Zero => features.zeros_like()?,
-            Fill::ChannelMean => features.mean_keepdim((2, 3))?.broadcast_as(features.shape())?.contiguous()?,
-            Fill::ScalarMean => features.mean_keepdim((1, 2, 3))?.broadcast_as(features.shape())?.contiguous()?,
+    /// What absent positions of `features` (n, k, h, w) get, (n, k, 1, 1), where that does not depend on who is present.
+    fn filling(&self, forward: &Forward, features: &Tensor) -> Result<Tensor> {
+        let per_channel = features.mean_keepdim((2, 3))?;
+        match self.fill {
+            Fill::Zero | Fill::PresentMean => per_channel.zeros_like(),
+            Fill::ChannelMean => Ok(per_channel),
+            Fill::ScalarMean => per_channel.mean_keepdim(1)?.broadcast_as(per_channel.shape())?.contiguous(),
             Fill::DatasetMean => {
-                let mean = mean_features(forward)?.reshape((1, (), 1, 1))?;
-                mean.broadcast_as(features.shape())?.contiguous()?
+                mean_features(forward)?.reshape((1, (), 1, 1))?.broadcast_as(per_channel.shape())?.contiguous()
             }
-            Fill::PresentMean => return Ok(None),
-        }))
+        }
     }
 
     /// Behind a head that sees every position alone the logits are sums over positions, linear head or not. `change` is
@@ -239,11 +237,16 @@ impl Interpreter for ShapCam {
                 serde_name(self.score)
             ))
         };
+        // With `present_mean` what a player adds depends on the coalition, whatever the head.
         if head.is_none()
-            && let Some(filling) = self.filling(forward)?
+            && self.fill != Fill::PresentMean
             && let Some(present) = forward.model.contributions(&forward.features)
-            && let Some(absent) = forward.model.contributions(&filling)
         {
+            let features = &forward.features;
+            let filled = self.filling(forward, features)?.broadcast_as(features.shape())?.contiguous()?;
+            let Some(absent) = forward.model.contributions(&filled) else {
+                bail!("a head that sees every position alone sees the fill so too")
+            };
             if self.estimator == Computation::Exact && self.score != Score::Logit {
                 return Err(not_additive());
             }

@@ -54,14 +54,14 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
             settings.faithfulness.seed = global.seed.unwrap_or(settings.faithfulness.seed);
             let (device, bar) = (global.device()?, Bar::new(global.quiet));
             let found = faithfulness::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
-            show(&found, settings.published.as_ref(), &columns(&FAITHFULNESS), FLOOR)
+            show(&found, settings.published.as_ref(), &FAITHFULNESS, FLOOR)
         }
         EvaluateCommand::Localization(args) => {
             let mut settings: localization::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.localization.seed = global.seed.unwrap_or(settings.localization.seed);
             let (device, bar) = (global.device()?, Bar::new(global.quiet));
             let found = localization::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
-            show(&found, settings.published.as_ref(), &columns(&LOCALIZATION), FLOOR)
+            show(&found, settings.published.as_ref(), &LOCALIZATION, FLOOR)
         }
         EvaluateCommand::Sanity(args) => {
             let mut settings: sanity::Settings = typed(table(&args.configs, &args.set)?)?;
@@ -98,10 +98,6 @@ const LOCALIZATION: [Column; 4] =
 const FLOOR: &str = "random: the floor. ones: a map that is 1 everywhere.";
 const CORRELATIONS: &str =
     "Rank correlation (Spearman) with the whole model's map, once a part and all behind\nit are drawn anew.";
-
-fn columns(all: &[Column<'static>]) -> Vec<Column<'static>> {
-    all.to_vec()
-}
 
 /// How many images are done, on a terminal.
 struct Bar(ProgressBar);

@@ -185,7 +185,7 @@ impl Images {
         Some(shown)
     }
 
-    /// A hash of pixels (of files: of their bytes), labels and positions: what a run or a cache depends on.
+    /// A hash of pixels (of files: of their bytes), labels, objects and positions: what a run or a cache depends on.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = Sha256::new();
         match &self.pixels {
@@ -199,6 +199,9 @@ impl Images {
         }
         self.labels.iter().for_each(|l| hash.update(l.to_le_bytes()));
         self.index.iter().for_each(|i| hash.update(i.to_le_bytes()));
+        if let Some(objects) = &self.objects {
+            hash.update(format!("{objects:?}"));
+        }
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
 

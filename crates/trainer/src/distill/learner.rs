@@ -56,7 +56,7 @@ pub struct Measurements {
     pub gradient_norms: Option<Vec<(&'static str, f64)>>,
     /// Images in the batch.
     pub images: usize,
-    /// Images of which another class than the label was the most probable.
+    /// Images whose most probable class was not the label or, where they may show several, none of those.
     pub wrong: usize,
     /// Speed of this step.
     pub images_per_second: f64,
@@ -95,7 +95,7 @@ impl<M: Model, T: Teacher> Learner<M, T> {
         let total = losses.total()?;
         let mut whole = gradient(&total, self.model.variables())?;
         // Everything that is read of a step crosses from its device at once.
-        let mut scalars = vec![total, square(&whole)?, wrong(&pass.logits, &labels)?];
+        let mut scalars = vec![total, square(&whole)?, wrong(&pass.logits, &labels, shown.as_ref())?];
         scalars.extend(losses.0.iter().map(|term| term.value.clone()));
         let read = read(&scalars)?;
         let mut measured = Measurements {
@@ -149,10 +149,14 @@ impl<M: Model, T: Teacher> Learner<M, T> {
     }
 }
 
-/// Number of images of which another class than the label is the most probable, a scalar.
-fn wrong(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+/// Number of images whose most probable class is not the label or, where they may show several, none of those; a scalar.
+fn wrong(logits: &Tensor, labels: &Tensor, shown: Option<&Tensor>) -> Result<Tensor> {
     let predicted = logits.detach().argmax(D::Minus1)?;
-    Ok(predicted.ne(labels)?.to_dtype(DType::F32)?.sum_all()?)
+    let wrong = match shown {
+        Some(shown) => shown.gather(&predicted.unsqueeze(1)?, 1)?.ne(1.0)?,
+        None => predicted.ne(labels)?,
+    };
+    Ok(wrong.to_dtype(DType::F32)?.sum_all()?)
 }
 
 /// Scalars as numbers, read from their device at once. Those of a CPU may be of different types; not every other device

@@ -4,20 +4,21 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use cams::SampleId;
+use cams::maps::blur;
 use cams::metrics::complexity::{adcc, coherency, complexity, entropy};
 use cams::metrics::faithfulness::{Course, Mute, Probability, Ties, Way, area, curve, drops, increases, masks, order};
 use cams::metrics::road::{NOISE, impute};
 use cams::ranges::{Ranges, SEED, above, from};
-use cams::{Interpreter, SampleId, maps};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Found, ONES, OfImage, Plan, Published, Seen, Walk, judge};
+use super::judge::{Found, Maps, ONES, OfImage, Plan, Published, Seen, Walk, judge};
 use super::pictures;
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
-use crate::explain::{Class, Outcome};
+use crate::explain::Class;
 
 /// The configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -105,9 +106,7 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
     let (layer, probability) = (&o.layer, o.probability);
     let walk = Walk { batch: o.batch, record, key: &key, seed: o.seed };
     let plan = Plan { layer, class: &class, probability, walk };
-    let measure = |seen: &Seen, outcome: &Outcome, method: Option<&dyn Interpreter>| {
-        Measured { options: o, seen }.measure(outcome, method)
-    };
+    let measure = |seen: &Seen, maps: &Maps| Measured { options: o, seen }.measure(maps);
     let found = judge(&subject, &named, &plan, device, say, &measure)?;
     if let Some(dir) = &o.pictures {
         pictures::faithfulness(dir, &found)?;
@@ -124,8 +123,8 @@ struct Measured<'a> {
 
 impl Measured<'_> {
     /// Every figure of every image's map.
-    fn measure(&self, outcome: &Outcome, method: Option<&dyn Interpreter>) -> Result<Vec<OfImage>> {
-        let o = self.options;
+    fn measure(&self, maps: &Maps) -> Result<Vec<OfImage>> {
+        let (o, Maps { outcome, large, method }) = (self.options, maps);
         let (Seen { images, classes, whole, ids, .. }, scorer) = (self.seen, self.seen.scorer());
         let (n, _, h, w) = images.dims4()?;
         let (ties, native) = (Ties::Shuffled(o.seed), self.seen.maps(outcome)?);
@@ -151,10 +150,9 @@ impl Measured<'_> {
             if suffix.is_empty() {
                 let rows = masks.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
                 let complexities: Vec<f64> = rows.iter().map(|mask| complexity(mask)).collect();
-                if let (true, Some(method)) = (o.adcc, method) {
-                    let again = self.rows(&self.seen.explain(method, &masked)?)?;
-                    let coherencies: Vec<_> =
-                        self.rows(&native)?.iter().zip(&again).map(|(a, b)| coherency(a, b)).collect();
+                if let (true, Some(method)) = (o.adcc, *method) {
+                    let again = self.seen.large(&self.seen.explain(method, &masked)?)?;
+                    let coherencies: Vec<_> = large.iter().zip(&again).map(|(a, b)| coherency(a, b)).collect();
                     let of = |i: usize| Some(adcc(coherencies[i]?, complexities[i], drops[i]? / 100.0));
                     put("adcc", (0..n).map(of).collect());
                     put("coherency", coherencies);
@@ -163,7 +161,6 @@ impl Measured<'_> {
             }
             put(&format!("average_drop{suffix}"), drops);
         }
-        let large = self.rows(&native)?;
         put("entropy", large.iter().map(|map| entropy(map)).collect());
         let classes = classes.to_vec1::<u32>()?;
         for i in 0..n {
@@ -171,7 +168,7 @@ impl Measured<'_> {
             let image = images.get(i)?;
             if o.steps > 0 {
                 let step = (h * w).div_ceil(o.steps);
-                let blurred = maps::blur(&images.narrow(0, i, 1)?, 11, 5.0)?.get(0)?;
+                let blurred = blur(&images.narrow(0, i, 1)?, 11, 5.0)?.get(0)?;
                 for (name, baseline, way) in
                     [("deletion", image.zeros_like()?, Way::Deletion), ("insertion", blurred, Way::Insertion)]
                 {
@@ -186,12 +183,6 @@ impl Measured<'_> {
             }
         }
         Ok(all)
-    }
-
-    /// Maps at the size of the images, a row each.
-    fn rows(&self, native: &Tensor) -> Result<Vec<Vec<f64>>> {
-        let (_, _, h, w) = self.seen.images.dims4()?;
-        Ok(maps::resize(native, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?)
     }
 
     /// (LeRF - MoRF) / 2: how much more is lost where the important pixels go than where the others do, mean over 10 to

@@ -94,6 +94,12 @@ impl<'a> Seen<'a> {
         Ok(Tensor::from_vec(outcome.values.clone(), (self.ids.len(), h, w), self.images.device())?)
     }
 
+    /// Maps at the size of the images, a row each.
+    pub fn large(&self, maps: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let (_, _, h, w) = self.images.dims4()?;
+        Ok(maps::resize(maps, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?)
+    }
+
     /// What its logits say.
     pub fn scorer(&self) -> Scorer<'a> {
         Scorer { model: self.cut, probability: self.probability }
@@ -116,8 +122,18 @@ pub struct OfImage {
     pub curves: BTreeMap<String, Vec<f64>>,
 }
 
-/// Each image's figures of one method's maps. The map of ones is no method's.
-pub type Measure<'m> = dyn Fn(&Seen, &Outcome, Option<&dyn Interpreter>) -> Result<Vec<OfImage>> + 'm;
+/// One method's maps of some images.
+pub struct Maps<'a> {
+    /// As they are.
+    pub outcome: &'a Outcome,
+    /// At the size of the images, a row each.
+    pub large: Vec<Vec<f64>>,
+    /// What made them; the map of ones is no method's.
+    pub method: Option<&'a dyn Interpreter>,
+}
+
+/// Each image's figures of one method's maps.
+pub type Measure<'m> = dyn Fn(&Seen, &Maps) -> Result<Vec<OfImage>> + 'm;
 
 /// How to go through the images.
 pub struct Plan<'p> {
@@ -225,13 +241,15 @@ pub fn judge(
             ids: &batch.ids,
             objects: few.objects.as_deref(),
         };
-        let mut likenesses = likenesses(&seen, &found.outcomes)?;
-        likenesses.push(vec![None; few.len()]);
         let ones = Outcome::constant(ONES, few.len(), [h, w], 1.0);
-        let mut figures = Vec::new();
-        for (outcome, likeness) in found.outcomes.iter().chain([&ones]).zip(likenesses) {
+        let maps = found.outcomes.iter().chain([&ones]).map(|outcome| {
             let method = methods.iter().find(|(name, _)| *name == outcome.method).map(|(_, method)| *method);
-            let measured = measure(&seen, outcome, method)?;
+            Ok(Maps { outcome, large: seen.large(&seen.maps(outcome)?)?, method })
+        });
+        let maps = maps.collect::<Result<Vec<_>>>()?;
+        let mut figures = Vec::new();
+        for (maps, likeness) in maps.iter().zip(likenesses(&maps, few.len())) {
+            let (outcome, measured) = (maps.outcome, measure(&seen, maps)?);
             let seconds = outcome.seconds / few.len() as f64;
             figures.extend(measured.into_iter().zip(&batch.ids).zip(likeness).map(|((mut of, id), likeness)| {
                 of.values.extend(likeness.map(|likeness| (LIKENESS.to_string(), likeness)));
@@ -245,19 +263,14 @@ pub fn judge(
 }
 
 /// How alike each map is to the other methods' of the same image: the median of its correlations with them, by methods
-/// and images. None of a single method, and of a map that is the same everywhere.
-fn likenesses(seen: &Seen, outcomes: &[Outcome]) -> Result<Vec<Vec<Option<f64>>>> {
-    let (n, _, h, w) = seen.images.dims4()?;
-    let large = |outcome: &Outcome| -> Result<Vec<Vec<f64>>> {
-        Ok(maps::resize(&seen.maps(outcome)?, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?)
-    };
-    let all = outcomes.iter().map(large).collect::<Result<Vec<_>>>()?;
+/// and images. None of a single method, and of a map that is the same everywhere, as that of ones is.
+fn likenesses(all: &[Maps], n: usize) -> Vec<Vec<Option<f64>>> {
     let mut likenesses = vec![vec![None; n]; all.len()];
     for i in 0..n {
         let mut with: Vec<Vec<f64>> = vec![vec![]; all.len()];
         for a in 0..all.len() {
             for b in 0..a {
-                if let Some(r) = pearson(&all[a][i], &all[b][i]) {
+                if let Some(r) = pearson(&all[a].large[i], &all[b].large[i]) {
                     with[a].push(r);
                     with[b].push(r);
                 }
@@ -268,7 +281,7 @@ fn likenesses(seen: &Seen, outcomes: &[Outcome]) -> Result<Vec<Vec<Option<f64>>>
             likenesses[i] = with.get(with.len() / 2).copied();
         }
     }
-    Ok(likenesses)
+    likenesses
 }
 
 /// The table of what a record holds of these methods, the first of which the others are compared with.

@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use cams::maps;
 use cams::metrics::faithfulness::Probability;
 use cams::metrics::localization::{area, energy, hit, inside};
 use cams::ranges::{Ranges, SEED, above, from};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Found, OfImage, Plan, Published, Seen, Walk, judge};
+use super::judge::{Found, Maps, OfImage, Plan, Published, Seen, Walk, judge};
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
-use crate::explain::{Class, Outcome};
+use crate::explain::Class;
 
 /// The configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -124,12 +123,11 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
         probability: Probability::Softmax,
         walk: Walk { batch: o.batch, record, key: &key, seed: o.seed },
     };
-    judge(&subject, &named, &plan, device, say, &|seen, outcome, _| measure(o, seen, outcome))
+    judge(&subject, &named, &plan, device, say, &|seen, maps| measure(o, seen, maps))
 }
 
-fn measure(options: &Options, seen: &Seen, outcome: &Outcome) -> Result<Vec<OfImage>> {
+fn measure(options: &Options, seen: &Seen, maps: &Maps) -> Result<Vec<OfImage>> {
     let (_, _, h, w) = seen.images.dims4()?;
-    let large = maps::resize(&seen.maps(outcome)?, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let classes = seen.classes.to_vec1::<u32>()?;
     let of = |(i, map): (usize, &Vec<f64>)| {
         let objects = seen.objects.map_or(&[][..], |objects| &objects[i]);
@@ -144,5 +142,5 @@ fn measure(options: &Options, seen: &Seen, outcome: &Outcome) -> Result<Vec<OfIm
         let values = figures.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect();
         OfImage { values, ..OfImage::default() }
     };
-    Ok(large.iter().enumerate().map(of).collect())
+    Ok(maps.large.iter().enumerate().map(of).collect())
 }

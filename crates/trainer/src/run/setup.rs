@@ -37,7 +37,11 @@ pub fn architecture(config: &Config, images: &Images) -> Result<Architecture> {
     let architecture = match (&s.layers, &s.arch, &s.checkpoint) {
         (Some(layers), _, _) => Architecture::from_layers(layers, input, images.classes)?,
         (None, Some(arch), _) => Architecture::named(arch, input, images.classes, &s.options)?,
-        (None, None, Some(checkpoint)) => File::read(checkpoint)?.architecture(None)?,
+        (None, None, Some(checkpoint)) => {
+            let own = File::read(checkpoint)?.architecture(None)?;
+            let other = s.new_head && own.name != models::LAYERS;
+            if other { Architecture::named(&own.name, input, images.classes, &own.options)? } else { own }
+        }
         (None, None, None) => bail!("[student] needs arch or layers"),
     };
     let classes = architecture.classes;
@@ -75,6 +79,12 @@ pub fn run<'c>(
             || l.gradient == MapGradient::StopGrad,
         "loss.gradient = \"double\" at loss.layer = \"{}\" is for the CPU: use \"stop_grad\"",
         l.layer
+    );
+    ensure!(
+        l.weights.bce == 0.0 || images.several,
+        "loss.weights.bce is for data whose images may show several classes (voc2007); {} has one class an image: use \
+         loss.weights.ce",
+        config.data.name
     );
     let steps = loader.steps(images.len());
     if let Some(step) = objective.first_idle_step(steps, steps * config.train.epochs) {

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::additive::Game;
-use super::{Fill, ShapCam, mean_features};
+use super::{Fill, ShapCam};
 use crate::{Estimator, Explanation, Forward, SampleId, Score, images_per_pass};
 
 /// How long to sample.
@@ -242,16 +242,7 @@ pub fn by_passes(method: &ShapCam, forward: &Forward, classes: &Tensor) -> Resul
 
 /// What absent positions of image `i` get, (1, k, 1, 1), where that does not depend on who is present.
 fn fill(method: &ShapCam, forward: &Forward, i: usize) -> Result<Tensor> {
-    let features = forward.features.detach().narrow(0, i, 1)?;
-    match method.fill {
-        Fill::Zero | Fill::PresentMean => features.mean_keepdim((2, 3))?.zeros_like(),
-        Fill::ChannelMean => features.mean_keepdim((2, 3)),
-        Fill::ScalarMean => {
-            let per_channel = features.mean_keepdim((2, 3))?;
-            per_channel.mean_keepdim(1)?.broadcast_as(per_channel.shape())?.contiguous()
-        }
-        Fill::DatasetMean => mean_features(forward)?.reshape((1, (), 1, 1)),
-    }
+    method.filling(forward, &forward.features.detach().narrow(0, i, 1)?)
 }
 
 /// (v(none), v(all)) of every image.

@@ -1,6 +1,6 @@
 use anyhow::{Context, Result};
 use cams::methods::Methods;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{Inputs, Loss, Part, Term};
 use crate::nn::Model;
@@ -38,10 +38,10 @@ impl Term for MultiLabel {
 pub fn binary_cross_entropy(logits: &Tensor, shown: &Tensor) -> candle_core::Result<Tensor> {
     let shown = shown.to_dtype(logits.dtype())?;
     let said = shown.ge(0.0)?.to_dtype(logits.dtype())?;
-    let count = said.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?.max(1.0);
+    let count = said.sum_all()?.maximum(1.0)?;
     // log(1 + exp(z)) - y z without an overflow.
     let softplus = (logits.relu()? + (logits.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
-    ((softplus - (logits * &shown)?)? * said)?.sum_all()? / count
+    ((softplus - (logits * &shown)?)? * said)?.sum_all()?.div(&count)
 }
 
 #[cfg(test)]
