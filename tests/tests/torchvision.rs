@@ -133,8 +133,10 @@ fn squeezenet() -> Result<()> {
 /// that SqueezeNet leaves of a small image, for the logit; and its other scores need no pass of the head.
 #[test]
 fn squeezenet_s_shapley_values_are_exact() -> Result<()> {
-    for padding in ["0", "1"] {
-        let options = Options::from([("classifier_padding".to_string(), padding.to_string())]);
+    // The last is a linear head in another order.
+    for (padding, relu) in [("0", "yes"), ("1", "yes"), ("0", "no")] {
+        let options = [("classifier_padding", padding), ("classifier_relu", relu)];
+        let options = Options::from(options.map(|(key, word)| (key.to_string(), word.to_string())));
         let input = Shape { channels: 3, h: 48, w: 48 };
         let architecture = Architecture::named("squeezenet1_0", input, CLASSES, &options)?;
         let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
@@ -185,7 +187,7 @@ fn squeezenet_s_shapley_values_are_exact() -> Result<()> {
             let found = method.signed(&forward, &classes)?;
             assert_eq!(found.evaluations, 0);
             let tolerance = if score == Score::Logit { 1e-9 } else { 0.02 };
-            assert_close(&format!("{fill:?} {score:?} {padding}"), &values(&found.map)?, &expected, tolerance);
+            assert_close(&format!("{fill:?} {score:?} {padding} {relu}"), &values(&found.map)?, &expected, tolerance);
         }
     }
     Ok(())

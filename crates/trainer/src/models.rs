@@ -23,6 +23,8 @@ pub struct Choice {
     pub name: &'static str,
     /// What it may be; the first where nothing is said.
     pub words: &'static [&'static str],
+    /// Whether it is about the classifier alone: a new one may choose otherwise than the weights in front of it.
+    pub of_head: bool,
 }
 
 /// Choices by key.

@@ -68,8 +68,10 @@ pub(super) fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
             )))
         }
         Outcome::Done(r) => {
+            let map = r.test_mean_average_precision;
+            let map = map.map_or(String::new(), |map| format!(", mean average precision {map:.2} %"));
             let text = format!(
-                "test error {:.2} %  (profile {}, seed {}, {} epochs, {:.0} s)\nrun folder {}\n",
+                "test error {:.2} %{map}  (profile {}, seed {}, {} epochs, {:.0} s)\nrun folder {}\n",
                 r.test_error,
                 r.profile,
                 r.seed,

@@ -11,8 +11,12 @@ pub(super) const SQUEEZENET: Family = Family {
     pattern: "squeezenet1_{0,1}",
     about: "SqueezeNet in torchvision's layout (Iandola et al. 2016)",
     example: "squeezenet1_1",
-    // The first Caffe model pads what its last convolution reads; torchvision's does not.
-    options: &[Choice { name: PADDING, words: &["0", "1"] }],
+    // The first Caffe model pads what its last convolution reads; torchvision's does not. Behind the ReLU no logit is
+    // below 0 and no sigmoid below 1/2: a model that says of each class whether it is shown does without.
+    options: &[
+        Choice { name: PADDING, words: &["0", "1"], of_head: true },
+        Choice { name: RELU, words: &["yes", "no"], of_head: true },
+    ],
     build: |name, input, _| match name {
         "squeezenet1_0" => Some(squeezenet(input, (96, 7), [3, 4, 1])),
         "squeezenet1_1" => Some(squeezenet(input, (64, 3), [2, 2, 4])),
@@ -22,14 +26,18 @@ pub(super) const SQUEEZENET: Family = Family {
         let inputs = g.shape(g.last()).channels;
         let padding = usize::from(options.get(PADDING).is_some_and(|word| word == "1"));
         let conv = Classifier::conv(g, "classifier.1", inputs, classes);
-        let pad = (padding > 0).then_some(Step::Pad(padding));
-        let steps = [Step::Dropout(0.5)].into_iter().chain(pad).chain([conv, Step::Relu, Step::Pool]);
-        Classifier { steps: steps.collect() }
+        let mut steps = vec![Step::Dropout(0.5)];
+        steps.extend((padding > 0).then_some(Step::Pad(padding)));
+        steps.push(conv);
+        steps.extend(options.get(RELU).is_none_or(|word| word == "yes").then_some(Step::Relu));
+        steps.push(Step::Pool);
+        Classifier { steps }
     },
 };
 
-/// Of the convolution that makes the classes.
+/// Of the convolution that makes the classes, and what follows it.
 const PADDING: &str = "classifier_padding";
+const RELU: &str = "classifier_relu";
 
 /// Channels of the fire modules: squeezed, then of each expansion.
 const FIRES: [[usize; 2]; 8] = [[16, 64], [16, 64], [32, 128], [32, 128], [48, 192], [48, 192], [64, 256], [64, 256]];

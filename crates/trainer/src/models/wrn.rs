@@ -10,7 +10,7 @@ pub(super) const WRN: Family = Family {
     pattern: "wrn-D-K",
     about: "wide residual network, D = 6 N + 4 layers, width K (Zagoruyko & Komodakis 2016)",
     example: "wrn-16-2",
-    options: &[Choice { name: "shortcut", words: &["preact", "raw"] }],
+    options: &[Choice { name: "shortcut", words: &["preact", "raw"], of_head: false }],
     build,
     classifier: Classifier::pooled,
 };

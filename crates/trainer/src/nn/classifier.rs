@@ -32,11 +32,15 @@ impl Tail {
         self.parameters.narrow(0, at - self.base, rows)
     }
 
-    /// Pooling and a linear layer, if that is all.
+    /// Pooling and a linear layer, in either order, if that is all.
     pub fn linear_head(&self) -> Option<Result<LinearHead>> {
         let matters = |s: &&Step| !matches!(s, Step::Dropout(_) | Step::Flatten);
         let steps: Vec<&Step> = self.steps.iter().filter(matters).collect();
-        let [Step::Pool, Step::Linear { weight, bias, inputs, outputs }] = steps[..] else { return None };
+        let ([Step::Pool, Step::Linear { weight, bias, inputs, outputs }]
+        | [Step::Conv { weight, bias, inputs, outputs }, Step::Pool]) = steps[..]
+        else {
+            return None;
+        };
         let head =
             || Ok(LinearHead { weight: self.weight(*weight, *outputs, *inputs)?, bias: self.bias(*bias, *outputs)? });
         Some(head())

@@ -101,6 +101,10 @@ pub fn run<'c>(
     if let Some(checkpoint) = &config.student.checkpoint {
         let file = File::read(checkpoint).context("the student's warm start")?;
         for (key, own) in &architecture.options {
+            let of_head = models::choices(&architecture.name)?.iter().any(|c| c.name == key && c.of_head);
+            if config.student.new_head && of_head {
+                continue;
+            }
             // Weights that do not say were made with the first word.
             let made = models::settle(&architecture.name, &file.options(&architecture.name)?)?;
             ensure!(
