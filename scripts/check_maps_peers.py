@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torchvision.models import squeezenet1_0
 
 
-
 class PlusPlus(GradCAMPlusPlus):
     """Theirs without the 1e-6 in the denominator: it is larger than what it is added to wherever a mean over many positions follows."""
 
