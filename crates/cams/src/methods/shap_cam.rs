@@ -73,6 +73,8 @@ pub struct ShapCam {
     pub score: Score,
     /// What an absent position gets.
     pub fill: Fill,
+    /// Whether a ReLU follows. The paper does not say; without one the map is signed and sums to the score's difference.
+    pub relu: bool,
     /// How the values are found.
     pub estimator: Computation,
     /// Sampled permutations at most, per image; a pair is two.
@@ -92,6 +94,7 @@ impl Default for ShapCam {
         ShapCam {
             score: Score::Logit,
             fill: Fill::Zero,
+            relu: false,
             estimator: Computation::Auto,
             permutations: 2000,
             evaluations: 50_000,
@@ -283,7 +286,7 @@ impl Interpreter for ShapCam {
     }
 
     fn has_relu(&self) -> bool {
-        false
+        self.relu
     }
 
     fn sees_class_maps_alone(&self) -> bool {

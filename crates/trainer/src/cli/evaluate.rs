@@ -1,12 +1,15 @@
+mod jobs;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use trainer::config::{table, typed};
-use trainer::evaluate::judge::{Found, LIKENESS, Published};
+use trainer::evaluate::judge::{Found, LIKENESS, Published, Share};
 use trainer::evaluate::sanity::{self, Sanity};
 use trainer::evaluate::seeds::{self, Seeds};
 use trainer::evaluate::{faithfulness, localization};
@@ -43,6 +46,48 @@ pub(super) struct EvaluateArgs {
     /// A value of the configuration.
     #[arg(long, value_name = "a.b=V")]
     pub(super) set: Vec<String>,
+    /// Processes that measure side by side, each some of the images, with its share of the threads.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) jobs: u16,
+    /// Which of the processes this is: measure its images, say how far it is, and stop.
+    #[arg(long, hide = true, value_name = "I/N", value_parser = share)]
+    pub(super) share: Option<Share>,
+}
+
+/// `0/2`.
+fn share(text: &str) -> Result<Share, String> {
+    let numbers = text.split_once('/').and_then(|(at, of)| Some(Share { at: at.parse().ok()?, of: of.parse().ok()? }));
+    numbers.filter(|share| share.at < share.of).ok_or_else(|| format!("\"{text}\" is no share such as 0/2"))
+}
+
+impl EvaluateArgs {
+    /// Has the images measured by several processes if that was asked for, and then measures what they have left.
+    fn measure<T>(
+        &self,
+        what: &str,
+        mut record: Option<PathBuf>,
+        global: &Global,
+        run: impl FnOnce(Option<PathBuf>, &Device, &mut dyn FnMut(usize, usize)) -> Result<T>,
+    ) -> Result<T> {
+        let bar = Bar::new(global.quiet);
+        // Lives as long as its record is read.
+        let mut folder = None;
+        if self.jobs > 1 && self.share.is_none() {
+            let path = match record.take() {
+                Some(path) => path,
+                None => folder.insert(tempfile::tempdir()?).path().join("record.jsonl"),
+            };
+            jobs::deal(what, self, global, &path, &bar)?;
+            record = Some(path);
+        }
+        let told = self.share.is_some();
+        run(record, &global.device()?, &mut |done, of| {
+            bar.show(done, of);
+            if told {
+                println!("{done} {of}");
+            }
+        })
+    }
 }
 
 /// `trainer evaluate`.
@@ -52,22 +97,31 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
         EvaluateCommand::Faithfulness(args) => {
             let mut settings: faithfulness::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.faithfulness.seed = global.seed.unwrap_or(settings.faithfulness.seed);
-            let (device, bar) = (global.device()?, Bar::new(global.quiet));
-            let found = faithfulness::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
+            let record = settings.faithfulness.record.take();
+            let found = args.measure("faithfulness", record, global, |record, device, say| {
+                settings.faithfulness.record = record;
+                faithfulness::run(&settings, args.share, device, say)
+            })?;
             show(&found, settings.published.as_ref(), &FAITHFULNESS, FLOOR)
         }
         EvaluateCommand::Localization(args) => {
             let mut settings: localization::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.localization.seed = global.seed.unwrap_or(settings.localization.seed);
-            let (device, bar) = (global.device()?, Bar::new(global.quiet));
-            let found = localization::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
+            let record = settings.localization.record.take();
+            let found = args.measure("localization", record, global, |record, device, say| {
+                settings.localization.record = record;
+                localization::run(&settings, args.share, device, say)
+            })?;
             show(&found, settings.published.as_ref(), &LOCALIZATION, FLOOR)
         }
         EvaluateCommand::Sanity(args) => {
             let mut settings: sanity::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.sanity.seed = global.seed.unwrap_or(settings.sanity.seed);
-            let (device, bar) = (global.device()?, Bar::new(global.quiet));
-            let Sanity { found, steps } = sanity::run(&settings, &device, &mut |done, of| bar.show(done, of))?;
+            let record = settings.sanity.record.take();
+            let Sanity { found, steps } = args.measure("sanity", record, global, |record, device, say| {
+                settings.sanity.record = record;
+                sanity::run(&settings, args.share, device, say)
+            })?;
             let columns: Vec<Column> = steps.iter().map(|step| (step.as_str(), step.as_str(), 2)).collect();
             show(&found, None, &columns, CORRELATIONS)
         }
@@ -205,6 +259,7 @@ fn beside(found: &Found, published: &Published, columns: &[&Column]) -> Table {
 }
 
 fn seeds(args: &EvaluateArgs, global: &Global) -> Result<Done> {
+    ensure!(args.jobs == 1, "evaluate seeds has no --jobs: its threads share the games of an image");
     let mut config: Seeds = typed(table(&args.configs, &args.set)?)?;
     config.seeds.first = global.seed.unwrap_or(config.seeds.first);
     let games = seeds::run(&config, &global.device()?, global.quiet)?;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cams::SampleId;
-use cams::maps::blur;
 use cams::metrics::complexity::{adcc, coherency, complexity, entropy};
 use cams::metrics::faithfulness::{Course, Mute, Probability, Ties, Way, area, curve, drops, increases, masks, order};
 use cams::metrics::road::{NOISE, impute};
@@ -14,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Found, Maps, ONES, OfImage, Plan, Published, Seen, Walk, judge};
+use super::judge::{Found, Maps, ONES, OfImage, Plan, Published, Seen, Share, Walk, judge};
 use super::pictures;
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
@@ -95,7 +94,12 @@ impl Options {
 }
 
 /// Measures every method on every image, from where the record was left.
-pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usize)) -> Result<Found> {
+pub fn run(
+    settings: &Settings,
+    share: Option<Share>,
+    device: &Device,
+    say: &mut dyn FnMut(usize, usize),
+) -> Result<Found> {
     let o = &settings.faithfulness;
     check_table("faithfulness", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
@@ -104,11 +108,11 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
     let key = subject.key(&settings.model, &(o, format!("{:?}", o.methods), &settings.interpreter))?;
     let record = o.record.as_deref();
     let (layer, probability) = (&o.layer, o.probability);
-    let walk = Walk { batch: o.batch, record, key: &key, seed: o.seed };
+    let walk = Walk { share, batch: o.batch, record, key: &key, seed: o.seed };
     let plan = Plan { layer, class: &class, probability, walk };
     let measure = |seen: &Seen, maps: &Maps| Measured { options: o, seen }.measure(maps);
     let found = judge(&subject, &named, &plan, device, say, &measure)?;
-    if let Some(dir) = &o.pictures {
+    if let (Some(dir), None) = (&o.pictures, share) {
         pictures::faithfulness(dir, &found)?;
         pictures::disputed(dir, &found, &subject, &named, &o.layer, &class)?;
     }
@@ -168,7 +172,7 @@ impl Measured<'_> {
             let image = images.get(i)?;
             if o.steps > 0 {
                 let step = (h * w).div_ceil(o.steps);
-                let blurred = blur(&images.narrow(0, i, 1)?, 11, 5.0)?.get(0)?;
+                let blurred = self.seen.blurred()?.get(i)?;
                 for (name, baseline, way) in
                     [("deletion", image.zeros_like()?, Way::Deletion), ("insertion", blurred, Way::Insertion)]
                 {

@@ -1,6 +1,7 @@
 //! The loop that every table of maps shares: images, a few at a time, times methods; each image's figures are kept as
 //! they are measured.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -85,6 +86,8 @@ pub struct Seen<'a> {
     pub ids: &'a [SampleId],
     /// The objects in each, if the data set says so.
     pub objects: Option<&'a [Vec<Object>]>,
+    /// See [`Seen::blurred`].
+    blurred: OnceCell<Tensor>,
 }
 
 impl<'a> Seen<'a> {
@@ -98,6 +101,15 @@ impl<'a> Seen<'a> {
     pub fn large(&self, maps: &Tensor) -> Result<Vec<Vec<f64>>> {
         let (_, _, h, w) = self.images.dims4()?;
         Ok(maps::resize(maps, h, w)?.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2()?)
+    }
+
+    /// The images (n, c, h, w) blurred (RISE: kernel 11, sigma 5), once for all methods.
+    pub fn blurred(&self) -> Result<&Tensor> {
+        if let Some(blurred) = self.blurred.get() {
+            return Ok(blurred);
+        }
+        let blurred = maps::blur(self.images, 11, 5.0)?;
+        Ok(self.blurred.get_or_init(|| blurred))
     }
 
     /// What its logits say.
@@ -147,8 +159,19 @@ pub struct Plan<'p> {
     pub walk: Walk<'p>,
 }
 
+/// One of several processes that measure the same images, each its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which, from 0.
+    pub at: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
 /// How to go through images, a few at a time, and keep what is measured.
 pub struct Walk<'p> {
+    /// Which of them; without it all.
+    pub share: Option<Share>,
     /// Images at a time.
     pub batch: usize,
     /// Where figures are kept, and what they depend on.
@@ -196,9 +219,12 @@ impl Walk<'_> {
             methods.iter().map(|(name, _)| *name).chain(beside.iter().copied()).map(String::from).collect()
         };
         let done = record.done(&wanted(&methods));
-        let left: Vec<usize> = (0..images.len()).filter(|i| !done.contains(&images.index[*i])).collect();
+        let ours = |i: &usize| self.share.is_none_or(|share| i % share.of == share.at);
+        let mine: Vec<usize> = (0..images.len()).filter(ours).collect();
+        let left: Vec<usize> = mine.iter().copied().filter(|i| !done.contains(&images.index[*i])).collect();
+        let before = mine.len() - left.len();
         for (at, positions) in left.chunks(self.batch).enumerate() {
-            say(done.len() + at * self.batch, images.len());
+            say(before + at * self.batch, mine.len());
             let few = images.select(positions);
             let Few { mut figures, skipped } = measure(&few, &methods)?;
             for (name, why) in skipped {
@@ -207,7 +233,7 @@ impl Walk<'_> {
             }
             record.add(figures)?;
         }
-        say(images.len(), images.len());
+        say(mine.len(), mine.len());
         Ok(found(&record, &wanted(&methods), self.seed, notes))
     }
 }
@@ -240,6 +266,7 @@ pub fn judge(
             whole: &whole,
             ids: &batch.ids,
             objects: few.objects.as_deref(),
+            blurred: OnceCell::new(),
         };
         let ones = Outcome::constant(ONES, few.len(), [h, w], 1.0);
         let maps = found.outcomes.iter().chain([&ones]).map(|outcome| {

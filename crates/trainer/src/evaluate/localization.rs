@@ -10,7 +10,7 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Found, Maps, OfImage, Plan, Published, Seen, Walk, judge};
+use super::judge::{Found, Maps, OfImage, Plan, Published, Seen, Share, Walk, judge};
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
 use crate::explain::Class;
@@ -82,7 +82,12 @@ impl Options {
 }
 
 /// Measures every method on every image whose boxes fit, from where the record was left.
-pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usize)) -> Result<Found> {
+pub fn run(
+    settings: &Settings,
+    share: Option<Share>,
+    device: &Device,
+    say: &mut dyn FnMut(usize, usize),
+) -> Result<Found> {
     let o = &settings.localization;
     check_table("localization", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
@@ -121,7 +126,7 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
         layer: &o.layer,
         class: &Class::Label,
         probability: Probability::Softmax,
-        walk: Walk { batch: o.batch, record, key: &key, seed: o.seed },
+        walk: Walk { share, batch: o.batch, record, key: &key, seed: o.seed },
     };
     judge(&subject, &named, &plan, device, say, &|seen, maps| measure(o, seen, maps))
 }

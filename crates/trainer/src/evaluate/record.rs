@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,33 @@ impl Record {
         crate::files::write_atomically(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Record { file: Some(file), figures })
+    }
+
+    /// Adds to the record at `path` what those in `parts` hold of the same evaluation, each figure once.
+    pub fn merge(path: &Path, parts: &[PathBuf]) -> Result<()> {
+        let mut lines: Vec<String> = vec![];
+        let mut known = BTreeSet::new();
+        for file in std::iter::once(path).chain(parts.iter().map(PathBuf::as_path)).filter(|file| file.exists()) {
+            let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+            let mut of_file = text.lines();
+            let Some(head) = of_file.next() else { continue };
+            match lines.first() {
+                None => lines.push(head.into()),
+                Some(first) => {
+                    ensure!(first == head, "{} holds another evaluation than {}", file.display(), path.display());
+                }
+            }
+            for line in of_file {
+                let Ok(figures) = serde_json::from_str::<Figures>(line) else { break };
+                if known.insert((figures.image, figures.method)) {
+                    lines.push(line.into());
+                }
+            }
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        crate::files::write_atomically(path, (lines.join("\n") + "\n").as_bytes())
     }
 
     /// The images of which every one of these methods has been measured.
@@ -123,6 +150,18 @@ mod tests {
         again.add(vec![Figures { left_out: Some("no gradient".into()), ..one(3, "c") }])?;
         assert_eq!(again.left_out(), BTreeMap::from([("c".to_string(), "no gradient".to_string())]));
         assert!(again.of("c").is_empty());
+        // Two processes' records become one: what both hold is there once, a torn line not at all.
+        let part = dir.path().join("part.jsonl");
+        let mut other = Record::open(Some(&part), "k")?;
+        other.add(vec![one(3, "a"), one(7, "a")])?;
+        fs::write(&part, fs::read_to_string(&part)? + "{\"image\":9,")?;
+        let before = fs::read_to_string(&path)?;
+        Record::merge(&path, &[part.clone(), dir.path().join("none")])?;
+        let line = serde_json::to_string(&one(7, "a"))?;
+        assert_eq!(fs::read_to_string(&path)?, format!("{before}{line}\n"));
+        fs::remove_file(&part)?;
+        Record::open(Some(&part), "other")?;
+        assert!(Record::merge(&path, &[part]).is_err());
         Ok(())
     }
 }

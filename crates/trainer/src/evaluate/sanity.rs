@@ -12,7 +12,7 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::judge::{Few, Found, Methods, Walk};
+use super::judge::{Few, Found, Methods, Share, Walk};
 use super::record::Figures;
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
@@ -108,7 +108,12 @@ fn draw(architecture: &Architecture, weights: &mut StateDict, fresh: &StateDict,
 }
 
 /// Compares every method's maps on every image, from where the record was left.
-pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usize)) -> Result<Sanity> {
+pub fn run(
+    settings: &Settings,
+    share: Option<Share>,
+    device: &Device,
+    say: &mut dyn FnMut(usize, usize),
+) -> Result<Sanity> {
     let o = &settings.sanity;
     check_table("sanity", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
@@ -153,7 +158,7 @@ pub fn run(settings: &Settings, device: &Device, say: &mut dyn FnMut(usize, usiz
         });
         Ok(Few { figures: figures.collect(), skipped: before.skipped })
     };
-    let walk = Walk { batch: o.batch, record: o.record.as_deref(), key: &key, seed: o.seed };
+    let walk = Walk { share, batch: o.batch, record: o.record.as_deref(), key: &key, seed: o.seed };
     let found = walk.run(images, &named, &[], say, &mut few)?;
     Ok(Sanity { found, steps })
 }
