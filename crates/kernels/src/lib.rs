@@ -12,6 +12,7 @@
 //! | [`graph`] | a network as a list of nodes |
 //! | [`plan`], [`execute`] | which values are stored, and running a graph forward and backward |
 //! | [`stage`] | a graph as one candle op |
+//! | [`device`] | the same graph on a device: CUDA kernels, and candle's products between them |
 //! | [`peak`] | what the processor could do |
 //!
 //! Activations are NHWC inside, NCHW at the border to candle. Nothing here allocates or locks in a
@@ -21,6 +22,7 @@ pub mod adamw;
 pub mod batch_norm;
 pub mod bias;
 pub mod conv;
+pub mod device;
 pub mod direct;
 pub mod execute;
 pub mod gemm;

@@ -1,5 +1,5 @@
-//! A network: an architecture with weights on a device. The one place that chooses between the CPU kernels
-//! and candle's own ops.
+//! A network: an architecture with weights on a device. The one place that chooses between our kernels, for the CPU and
+//! for a card, and candle's own ops.
 
 pub mod by_ops;
 mod classifier;
@@ -15,6 +15,7 @@ use cams::CamModel;
 use candle_core::{DType, Device, Tensor, Var};
 use classifier::Tail;
 use kernels::Value;
+use kernels::device::{Batch, Trunk};
 use kernels::graph::{Graph, Init, Shape};
 use kernels::stage::{Memory, Precision, Stage};
 pub use model::{Mode, Model, Pass, gradient, linear_head};
@@ -33,6 +34,8 @@ pub use cut::Cut;
 pub enum Engine {
     /// Our CPU kernels.
     Kernels,
+    /// Our kernels for a card.
+    Device,
     /// candle's ops, on any device.
     Ops,
 }
@@ -40,7 +43,7 @@ pub enum Engine {
 /// What a network computes with.
 #[derive(Clone, Debug)]
 pub struct Backend {
-    /// Our kernels on the CPU, candle's ops elsewhere.
+    /// Ours where there are some, candle's ops elsewhere.
     pub engine: Engine,
     /// `F32`, or `F64` for checks.
     pub dtype: DType,
@@ -54,7 +57,11 @@ pub struct Backend {
 impl Backend {
     /// The engine that serves this device best.
     pub fn new(dtype: DType, device: &Device) -> Backend {
-        let engine = if device.is_cpu() { Engine::Kernels } else { Engine::Ops };
+        let engine = match device {
+            Device::Cpu => Engine::Kernels,
+            device if kernels::device::serves(device) => Engine::Device,
+            _ => Engine::Ops,
+        };
         Backend { engine, dtype, precision: Precision::F32, device: device.clone() }
     }
 
@@ -66,6 +73,7 @@ impl Backend {
 
 enum Segment {
     Kernels(Box<Stage>),
+    Device(Box<Trunk>),
     Ops(Box<Graph>),
 }
 
@@ -191,6 +199,7 @@ impl Network {
             let part = part.ok_or_else(|| anyhow!("the model cannot be cut at {name}: a later layer reads past it"))?;
             self.segments.push(match self.backend.engine {
                 Engine::Kernels => Segment::Kernels(Box::new(Stage::new(part, &self.memory))),
+                Engine::Device => Segment::Device(Box::new(Trunk::new(part))),
                 Engine::Ops => Segment::Ops(Box::new(part)),
             });
             // Two layers may be one: in a ResNet the output of layer3 is what enters the pooling.
@@ -231,6 +240,12 @@ impl Network {
                     }
                     y
                 }
+                Segment::Device(trunk_part) => {
+                    let running = self.running.tensor()?;
+                    let (y, batches) = trunk_part.forward(&x, trunk, &running, mode, precision)?;
+                    all.extend(batches.into_iter().map(|Batch { mean, var, count }| Measured { mean, var, count }));
+                    y
+                }
                 Segment::Ops(graph) => by_ops::forward(graph, &x, trunk, &self.running.tensor()?, mode, &mut all)?,
             };
             out.push(y.clone());
@@ -259,6 +274,7 @@ impl Network {
     fn head(&self, layer: usize) -> candle_core::Result<second_order::Head> {
         let graphs = self.segments[layer + 1..].iter().map(|s| match s {
             Segment::Kernels(stage) => stage.graph().clone(),
+            Segment::Device(trunk) => trunk.graph().clone(),
             Segment::Ops(graph) => (**graph).clone(),
         });
         Ok(second_order::Head {

@@ -15,7 +15,7 @@ const MOMENTUM: f64 = 0.1;
 pub enum Running {
     /// For our kernels.
     Host(Vec<f32>),
-    /// For candle's ops: on their device, f32.
+    /// For a card's kernels and for candle's ops: on their device, f32.
     Device(Tensor),
 }
 
@@ -43,7 +43,7 @@ impl Running {
     pub fn new(values: Vec<f32>, engine: Engine, device: &Device) -> Result<Running> {
         Ok(match engine {
             Engine::Kernels => Running::Host(values),
-            Engine::Ops => Running::Device(Tensor::new(values, device)?),
+            Engine::Device | Engine::Ops => Running::Device(Tensor::new(values, device)?),
         })
     }
 

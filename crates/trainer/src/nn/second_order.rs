@@ -11,6 +11,7 @@ use std::sync::Arc;
 use cams::Score;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, bail};
 use kernels::Value;
+use kernels::device::Trunk;
 use kernels::graph::{EPS, Graph, Node};
 use kernels::stage::{Memory, Mode, Precision, Stage};
 
@@ -65,9 +66,16 @@ impl Head {
     /// A linear node, on values and tangents alike.
     fn linear(&self, graph: &Graph, node: usize, x: &Dual, parameters: &Tensor) -> Result<Dual> {
         let single = Head::single(graph, node);
-        if matches!(single.nodes[0], Node::Conv { .. }) && self.engine == Engine::Kernels {
-            let stage = Stage::new(single, &self.memory);
-            return x.map(|t| Ok(stage.forward(t, parameters, &[], Mode::Eval, Precision::Full)?.0));
+        match self.engine {
+            Engine::Kernels if matches!(single.nodes[0], Node::Conv { .. }) => {
+                let stage = Stage::new(single, &self.memory);
+                return x.map(|t| Ok(stage.forward(t, parameters, &[], Mode::Eval, Precision::Full)?.0));
+            }
+            Engine::Device => {
+                let trunk = Trunk::new(single);
+                return x.map(|t| Ok(trunk.forward(t, parameters, &self.running, Mode::Eval, Precision::Full)?.0));
+            }
+            Engine::Kernels | Engine::Ops => {}
         }
         x.map(|t| by_ops::forward(&single, t, parameters, &self.running, Mode::Eval, &mut vec![]))
     }
