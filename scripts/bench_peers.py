@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times the work of `trainer bench step` in PyTorch on the CPU and prints one JSON line.
+"""Times the work of `trainer bench step` in PyTorch, on the CPU or on a card, and prints one JSON line.
 
 Needs: torch (scripts/bench.sh installs it into its own virtual environment); for --mode compile a C++ compiler.
 Same work: a WRN student's training step (forward, cross-entropy, backward, SGD), the same with a live
@@ -62,13 +62,15 @@ def cam(model, features, labels):
     return F.relu(torch.einsum("nk,nkhw->nhw", model.fc.weight[labels], features) / 64)
 
 
-def median_ms(step, repeats):
-    step()
-    step()
+def median_ms(step, repeats, wait):
+    for _ in range(2):
+        step()
+    wait()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         step()
+        wait()
         times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times)
 
@@ -82,17 +84,24 @@ def main():
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--mode", choices=["nchw", "channels_last", "compile"], default="channels_last")
     p.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16: autocast")
+    p.add_argument("--device", default="cpu")
     p.add_argument("--only", help="one of the four works")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     layout = torch.contiguous_format if a.mode == "nchw" else torch.channels_last
-    student, teacher = wrn(a.student).to(memory_format=layout), wrn(a.teacher).to(memory_format=layout).eval()
-    x = torch.randn(a.batch, 3, 32, 32).to(memory_format=layout)
-    y = torch.randint(0, 10, (a.batch,))
+    # A card's way of f32 is TF32 unless it is told otherwise; its fastest algorithms have to be looked for.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(a.device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    student, teacher = (wrn(name).to(device, memory_format=layout) for name in (a.student, a.teacher))
+    teacher.eval()
+    x = torch.randn(a.batch, 3, 32, 32).to(device, memory_format=layout)
+    y = torch.randint(0, 10, (a.batch,)).to(device)
 
     def precision():
-        return torch.autocast("cpu", dtype=torch.bfloat16) if a.dtype == "bf16" else contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16) if a.dtype == "bf16" else contextlib.nullcontext()
 
     def compiled(f):
         return torch.compile(f) if a.mode == "compile" else f
@@ -135,8 +144,8 @@ def main():
         "teacher_ms": lambda: infer,
         "teacher_train_ms": lambda: training(teacher.train(), ce(teacher)),
     }
-    result = {name: median_ms(work(), a.repeats) for name, work in works.items() if a.only in (None, name)}
-    result |= {"threads": a.threads, "mode": a.mode, "dtype": a.dtype, "torch": torch.__version__, "batch": a.batch}
+    result = {name: median_ms(work(), a.repeats, wait) for name, work in works.items() if a.only in (None, name)}
+    result |= {"threads": a.threads, "mode": a.mode, "dtype": a.dtype, "torch": torch.__version__, "batch": a.batch, "device": a.device}
     result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result))
 

@@ -38,6 +38,9 @@ fn for_cards() {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("{} ended with {status}", nvcc.display()),
-        Err(e) => panic!("{}: {e}; the feature `cuda` needs NVIDIA's compiler (scripts/build-cuda.sh fetches it)", nvcc.display()),
+        Err(e) => panic!(
+            "{}: {e}; the feature `cuda` needs NVIDIA's compiler (scripts/build-cuda.sh fetches it)",
+            nvcc.display()
+        ),
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod program;
 
+use std::path::{Path, PathBuf};
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Reproducible numbers in [-1, 1): a test's data must not depend on any library's generator.
@@ -23,6 +25,13 @@ pub fn devices() -> Vec<Device> {
     devices.extend(Device::new_cuda(0).ok());
     devices.extend(Device::new_metal(0).ok());
     devices
+}
+
+/// A file of `tests/fixtures`, or of the folder that `FIXTURES_DIR` names: a packed test program runs elsewhere than it
+/// was built.
+pub fn fixture(name: &str) -> PathBuf {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    std::env::var_os("FIXTURES_DIR").map_or_else(built, PathBuf::from).join(name)
 }
 
 /// A tensor of [`numbers`].

@@ -26,9 +26,9 @@ fn network(name: &str, shortcut: &str, engine: Engine, dtype: DType, device: &De
     Network::new(architecture, weights, normalization, &["layer1", "layer2"].map(String::from), true, backend)
 }
 
-fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
+fn agree(engine: Engine, dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
     for (name, shortcut) in MODELS {
-        let ours = network(name, shortcut, Backend::f32(device).engine, dtype, device)?;
+        let ours = network(name, shortcut, engine, dtype, device)?;
         let stock = network(name, shortcut, Engine::Ops, dtype, &Device::Cpu)?;
         let images = tensor(&[3, 3, 32, 32], 1, dtype, &Device::Cpu)?;
         for mode in [Mode::Eval, Mode::Train] {
@@ -59,7 +59,7 @@ fn agree(dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
 /// A loss of activations alone reaches the trunk and leaves the classifier as it is.
 #[test]
 fn gradients_that_miss_the_classifier_are_zeros() -> Result<()> {
-    for engine in [Engine::Kernels, Engine::Ops] {
+    for engine in [Engine::Kernels, Engine::Device, Engine::Ops] {
         let network = network("wrn-10-1", "preact", engine, DType::F32, &Device::Cpu)?;
         let pass = network.forward(&tensor(&[2, 3, 32, 32], 1, DType::F32, &Device::Cpu)?, Mode::Train)?;
         let gradients = gradient(&pass.at("layer2")?.sqr()?.sum_all()?, network.variables())?;
@@ -78,10 +78,11 @@ fn gradients_that_miss_the_classifier_are_zeros() -> Result<()> {
 
 #[test]
 fn engines_agree_in_f64() -> Result<()> {
-    agree(DType::F64, 1e-11, &Device::Cpu)
+    [Engine::Kernels, Engine::Device].into_iter().try_for_each(|engine| agree(engine, DType::F64, 1e-11, &Device::Cpu))
 }
 
 #[test]
 fn engines_agree_in_f32() -> Result<()> {
-    testkit::devices().iter().try_for_each(|device| agree(DType::F32, 2e-4, device))
+    agree(Engine::Device, DType::F32, 2e-4, &Device::Cpu)?;
+    testkit::devices().iter().try_for_each(|device| agree(Backend::f32(device).engine, DType::F32, 2e-4, device))
 }

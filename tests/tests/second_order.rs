@@ -73,7 +73,7 @@ fn worst(network: &Network, f: impl Fn() -> Result<Tensor>) -> Result<f64> {
 fn maps_at_inner_layers_are_differentiated_in_full() -> Result<()> {
     let images = tensor(&[2, 3, 12, 12], 1, DType::F64, &Device::Cpu)?;
     for (name, layer) in [("wrn-10-1", "layer1"), ("wrn-10-1", "layer2"), ("resnet8", "layer2")] {
-        for engine in [Engine::Kernels, Engine::Ops] {
+        for engine in [Engine::Kernels, Engine::Device, Engine::Ops] {
             let network = network(name, layer, engine)?;
             for score in [Score::Logit, Score::Prob] {
                 for (method, interpreter) in methods(score) {

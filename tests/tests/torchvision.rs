@@ -27,8 +27,12 @@ fn tolerances(dtype: DType) -> (f64, f64) {
 
 /// Engine, type and sizes of batches that are compared. One image at a time shows nothing of candle's ops that three do
 /// not.
-const WAYS: [(Engine, DType, &[usize]); 3] =
-    [(Engine::Kernels, DType::F32, &[1, 3]), (Engine::Kernels, DType::F64, &[1, 3]), (Engine::Ops, DType::F64, &[3])];
+const WAYS: [(Engine, DType, &[usize]); 4] = [
+    (Engine::Kernels, DType::F32, &[1, 3]),
+    (Engine::Kernels, DType::F64, &[1, 3]),
+    (Engine::Device, DType::F64, &[3]),
+    (Engine::Ops, DType::F64, &[3]),
+];
 
 /// Uniform in [-1/2, 1/2): a hash of the name and the position.
 fn u(name: &str, count: usize) -> Vec<f64> {

@@ -1,7 +1,5 @@
 //! Ten training steps of a tiny network, against PyTorch in float64 (`scripts/make_trajectory.py`).
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use kernels::graph::Shape;
@@ -67,7 +65,7 @@ struct Fixture {
 
 impl Fixture {
     fn open(backend: &Backend) -> Result<Fixture> {
-        let file = File::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trajectory.safetensors"))?;
+        let file = File::read(&testkit::fixture("trajectory.safetensors"))?;
         let pixels = file.f64("images_u8")?.into_iter().map(|p| p as u8).collect();
         let labels = file.f64("labels")?.into_iter().map(|l| l as u32).collect();
         let images = Images::new(pixels, labels, [3, 12, 12], CLASSES)?;
@@ -146,15 +144,13 @@ fn cases() -> Vec<(Backend, f64)> {
     let mut cases = Vec::new();
     for device in testkit::devices() {
         for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 2e-4)] {
-            cases.push((
-                Backend { engine: Engine::Ops, dtype, precision: Precision::F32, device: device.clone() },
-                tolerance,
-            ));
-            if device.is_cpu() {
-                cases.push((
-                    Backend { engine: Engine::Kernels, dtype, precision: Precision::F32, device: device.clone() },
-                    tolerance,
-                ));
+            let engines = [Engine::Ops, Engine::Device, Engine::Kernels].into_iter().filter(|engine| match engine {
+                Engine::Kernels => device.is_cpu(),
+                Engine::Device => kernels::device::serves(&device),
+                Engine::Ops => true,
+            });
+            for engine in engines {
+                cases.push((Backend { engine, dtype, precision: Precision::F32, device: device.clone() }, tolerance));
             }
         }
     }

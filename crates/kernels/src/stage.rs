@@ -26,8 +26,11 @@ pub enum Precision {
     /// f32, convolutions by Winograd's algorithm: to train.
     #[default]
     F32,
-    /// Activations and products in bf16 where the processor multiplies it faster ([`Isa::Avx512Bf16`]), else as `F32`.
+    /// Activations and products in bf16 where the processor multiplies it faster ([`Isa::Avx512Bf16`]), and on a card;
+    /// else as `F32`.
     Bf16,
+    /// On a card, products of f32 rounded to 10 bits behind the point (TF32); elsewhere as `F32`.
+    Tf32,
 }
 
 /// The memory of one network, shared by its stages.

@@ -130,7 +130,9 @@ fn sweep() -> Vec<ConvShape> {
     let mut all = Vec::new();
     for (h, w) in [(1, 1), (5, 4), (8, 9)] {
         for c_in in [1, 3, 4, 8, 20] {
-            for (k, stride, padding) in [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (3, 3, 0), (5, 2, 2), (7, 2, 3), (3, 1, 2)] {
+            for (k, stride, padding) in
+                [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (3, 3, 0), (5, 2, 2), (7, 2, 3), (3, 1, 2)]
+            {
                 if h.min(w) + 2 * padding >= k {
                     all.push(ConvShape { h, w, c_in, c_out: 6, k, stride, padding });
                 }
@@ -300,7 +302,8 @@ fn what_no_kernel_takes_is_named() -> Result<()> {
     let running = Tensor::new(running(g), device)?;
     let p = Tensor::new(parameters(g), device)?;
     let wrong = Tensor::zeros((1, 3, 8, 7), DType::F64, device)?;
-    let error = Trunk::new(g.clone()).forward(&wrong, &p, &running, Mode::Eval, Precision::F32).unwrap_err().to_string();
+    let error =
+        Trunk::new(g.clone()).forward(&wrong, &p, &running, Mode::Eval, Precision::F32).unwrap_err().to_string();
     assert!(error.contains("the network takes (3, 9, 7)"), "{error}");
     Ok(())
 }

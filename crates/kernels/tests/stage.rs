@@ -3,12 +3,11 @@
 mod graphs;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use graphs::{biased, images, network, networks, parameters, running};
 use kernels::graph::{Graph, Init, Node, Shape};
-use kernels::pool::Window;
 use kernels::stage::{Memory, Mode, Stage};
 use kernels::{Isa, Precision, Value};
-use graphs::{images, networks, parameters, running};
-use testkit::{assert_close, gradcheck, numbers, tensor, values};
+use testkit::{assert_close, gradcheck, tensor, values};
 
 fn weighted(y: &Tensor) -> Result<Tensor> {
     (y * tensor(y.dims(), 13, y.dtype(), y.device())?)?.sum_all()

@@ -35,6 +35,12 @@ fn files(prefix: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Where an engine is tested: a card's on the card, if there is one.
+fn device(engine: Engine) -> Device {
+    let card = (engine == Engine::Device).then(|| Device::new_cuda(0).ok()).flatten();
+    card.unwrap_or(Device::Cpu)
+}
+
 fn network(path: &Path, layers: &[&str], trained: bool, dtype: DType, engine: Engine) -> Result<Network> {
     let file = File::read(path)?;
     let architecture = file.architecture(None)?;
@@ -45,7 +51,7 @@ fn network(path: &Path, layers: &[&str], trained: bool, dtype: DType, engine: En
         file.normalization()?,
         &layers.iter().map(|l| l.to_string()).collect::<Vec<_>>(),
         trained,
-        Backend { engine, dtype, precision: Precision::F32, device: Device::Cpu },
+        Backend { engine, dtype, precision: Precision::F32, device: device(engine) },
     )
 }
 
@@ -58,8 +64,8 @@ fn batch(images: &Images, positions: &[usize]) -> Result<Batch> {
     Loader::plain(1).batch(images, positions, 0)
 }
 
-/// Both engines, as the test's device axis: the CPU kernels and candle's own ops.
-const ENGINES: [Engine; 2] = [Engine::Kernels, Engine::Ops];
+/// Every engine, as the test's device axis: the CPU kernels, those for a card (here as C on the host), candle's own ops.
+const ENGINES: [Engine; 3] = [Engine::Kernels, Engine::Device, Engine::Ops];
 
 /// A file of maps and the checkpoint they were made from.
 struct Maps {

@@ -66,8 +66,9 @@ impl Golden {
     }
 }
 
-const CASES: [(DType, Engine, Allowed); 4] = [
+const CASES: [(DType, Engine, Allowed); 5] = [
     (DType::F64, Engine::Kernels, F64),
+    (DType::F64, Engine::Device, F64),
     (DType::F64, Engine::Ops, F64),
     (DType::F32, Engine::Kernels, F32),
     (DType::F32, Engine::Ops, F32),

@@ -1,7 +1,9 @@
 //! A kernel of `cuda/device.cu`, by its name, on tensors of whichever device. All kernels take the same arguments.
 
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Shape, Storage, Tensor, bail,
+};
 use half::bf16;
 
 /// The numbers that a kernel takes beside its tensors; `cuda/portable.h` has the same.
@@ -107,7 +109,10 @@ impl Launch {
     fn check(&self, layouts: &[&Layout]) -> Result<()> {
         let elements = layouts.iter().map(|l| l.shape().elem_count()).max().unwrap_or(0);
         if self.work.max(elements) >= 1 << 31 {
-            bail!("{}: {elements} elements at once are more than a device kernel takes: use smaller batches", self.kernel);
+            bail!(
+                "{}: {elements} elements at once are more than a device kernel takes: use smaller batches",
+                self.kernel
+            );
         }
         if layouts.len() > 4 || layouts.iter().any(|l| !l.is_contiguous()) {
             bail!("{}: up to three contiguous inputs are taken", self.kernel);
@@ -305,11 +310,7 @@ mod card {
     unsafe impl DeviceRepr for Numbers {}
 
     /// The address of a contiguous view on the card.
-    fn address<'a>(
-        storage: &'a CudaStorage,
-        layout: &Layout,
-        stream: &'a CudaStream,
-    ) -> Result<(u64, SyncOnDrop<'a>)> {
+    fn address<'a>(storage: &'a CudaStorage, layout: &Layout, stream: &'a CudaStream) -> Result<(u64, SyncOnDrop<'a>)> {
         let at = layout.start_offset();
         let ((address, guard), size) = match &storage.slice {
             CudaStorageSlice::F32(s) => (s.device_ptr(stream), 4),

@@ -5,11 +5,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
-};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, bail};
 
-use super::ops;
+use super::{known, ops};
 use crate::execute::Mode;
 use crate::graph::{EPS, Graph, Node, Value};
 use crate::stage::Precision;
@@ -91,10 +89,11 @@ impl Trunk {
         let record = x.track_op() || parameters.track_op();
         let (plain, weights) = (x.detach(), parameters.detach().contiguous()?);
         let input = plain.permute((0, 2, 3, 1))?.to_dtype(dtype)?.contiguous()?;
+        let _tf32 = Tf32::during(precision);
         let (y, kept, measured) = self.run(input, &weights, running, mode, record)?;
         let mut y = y.to_dtype(x.dtype())?;
         if record {
-            let op = TrunkOp { trunk: self.clone(), y: y.clone(), mode, dtype, kept };
+            let op = TrunkOp { trunk: self.clone(), y: y.clone(), mode, precision, dtype, kept };
             y = x.apply_op2(parameters, op)?;
         }
         Ok((y.permute((0, 3, 1, 2))?, measured))
@@ -116,7 +115,8 @@ impl Trunk {
         kept.values[0] = Some(x);
         let mut measured = Vec::new();
         for (i, node) in graph.nodes.iter().enumerate() {
-            let of = |v: Value| kept.values[v.0].as_ref().ok_or_else(|| candle_core::Error::msg("a value came too late"));
+            let of =
+                |v: Value| kept.values[v.0].as_ref().ok_or_else(|| candle_core::Error::msg("a value came too late"));
             let y = match *node {
                 Node::Conv { input, shape, weight, bias, relu } => {
                     let weight = parameters.narrow(0, weight, shape.weight_len())?;
@@ -325,7 +325,11 @@ fn convolve_back(
         });
         if wanted {
             let rows = g.matmul(&packed.t()?)?;
-            of_x.push(if is_product(s) { rows.reshape((count, s.h, s.w, s.c_in))? } else { ops::col2im(&rows, s, count)? });
+            of_x.push(if is_product(s) {
+                rows.reshape((count, s.h, s.w, s.c_in))?
+            } else {
+                ops::col2im(&rows, s, count)?
+            });
         }
     }
     let of_weight = match of_weight {
@@ -345,11 +349,29 @@ fn pieces(n: usize, at_once: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..n).step_by(at_once).map(move |from| (from, at_once.min(n - from)))
 }
 
+/// candle's switch for TF32 in products of f32, on while this lives. It is the process's; networks run on one thread.
+struct Tf32(bool);
+
+impl Tf32 {
+    fn during(precision: Precision) -> Tf32 {
+        let before = candle_core::cuda::gemm_reduced_precision_f32();
+        candle_core::cuda::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
+        Tf32(before)
+    }
+}
+
+impl Drop for Tf32 {
+    fn drop(&mut self) {
+        candle_core::cuda::set_gemm_reduced_precision_f32(self.0);
+    }
+}
+
 /// A finished pass: its result is known, its derivative is [`Trunk::back`].
 struct TrunkOp {
     trunk: Trunk,
     y: Tensor,
     mode: Mode,
+    precision: Precision,
     dtype: DType,
     kept: Kept,
 }
@@ -360,17 +382,11 @@ impl CustomOp2 for TrunkOp {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        match &*self.y.storage_and_layout().0 {
-            Storage::Cpu(y) => Ok((y.clone(), self.y.shape().clone())),
-            _ => bail!("a trunk's result is on another device than its images"),
-        }
+        known::on_cpu(&self.y)
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        match &*self.y.storage_and_layout().0 {
-            Storage::Cuda(y) => Ok((candle_core::backend::BackendStorage::try_clone(y, self.y.layout())?, self.y.shape().clone())),
-            _ => bail!("a trunk's result is on another device than its images"),
-        }
+        known::on_card(&self.y)
     }
 
     fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
@@ -378,6 +394,7 @@ impl CustomOp2 for TrunkOp {
     }
 
     fn bwd(&self, x: &Tensor, parameters: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _tf32 = Tf32::during(self.precision);
         let g = g.to_dtype(self.dtype)?.contiguous()?;
         let (of_x, flat) = self.trunk.back(&self.kept, &parameters.detach(), g, self.mode, x.track_op())?;
         let of_x = match of_x {

@@ -8,7 +8,7 @@ use testkit::{numbers, tensor};
 
 /// A pre-activation block with a projection, one without, a post-activation block with a parameter-free
 /// shortcut, both poolings, a bare ReLU: every node and every fusion.
-fn network() -> Graph {
+pub fn network() -> Graph {
     let mut g = Graph::new(Shape { channels: 3, h: 9, w: 7 });
     let x = g.conv("conv1", Value(0), 8, 3, 1, 1);
     let o = g.batch_norm("a.bn1", x, true);
@@ -39,7 +39,7 @@ fn network() -> Graph {
 /// Biases, ReLUs behind convolutions, padded and cut-off pooling, a fire module, a biased summand, a BatchNorm and a
 /// convolution behind a ReLU, a block with a normalised shortcut: what VGG, SqueezeNet and torchvision's ResNets need
 /// beyond [`network`].
-fn biased() -> Graph {
+pub fn biased() -> Graph {
     let mut g = Graph::new(Shape { channels: 3, h: 13, w: 11 });
     let x = g.conv_biased("features.0", Value(0), 8, 5, 2, 2);
     let x = g.relu(x);

@@ -135,13 +135,13 @@ pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
     let isa = Isa::best();
     let numbers = match dtype {
         Dtype::F64 => Numbers::F64,
-        Dtype::F32 | Dtype::F32Direct => Numbers::F32,
+        Dtype::F32 | Dtype::Tf32 | Dtype::F32Direct => Numbers::F32,
         Dtype::Bf16 => Numbers::Bf16,
     };
     // Sums over a batch grow with it; these bounds catch a wrong op, the figure tells the rest.
     let allowed = match dtype {
         Dtype::F64 => 1e-11,
-        Dtype::F32 | Dtype::F32Direct => 1e-4,
+        Dtype::F32 | Dtype::Tf32 | Dtype::F32Direct => 1e-4,
         Dtype::Bf16 => 5e-2,
     };
     let mut ops = Vec::new();

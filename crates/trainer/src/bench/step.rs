@@ -79,7 +79,12 @@ pub(super) fn train_ms(arch: &str, n: usize, repeats: u32, backend: &Backend) ->
     let labels_only = objective(1.0, 0.0, 0.0, "grad_cam")?;
     let mut learner = learner(network(arch, true, backend)?, None::<Box<dyn Teacher>>, labels_only)?;
     let batch = batch(n)?;
-    median_ms(repeats, || learner.step(&batch).map(drop))
+    median_ms(repeats, || done(learner.step(&batch)?, backend))
+}
+
+/// Waits until a card has done what it was told.
+fn done<T>(_: T, backend: &Backend) -> Result<()> {
+    Ok(backend.device.synchronize()?)
 }
 
 /// Times everything.
@@ -97,13 +102,13 @@ pub fn step(
         let asked = network(teacher, false, backend)?;
         let parts = objective.parts(&asked)?;
         let mut learner = learner(network(student, true, backend)?, Some(Frozen::new(asked, parts)), objective)?;
-        median_ms(repeats, || learner.step(&batch).map(drop))
+        median_ms(repeats, || done(learner.step(&batch)?, backend))
     };
     let kd_ms = with(objective(0.1, 0.9, 0.01, interpreter)?)?;
     let plain_kd_ms = with(objective(0.1, 0.9, 0.0, interpreter)?)?;
     let asked = network(teacher, false, backend)?;
     let images = asked.images(&batch.pixels)?;
-    let teacher_ms = median_ms(repeats, || asked.glance(&images).map(drop))?;
+    let teacher_ms = median_ms(repeats, || done(asked.glance(&images)?, backend))?;
     let teacher_train_ms = self::train_ms(teacher, n, repeats, backend)?;
     let peak_rss_mb = peak_rss_mb();
     let cached_ms = cached_ms(n, repeats, asked.device())?;

@@ -1,4 +1,4 @@
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use cams::methods::Methods;
 use clap::{Args, Subcommand};
 use kernels::Isa;
@@ -93,10 +93,7 @@ fn step(args: &BenchStep, global: &Global) -> Result<Done> {
         return Err(unknown("interpreter", &args.interpreter, Methods::NAMES));
     }
     let (dtype, precision) = args.dtype.parts();
-    ensure!(
-        !args.dtype.is_for_cpu() || global.device()?.is_cpu(),
-        "--dtype bf16 and f32_direct are for the CPU: on other devices networks run on candle's ops in f32"
-    );
+    args.dtype.check(&global.device()?)?;
     let backend = Backend { precision, ..Backend::new(dtype, &global.device()?) };
     let (batch, threads) = (args.batch as usize, rayon::current_num_threads());
     let t = bench::step::step(&args.student, &args.teacher, batch, &args.interpreter, args.repeats, &backend)?;

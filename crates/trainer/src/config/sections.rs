@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use cams::ranges::{Ranges, SEED, from};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::profiles;
@@ -93,9 +93,11 @@ pub enum Dtype {
     /// Single precision.
     #[default]
     F32,
-    /// Activations and products in bf16, sums, weights and the optimiser in f32: faster where the processor has
-    /// AVX512_BF16, the same as f32 elsewhere.
+    /// Activations and products in bf16, sums, weights and the optimiser in f32: faster on a card and where the processor
+    /// has AVX512_BF16, the same as f32 on other processors.
     Bf16,
+    /// Single precision whose products a card rounds to TF32.
+    Tf32,
     /// Single precision, convolutions by their definition instead of Winograd's algorithm: slower, for comparisons.
     F32Direct,
     /// Double precision: slow, for checks.
@@ -137,22 +139,32 @@ impl FromStr for Dtype {
 }
 
 impl Dtype {
-    /// Whether only our own kernels can do it.
-    pub fn is_for_cpu(self) -> bool {
-        matches!(self, Dtype::Bf16 | Dtype::F32Direct)
+    /// Whether it can be had on a device, and if not, what can.
+    pub fn check(self, device: &Device) -> Result<()> {
+        let (cpu, ours) = (device.is_cpu(), device.is_cpu() || kernels::device::serves(device));
+        match self {
+            Dtype::Bf16 => ensure!(ours, "dtype bf16 is for our own kernels, on a CPU or an NVIDIA card: use f32"),
+            Dtype::F32Direct => {
+                ensure!(cpu, "dtype f32_direct is for the CPU; a card convolves by the definition: use f32")
+            }
+            Dtype::Tf32 => ensure!(ours && !cpu, "dtype tf32 is a way of NVIDIA's cards: use f32"),
+            Dtype::F32 | Dtype::F64 => {}
+        }
+        Ok(())
     }
 
-    /// What this machine makes of it.
-    pub fn in_effect(self) -> Dtype {
-        let slow = self == Dtype::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16;
+    /// What this machine makes of it on a device.
+    pub fn in_effect(self, device: &Device) -> Dtype {
+        let slow = self == Dtype::Bf16 && device.is_cpu() && kernels::Isa::best() < kernels::Isa::Avx512Bf16;
         if slow { Dtype::F32 } else { self }
     }
 
-    /// The tensors' type, and what the CPU kernels make of f32 tensors.
+    /// The tensors' type, and what our kernels make of f32 tensors.
     pub fn parts(self) -> (DType, kernels::Precision) {
         match self {
             Dtype::F32 => (DType::F32, kernels::Precision::F32),
             Dtype::Bf16 => (DType::F32, kernels::Precision::Bf16),
+            Dtype::Tf32 => (DType::F32, kernels::Precision::Tf32),
             Dtype::F32Direct => (DType::F32, kernels::Precision::Full),
             Dtype::F64 => (DType::F64, kernels::Precision::F32),
         }

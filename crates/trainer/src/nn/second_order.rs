@@ -9,9 +9,9 @@
 use std::sync::Arc;
 
 use cams::Score;
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor, Var, bail};
 use kernels::Value;
-use kernels::device::Trunk;
+use kernels::device::{Trunk, known};
 use kernels::graph::{EPS, Graph, Node};
 use kernels::stage::{Memory, Mode, Precision, Stage};
 
@@ -171,12 +171,19 @@ impl CustomOp3 for ScoreGradient {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let flat = self.value.flatten_all()?;
-        let storage = match self.value.dtype() {
-            DType::F64 => CpuStorage::F64(flat.to_vec1()?),
-            _ => CpuStorage::F32(flat.to_dtype(DType::F32)?.to_vec1()?),
-        };
-        Ok((storage, self.value.shape().clone()))
+        known::on_cpu(&self.value)
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        known::on_card(&self.value)
     }
 
     fn bwd(

@@ -67,17 +67,14 @@ pub fn run<'c>(
     inputs: Inputs,
 ) -> Result<Run<'c>> {
     let (dtype, precision) = config.train.dtype.parts();
-    ensure!(
-        !config.train.dtype.is_for_cpu() || options.device.is_cpu(),
-        "train.dtype = \"bf16\" and \"f32_direct\" are for the CPU: on other devices networks run on candle's ops in f32"
-    );
+    config.train.dtype.check(&options.device)?;
     let (l, objective) = (&config.loss, config.objective()?);
     ensure!(
-        options.device.is_cpu()
+        !options.device.is_metal()
             || l.weights.explanation == 0.0
             || l.layer == "last"
             || l.gradient == MapGradient::StopGrad,
-        "loss.gradient = \"double\" at loss.layer = \"{}\" is for the CPU: use \"stop_grad\"",
+        "loss.gradient = \"double\" at loss.layer = \"{}\" is not for Metal: use \"stop_grad\"",
         l.layer
     );
     ensure!(

@@ -101,7 +101,8 @@ pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
     let section = config.teacher.as_ref().context("a run without a teacher has no outputs to keep")?;
     let checkpoint = &section.checkpoint;
     let bytes = fs::read(checkpoint).with_context(|| format!("reading {}", checkpoint.display()))?;
-    let (device, isa, precision) = (backend.device.location(), kernels::Isa::best(), config.train.dtype.in_effect());
+    let (device, isa, precision) =
+        (backend.device.location(), kernels::Isa::best(), config.train.dtype.in_effect(&backend.device));
     Ok(Key {
         format: cache::FORMAT,
         teacher: sha256(&bytes),

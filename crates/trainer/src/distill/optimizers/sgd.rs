@@ -35,6 +35,9 @@ impl Optimizer for Sgd {
         for ((var, buffer), g) in variables.iter_mut().zip(gradient) {
             match buffer {
                 Slot::Fused(buffer) => in_place(var, g, |g, p| sgd(step, g, buffer, p))?,
+                Slot::Ops(buffer) if var.device().is_cuda() => {
+                    kernels::device::ops::sgd(step, &g.contiguous()?, buffer, var.as_tensor())?;
+                }
                 Slot::Ops(buffer) => {
                     let g = (g + (var.as_tensor() * step.weight_decay)?)?.detach();
                     *buffer = ((&*buffer * step.momentum)? + &g)?.detach();
