@@ -66,6 +66,26 @@ fn faithfulness() -> Result<()> {
             assert_eq!(row(&again, method)?[key], row(&result, method)?[key], "{method} {key}");
         }
     }
+    // Two processes that begin with what was measured of one image, and with nothing: the same table once more.
+    std::fs::write(&record, lines[..5].join("\n"))?;
+    for rest in [true, false] {
+        if !rest {
+            std::fs::remove_file(&record)?;
+        }
+        let dealt = call(&["evaluate", "faithfulness", &settings, "--jobs", "2", "--json"]).json();
+        for method in ["grad_cam", "random", "shap mean", "ones"] {
+            for key in ["n", "average_drop", "insertion", "road", "likeness"] {
+                assert_eq!(row(&dealt, method)?[key], row(&result, method)?[key], "{method} {key}");
+            }
+        }
+        let left: Vec<_> =
+            std::fs::read_dir(dir.path())?.filter_map(|f| f.ok()?.file_name().into_string().ok()).collect();
+        assert!(!left.iter().any(|name| name.contains("-of-2")), "{left:?}");
+    }
+    let mut wrong = vec!["evaluate", "faithfulness", &settings, "--jobs", "2"];
+    wrong.extend(["--set", "model.checkpoint=/nowhere"]);
+    call(&wrong).assert_fails(1, &["/nowhere"]);
+    call(&["evaluate", "faithfulness", &settings, "--share", "2/2"]).assert_fails(2, &["no share such as 0/2"]);
     let other = call(&["evaluate", "faithfulness", &settings, "--set", "faithfulness.mute=0.25"]);
     other.assert_fails(1, &["holds another evaluation"]);
     call(&["evaluate", "faithfulness", &settings, "--set", "faithfulness.probability=logit"])
