@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`launch`] | a kernel, by name, on tensors |
 //! | [`ops`] | one function a kernel: windows as rows, BatchNorm, pooling, SGD |
+//! | [`convolution`] | a matrix product of windows |
 //! | [`known`] | a result computed before the op that hands it back |
 //! | [`trunk`] | a graph forward and backward, as one candle op |
 //!
 //! On a card the kernels are nvcc's (feature `cuda`). With the feature `cuda-on-host` the same source, compiled as C, runs
 //! on tensors of the CPU: slowly, one item after another, so that a machine without a card can check them.
 
+pub mod convolution;
 pub mod known;
 pub mod launch;
 pub mod ops;

@@ -107,20 +107,7 @@ impl Stage {
         mode: Mode,
         precision: Precision,
     ) -> Result<(Tensor, Vec<Statistics>)> {
-        let (_, c, h, w) = x.dims4()?;
-        let Shape { channels, h: eh, w: ew } = self.graph.shapes[0];
-        if (c, h, w) != (channels, eh, ew) {
-            bail!("images are ({c}, {h}, {w}), but the network takes ({channels}, {eh}, {ew})");
-        }
-        if parameters.elem_count() < self.graph.parameters_end() || running.len() < self.graph.statistics_len() {
-            bail!(
-                "{} parameters and {} running statistics given, {} and {} needed",
-                parameters.elem_count(),
-                running.len(),
-                self.graph.parameters_end(),
-                self.graph.statistics_len()
-            );
-        }
+        check(&self.graph, x, parameters.elem_count(), running.len())?;
         let record = x.track_op() || parameters.track_op();
         let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
         match x.dtype() {
@@ -154,6 +141,20 @@ impl Stage {
         let statistics = std::mem::take(&mut state.lock().unwrap_or_else(PoisonError::into_inner).statistics);
         Ok((out, statistics))
     }
+}
+
+/// Whether images (n, c, h, w), so many parameters and so many running statistics are what a graph takes.
+pub(crate) fn check(graph: &Graph, x: &Tensor, parameters: usize, running: usize) -> Result<()> {
+    let (_, c, h, w) = x.dims4()?;
+    let Shape { channels, h: eh, w: ew } = graph.shapes[0];
+    if (c, h, w) != (channels, eh, ew) {
+        bail!("images are ({c}, {h}, {w}), but the network takes ({channels}, {eh}, {ew})");
+    }
+    let needed = (graph.parameters_end(), graph.statistics_len());
+    if parameters < needed.0 || running < needed.1 {
+        bail!("{parameters} parameters and {running} running statistics given, {} and {} needed", needed.0, needed.1);
+    }
+    Ok(())
 }
 
 struct State<E: Element> {

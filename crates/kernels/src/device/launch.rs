@@ -1,5 +1,10 @@
 //! A kernel of `cuda/device.cu`, by its name, on tensors of whichever device. All kernels take the same arguments.
 
+#[cfg(feature = "cuda")]
+mod card;
+#[cfg(feature = "cuda-on-host")]
+mod host;
+
 use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Shape, Storage, Tensor, bail,
@@ -106,7 +111,8 @@ impl Launch {
     }
 
     /// What a launch must fulfil: sizes that a kernel's 32-bit positions reach, and contiguous inputs.
-    fn check(&self, layouts: &[&Layout]) -> Result<()> {
+    fn check<S>(&self, inputs: &[(&S, &Layout)], to: &Layout) -> Result<()> {
+        let layouts: Vec<&Layout> = inputs.iter().map(|(_, layout)| *layout).chain([to]).collect();
         let elements = layouts.iter().map(|l| l.shape().elem_count()).max().unwrap_or(0);
         if self.work.max(elements) >= 1 << 31 {
             bail!(
@@ -163,118 +169,9 @@ impl InplaceOp3 for Launch {
 
 #[cfg(not(feature = "cuda-on-host"))]
 impl Launch {
-    fn on_host(&self, _: &[(&CpuStorage, &Layout)], _: &mut CpuStorage, to_layout: &Layout) -> Result<()> {
-        self.check(&[to_layout])?;
+    fn on_host(&self, inputs: &[(&CpuStorage, &Layout)], _: &mut CpuStorage, to_layout: &Layout) -> Result<()> {
+        self.check(inputs, to_layout)?;
         bail!("{} runs on a card; on the CPU a network runs as a stage", self.kernel)
-    }
-}
-
-#[cfg(feature = "cuda-on-host")]
-mod host {
-    use std::ffi::{c_uint, c_void};
-
-    use super::*;
-
-    type Kernel = unsafe extern "C" fn(c_uint, *const c_void, *const c_void, *const c_void, *mut c_void, Numbers);
-
-    macro_rules! kernels {
-        ($($name:ident),* $(,)?) => {
-            unsafe extern "C" {
-                $(fn $name(work: c_uint, a: *const c_void, b: *const c_void, c: *const c_void, to: *mut c_void, numbers: Numbers);)*
-            }
-            /// The kernel of this name.
-            fn kernel(name: &str) -> Option<Kernel> {
-                match name {
-                    $(stringify!($name) => Some($name),)*
-                    _ => None,
-                }
-            }
-        };
-    }
-    kernels!(
-        im2col_2,
-        im2col_4,
-        im2col_8,
-        im2col_16,
-        col2im_f32,
-        col2im_f64,
-        col2im_bf16,
-        col2im4_f32,
-        col2im4_f64,
-        col2im4_bf16,
-        pack_weight_f32,
-        pack_weight_f64,
-        pack_weight_bf16,
-        unpack_weight_f32,
-        unpack_weight_f64,
-        unpack_weight_bf16,
-        moments_f32,
-        moments_f64,
-        moments_bf16,
-        moments_merge_f32,
-        moments_merge_f64,
-        moments_merge_bf16,
-        table_f32,
-        table_f64,
-        table_bf16,
-        normalize_f32,
-        normalize_f64,
-        normalize_bf16,
-        gradient_sums_f32,
-        gradient_sums_f64,
-        gradient_sums_bf16,
-        gradient_merge_f32,
-        gradient_merge_f64,
-        gradient_merge_bf16,
-        normalize_back_f32,
-        normalize_back_f64,
-        normalize_back_bf16,
-        pool_f32,
-        pool_f64,
-        pool_bf16,
-        pool_back_f32,
-        pool_back_f64,
-        pool_back_bf16,
-        sgd_buffer_f32,
-        sgd_buffer_f64,
-        sgd_buffer_bf16,
-        sgd_f32,
-        sgd_f64,
-        sgd_bf16,
-    );
-
-    /// The memory behind a contiguous view.
-    fn bytes(storage: &CpuStorage, layout: &Layout) -> Result<*const c_void> {
-        let at = layout.start_offset();
-        Ok(match storage {
-            CpuStorage::F32(v) => v[at..].as_ptr().cast(),
-            CpuStorage::F64(v) => v[at..].as_ptr().cast(),
-            CpuStorage::BF16(v) => v[at..].as_ptr().cast(),
-            other => bail!("no device kernel takes {:?}", candle_core::backend::BackendStorage::dtype(other)),
-        })
-    }
-
-    impl Launch {
-        pub(super) fn on_host(
-            &self,
-            inputs: &[(&CpuStorage, &Layout)],
-            to: &mut CpuStorage,
-            to_layout: &Layout,
-        ) -> Result<()> {
-            let layouts: Vec<&Layout> = inputs.iter().map(|(_, l)| *l).chain([to_layout]).collect();
-            self.check(&layouts)?;
-            let Some(kernel) = kernel(&self.kernel) else { bail!("there is no kernel {}", self.kernel) };
-            let mut pointers = [std::ptr::null(); 3];
-            for (pointer, (storage, layout)) in pointers.iter_mut().zip(inputs) {
-                *pointer = bytes(storage, layout)?;
-            }
-            let [a, b, c] = pointers;
-            let out = bytes(to, to_layout)?.cast_mut();
-            // SAFETY: the caller has given inputs and an output of the sizes that the kernel's numbers say; the output is
-            // borrowed mutably, and no input shares its memory.
-            unsafe { kernel(self.work as c_uint, a, b, c, out, self.numbers) };
-            Ok(())
-        }
     }
 }
 
@@ -285,97 +182,5 @@ impl Launch {
     }
     fn on_card(&self, _: &[(&CudaStorage, &Layout)], _: &mut CudaStorage, _: &Layout) -> Result<()> {
         bail!("this build has no kernels for a card: feature `cuda`")
-    }
-}
-
-#[cfg(feature = "cuda")]
-mod card {
-    use candle_core::cuda_backend::cudarc::driver::{
-        CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
-    };
-    use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-
-    use super::*;
-
-    /// What nvcc makes of `cuda/device.cu`.
-    const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/device.ptx"));
-
-    /// Threads of a block, as in `cuda/portable.h`.
-    const BLOCK: u32 = 256;
-
-    /// Blocks of a grid that has more items than threads: enough for every card, and a loop inside.
-    const GRID: u32 = 4096;
-
-    // SAFETY: plain numbers, laid out as C does.
-    unsafe impl DeviceRepr for Numbers {}
-
-    /// The address of a contiguous view on the card.
-    fn address<'a>(storage: &'a CudaStorage, layout: &Layout, stream: &'a CudaStream) -> Result<(u64, SyncOnDrop<'a>)> {
-        let at = layout.start_offset();
-        let ((address, guard), size) = match &storage.slice {
-            CudaStorageSlice::F32(s) => (s.device_ptr(stream), 4),
-            CudaStorageSlice::F64(s) => (s.device_ptr(stream), 8),
-            CudaStorageSlice::BF16(s) => (s.device_ptr(stream), 2),
-            _ => bail!("no device kernel takes this type"),
-        };
-        Ok((address + (at * size) as u64, guard))
-    }
-
-    impl Launch {
-        pub(super) fn on_card_anew(
-            &self,
-            inputs: &[(&CudaStorage, &Layout)],
-            shape: &Shape,
-            dtype: DType,
-        ) -> Result<CudaStorage> {
-            let (device, len) = (inputs[0].0.device.clone(), shape.elem_count());
-            // SAFETY: the kernel writes every element before anything reads one.
-            let mut out = unsafe {
-                match dtype {
-                    DType::F32 => CudaStorage::wrap_cuda_slice(device.alloc::<f32>(len)?, device),
-                    DType::F64 => CudaStorage::wrap_cuda_slice(device.alloc::<f64>(len)?, device),
-                    DType::BF16 => CudaStorage::wrap_cuda_slice(device.alloc::<bf16>(len)?, device),
-                    other => bail!("{}: no output of {other:?}", self.kernel),
-                }
-            };
-            self.on_card(inputs, &mut out, &Layout::contiguous(shape))?;
-            Ok(out)
-        }
-
-        pub(super) fn on_card(
-            &self,
-            inputs: &[(&CudaStorage, &Layout)],
-            to: &mut CudaStorage,
-            to_layout: &Layout,
-        ) -> Result<()> {
-            let layouts: Vec<&Layout> = inputs.iter().map(|(_, l)| *l).chain([to_layout]).collect();
-            self.check(&layouts)?;
-            if self.work == 0 {
-                return Ok(());
-            }
-            let (device, stream) = (to.device.clone(), to.device.cuda_stream());
-            let (mut addresses, mut guards) = ([0u64; 3], Vec::new());
-            for (address_of, (storage, layout)) in addresses.iter_mut().zip(inputs) {
-                let (found, guard) = address(storage, layout, &stream)?;
-                *address_of = found;
-                guards.push(guard);
-            }
-            let (out, guard) = address(to, to_layout, &stream)?;
-            guards.push(guard);
-            let function = device.get_or_load_custom_func(&self.kernel, "kernels::device", PTX)?;
-            let work = self.work as u32;
-            let grid = if self.blocks { work.min(65_535) } else { work.div_ceil(BLOCK).min(GRID) };
-            let config = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
-            let mut builder = function.builder();
-            builder.arg(&work);
-            addresses.iter().for_each(|address| {
-                builder.arg(address);
-            });
-            builder.arg(&out).arg(&self.numbers);
-            // SAFETY: as on the host; the stream runs one kernel after another, so that inputs are complete.
-            unsafe { builder.launch(config) }.w()?;
-            drop(guards);
-            Ok(())
-        }
     }
 }

@@ -1,20 +1,15 @@
 //! A graph on a device, as one candle op: what [`Stage`](crate::Stage) is on the CPU.
-//!
-//! A convolution is a matrix product of its windows; images go through it a few at a time where their windows would fill
-//! the memory. Backward makes the windows again instead of keeping them.
 
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, bail};
 
+use super::convolution::{WINDOWS, convolve, convolve_back};
 use super::{known, ops};
 use crate::execute::Mode;
 use crate::graph::{EPS, Graph, Node, Value};
-use crate::stage::Precision;
+use crate::stage::{Precision, check};
 use crate::task::ConvShape;
-
-/// Elements of the windows that are in memory at once, unless an image has more: 1 GB of bf16.
-const WINDOWS: usize = 1 << 29;
 
 /// What one BatchNorm has measured of a batch, on the device.
 #[derive(Clone, Debug)]
@@ -33,6 +28,8 @@ pub struct Trunk {
     graph: Arc<Graph>,
     /// The last node that reads each value.
     last_use: Vec<usize>,
+    /// Whether backward reads a value, beside its gradient.
+    read_again: Vec<bool>,
     /// Elements of windows at once.
     windows: usize,
 }
@@ -52,11 +49,14 @@ struct Kept {
 impl Trunk {
     /// One that runs `graph`.
     pub fn new(graph: Graph) -> Trunk {
-        let mut last_use = vec![usize::MAX; graph.shapes.len()];
+        let (mut last_use, mut read_again) = (vec![usize::MAX; graph.shapes.len()], vec![false; graph.shapes.len()]);
         for (i, node) in graph.nodes.iter().enumerate() {
-            node.inputs().into_iter().for_each(|Value(v)| last_use[v] = i);
+            let sum = matches!(node, Node::Add { .. } | Node::Concat { .. } | Node::Subsample { .. });
+            for Value(v) in node.inputs() {
+                (last_use[v], read_again[v]) = (i, read_again[v] || !sum);
+            }
         }
-        Trunk { graph: Arc::new(graph), last_use, windows: WINDOWS }
+        Trunk { graph: Arc::new(graph), last_use, read_again, windows: WINDOWS }
     }
 
     /// The same with so many elements of windows in memory at once, at least an image's.
@@ -80,11 +80,7 @@ impl Trunk {
         mode: Mode,
         precision: Precision,
     ) -> Result<(Tensor, Vec<Batch>)> {
-        let (_, c, h, w) = x.dims4()?;
-        let from = self.graph.shapes[0];
-        if (c, h, w) != (from.channels, from.h, from.w) {
-            bail!("images are ({c}, {h}, {w}), but the network takes ({}, {}, {})", from.channels, from.h, from.w);
-        }
+        check(&self.graph, x, parameters.elem_count(), running.elem_count())?;
         let dtype = if precision == Precision::Bf16 && x.dtype() == DType::F32 { DType::BF16 } else { x.dtype() };
         let record = x.track_op() || parameters.track_op();
         let (plain, weights) = (x.detach(), parameters.detach().contiguous()?);
@@ -164,22 +160,13 @@ impl Trunk {
             };
             kept.values[i + 1] = Some(y);
             for Value(v) in node.inputs() {
-                if self.last_use[v] == i && !(record && self.is_read_again(v)) {
+                if self.last_use[v] == i && !(record && self.read_again[v]) {
                     kept.values[v] = None;
                 }
             }
         }
         let y = kept.values[nodes].clone().unwrap_or_else(|| unreachable!("every node has a value"));
         Ok((y, kept, measured))
-    }
-
-    /// Whether backward reads a value, beside its gradient.
-    fn is_read_again(&self, value: usize) -> bool {
-        self.graph.nodes.iter().any(|node| match node {
-            Node::Conv { input, .. } | Node::BatchNorm { input, .. } | Node::Relu { input } => input.0 == value,
-            Node::Pool { input, .. } => input.0 == value,
-            Node::Add { .. } | Node::Concat { .. } | Node::Subsample { .. } => false,
-        })
     }
 
     /// The gradients of the input (n, h, w, c), where it is wanted, and of the parameters, flat; `g` is the output's.
@@ -279,74 +266,6 @@ fn biases(parameters: &Tensor, at: Option<usize>, c: usize, dtype: DType) -> Res
         None => zero.clone(),
     };
     ops::known(&Tensor::cat(&[&zero, &one], 0)?, &Tensor::cat(&[&one, &bias], 0)?, 0.0, dtype)
-}
-
-/// Images whose windows are in memory at once.
-fn images_at_once(s: &ConvShape, windows: usize) -> usize {
-    (windows / (s.out_h() * s.out_w() * s.k * s.k * s.c_in).max(1)).max(1)
-}
-
-/// Whether the windows are the pixels themselves.
-fn is_product(s: &ConvShape) -> bool {
-    s.k == 1 && s.stride == 1 && s.padding == 0
-}
-
-/// The windows of x (n, h, w, c) as rows.
-fn windows(x: &Tensor, s: &ConvShape) -> Result<Tensor> {
-    if is_product(s) { x.reshape((x.elem_count() / s.c_in, s.c_in)) } else { ops::im2col(x, s) }
-}
-
-/// x (n, h, w, c) to (n, oh, ow, outputs), by a packed weight.
-fn convolve(x: &Tensor, packed: &Tensor, s: &ConvShape, at_once: usize) -> Result<Tensor> {
-    let n = x.dim(0)?;
-    let mut parts = Vec::new();
-    for (from, count) in pieces(n, images_at_once(s, at_once)) {
-        parts.push(windows(&x.narrow(0, from, count)?, s)?.matmul(packed)?);
-    }
-    let y = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(&parts, 0)? };
-    y.reshape((n, s.out_h(), s.out_w(), s.c_out))
-}
-
-/// The gradients of a packed weight and, where it is wanted, of x.
-fn convolve_back(
-    x: &Tensor,
-    g: &Tensor,
-    packed: &Tensor,
-    s: &ConvShape,
-    (at_once, wanted): (usize, bool),
-) -> Result<(Tensor, Option<Tensor>)> {
-    let (n, mut of_weight, mut of_x) = (x.dim(0)?, None, Vec::new());
-    for (from, count) in pieces(n, images_at_once(s, at_once)) {
-        let g = g.narrow(0, from, count)?.reshape((count * s.out_h() * s.out_w(), s.c_out))?;
-        let share = windows(&x.narrow(0, from, count)?, s)?.t()?.matmul(&g)?;
-        of_weight = Some(match of_weight {
-            Some(sum) => (sum + share)?,
-            None => share,
-        });
-        if wanted {
-            let rows = g.matmul(&packed.t()?)?;
-            of_x.push(if is_product(s) {
-                rows.reshape((count, s.h, s.w, s.c_in))?
-            } else {
-                ops::col2im(&rows, s, count)?
-            });
-        }
-    }
-    let of_weight = match of_weight {
-        Some(sum) => sum,
-        None => packed.zeros_like()?,
-    };
-    let of_x = match of_x.len() {
-        0 => None,
-        1 => of_x.pop(),
-        _ => Some(Tensor::cat(&of_x, 0)?),
-    };
-    Ok((of_weight, of_x))
-}
-
-/// `n` images, some at a time: where each piece begins, and how many it has.
-fn pieces(n: usize, at_once: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..n).step_by(at_once).map(move |from| (from, at_once.min(n - from)))
 }
 
 /// candle's switch for TF32 in products of f32, on while this lives. It is the process's; networks run on one thread.

@@ -1,5 +1,6 @@
 use anyhow::Result;
 use cams::methods::Methods;
+use candle_core::Device;
 use clap::{Args, Subcommand};
 use kernels::Isa;
 use serde_json::json;
@@ -124,6 +125,7 @@ fn step(args: &BenchStep, global: &Global) -> Result<Done> {
 }
 
 fn kernels(args: &BenchKernels) -> Result<Done> {
+    args.dtype.check(&Device::Cpu)?;
     let bench = bench::kernels::run(args.batch as usize, args.repeats, args.dtype)?;
     let mut table = Table::new(vec![
         column("op", "op", 0),

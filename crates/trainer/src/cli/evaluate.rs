@@ -1,13 +1,13 @@
 mod jobs;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 use trainer::config::{table, typed};
 use trainer::evaluate::judge::{Found, LIKENESS, Published, Share};
 use trainer::evaluate::sanity::{self, Sanity};
@@ -83,10 +83,16 @@ impl EvaluateArgs {
         let told = self.share.is_some();
         run(record, &global.device()?, &mut |done, of| {
             bar.show(done, of);
-            if told {
-                println!("{done} {of}");
+            if told && writeln!(std::io::stdout(), "{}", jobs::told(done, of)).is_err() {
+                // Whoever dealt the images is gone.
+                std::process::exit(1);
             }
         })
+    }
+
+    /// The table; of a share there is none.
+    fn shown(&self, table: impl FnOnce() -> Result<Done>) -> Result<Done> {
+        if self.share.is_some() { Ok(Done::Result(String::new(), Value::Null)) } else { table() }
     }
 }
 
@@ -102,7 +108,7 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
                 settings.faithfulness.record = record;
                 faithfulness::run(&settings, args.share, device, say)
             })?;
-            show(&found, settings.published.as_ref(), &FAITHFULNESS, FLOOR)
+            args.shown(|| show(&found, settings.published.as_ref(), &FAITHFULNESS, FLOOR))
         }
         EvaluateCommand::Localization(args) => {
             let mut settings: localization::Settings = typed(table(&args.configs, &args.set)?)?;
@@ -112,7 +118,7 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
                 settings.localization.record = record;
                 localization::run(&settings, args.share, device, say)
             })?;
-            show(&found, settings.published.as_ref(), &LOCALIZATION, FLOOR)
+            args.shown(|| show(&found, settings.published.as_ref(), &LOCALIZATION, FLOOR))
         }
         EvaluateCommand::Sanity(args) => {
             let mut settings: sanity::Settings = typed(table(&args.configs, &args.set)?)?;
@@ -123,7 +129,7 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
                 sanity::run(&settings, args.share, device, say)
             })?;
             let columns: Vec<Column> = steps.iter().map(|step| (step.as_str(), step.as_str(), 2)).collect();
-            show(&found, None, &columns, CORRELATIONS)
+            args.shown(|| show(&found, None, &columns, CORRELATIONS))
         }
     }
 }

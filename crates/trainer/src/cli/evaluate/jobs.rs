@@ -2,7 +2,7 @@
 //! themselves are faster than one whose threads wait for each other at every small tensor.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
@@ -16,40 +16,79 @@ use crate::cli::Global;
 /// Lets `args.jobs` processes measure what the record at `path` does not hold yet, and adds it there. `what` is the
 /// command's name, and its table's in the configuration.
 pub(super) fn deal(what: &str, args: &EvaluateArgs, global: &Global, path: &Path, bar: &Bar) -> Result<()> {
+    // What earlier processes, however many, had measured when they were killed.
+    gather(path, &left_behind(path)?)?;
     let jobs = usize::from(args.jobs);
-    let parts: Vec<PathBuf> = (0..jobs).map(|i| PathBuf::from(format!("{}.{i}-of-{jobs}", path.display()))).collect();
-    // What earlier processes had measured when they were killed.
-    Record::merge(path, &parts)?;
-    let mut children = vec![];
     let (tell, hear) = channel();
-    for (i, part) in parts.iter().enumerate() {
+    let (mut children, mut parts) = (vec![], vec![]);
+    for i in 0..jobs {
+        let part = PathBuf::from(format!("{}.{i}-of-{jobs}", path.display()));
         if path.exists() {
-            fs::copy(path, part).with_context(|| format!("writing {}", part.display()))?;
+            fs::copy(path, &part).with_context(|| format!("writing {}", part.display()))?;
         }
-        let mut child = start(what, args, global, part, i)?;
+        let mut child = start(what, args, global, &part, i)?;
         let (tell, out) = (tell.clone(), child.stdout.take().context("a job's output")?);
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
-                let mut numbers = line.split(' ').filter_map(|word| word.parse::<usize>().ok());
-                if let (Some(done), Some(of)) = (numbers.next(), numbers.next()) {
-                    let _ = tell.send((i, done, of));
-                }
+                let _ = tell.send((i, line));
             }
         });
-        children.push(child);
+        let err = child.stderr.take().context("a job's errors")?;
+        // Read as it comes: a full pipe would stop the job.
+        let said = std::thread::spawn(move || std::io::read_to_string(err).unwrap_or_default());
+        children.push((child, said));
+        parts.push(part);
     }
     drop(tell);
     let mut progress = vec![(0, 0); jobs];
-    while let Ok((i, done, of)) = hear.recv() {
-        progress[i] = (done, of);
+    while let Ok((i, line)) = hear.recv() {
+        progress[i] = heard(&line).unwrap_or(progress[i]);
         let (done, of) = progress.iter().fold((0, 0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
         bar.show(done, of);
     }
-    let failed = children.iter_mut().map(ended).filter_map(Result::err).next();
-    Record::merge(path, &parts)?;
-    if let Some(why) = failed {
-        return Err(why);
+    let mut failed = None;
+    for (mut child, said) in children {
+        let (status, said) = (child.wait().context("waiting for a job")?, said.join().unwrap_or_default());
+        if !status.success() {
+            failed.get_or_insert(said);
+        }
     }
+    gather(path, &parts)?;
+    match failed {
+        Some(why) => bail!("{}", why.trim().trim_start_matches("Error: ")),
+        None => Ok(()),
+    }
+}
+
+/// How a job says how far it is.
+pub(super) fn told(done: usize, of: usize) -> String {
+    format!("{done} of {of}")
+}
+
+/// The reverse of [`told`].
+fn heard(line: &str) -> Option<(usize, usize)> {
+    let (done, of) = line.split_once(" of ")?;
+    Some((done.parse().ok()?, of.parse().ok()?))
+}
+
+/// The records of jobs that have left theirs beside `path`.
+fn left_behind(path: &Path) -> Result<Vec<PathBuf>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().context("a record has a file name")?.to_string_lossy().into_owned() + ".";
+    let is_part = |file: &PathBuf| {
+        let file = file.file_name().unwrap_or_default().to_string_lossy();
+        let numbers = file.strip_prefix(&name).and_then(|rest| rest.split_once("-of-"));
+        numbers.is_some_and(|(i, jobs)| [i, jobs].iter().all(|n| n.parse::<usize>().is_ok()))
+    };
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(vec![]) };
+    let mut parts: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_part).collect();
+    parts.sort();
+    Ok(parts)
+}
+
+/// Adds what parts hold to the record, and removes them.
+fn gather(path: &Path, parts: &[PathBuf]) -> Result<()> {
+    Record::merge(path, parts)?;
     for part in parts.iter().filter(|part| part.exists()) {
         fs::remove_file(part).with_context(|| format!("removing {}", part.display()))?;
     }
@@ -74,15 +113,4 @@ fn start(what: &str, args: &EvaluateArgs, global: &Global, part: &Path, i: usize
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("starting a job")
-}
-
-/// Waits; what a job that failed had to say.
-fn ended(child: &mut Child) -> Result<()> {
-    let mut said = String::new();
-    if let Some(mut err) = child.stderr.take() {
-        err.read_to_string(&mut said).context("a job's errors")?;
-    }
-    let status = child.wait().context("waiting for a job")?;
-    ensure!(status.success(), "{}", said.trim().trim_start_matches("Error: "));
-    Ok(())
 }
