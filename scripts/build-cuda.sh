@@ -40,11 +40,12 @@ build() { # FLAGS OF THE LINKER
 # The functions of the driver that the program asks for are known once it is linked without them.
 functions=$target/stubs/cuda.txt
 if [ ! -s "$functions" ]; then
-    echo cuInit > "$functions"
-    stand_in cuda libcuda.so.1 100 "$functions"
+    echo cuInit > "$functions.first"
+    stand_in cuda libcuda.so.1 100 "$functions.first"
     build "-C link-arg=-Wl,--unresolved-symbols=ignore-all"
     nm -D --undefined-only "$target/release/trainer" | awk '{print $2}' | sed 's/@.*//' | grep '^cu[A-Z]' \
-        | grep -vE '^cu(blas|rand|da[A-Z])' | sort -u > "$functions"
+        | grep -vE '^cu(blas|rand|da[A-Z])' | sort -u > "$functions.all"
+    mv "$functions.all" "$functions"
 fi
 # CUDA_ERROR_NO_DEVICE.
 stand_in cuda libcuda.so.1 100 "$functions"

@@ -64,7 +64,8 @@ impl Record {
         let mut lines: Vec<String> = vec![];
         let mut known = BTreeSet::new();
         for file in std::iter::once(path).chain(parts.iter().map(PathBuf::as_path)).filter(|file| file.exists()) {
-            let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+            let text = fs::read_to_string(file)
+                .with_context(|| format!("reading {}; if it is no record, remove it", file.display()))?;
             let mut of_file = text.lines();
             let Some(head) = of_file.next() else { continue };
             match lines.first() {
