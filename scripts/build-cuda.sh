@@ -31,25 +31,17 @@ stand_in() { # NAME SONAME RETURNS FILE-OF-FUNCTIONS
     gcc -shared -fPIC -w -Wl,-soname,"$2" "$target/stubs/$1.c" -o "$target/stubs/$2"
     ln -sf "$2" "$target/stubs/lib$1.so"
 }
-build() { # FLAGS OF THE LINKER
-    RUSTFLAGS="-L native=$target/stubs -L native=$target/libs $1" cargo build --release --package trainer --features cuda --target-dir "$target"
-    RUSTFLAGS="-L native=$target/stubs -L native=$target/libs $1" cargo test --release --no-run --package testkit --package kernels \
-        --features trainer/cuda,kernels/cuda,kernels/cuda-on-host --test device --test engines --test trajectory --test gradients \
-        --target-dir "$target" 2>&1 | tee "$target/tests.log"
-}
-# The functions of the driver that the program asks for are known once it is linked without them.
-functions=$target/stubs/cuda.txt
-if [ ! -s "$functions" ]; then
-    echo cuInit > "$functions.first"
-    stand_in cuda libcuda.so.1 100 "$functions.first"
-    build "-C link-arg=-Wl,--unresolved-symbols=ignore-all"
-    nm -D --undefined-only "$target/release/trainer" | awk '{print $2}' | sed 's/@.*//' | grep '^cu[A-Z]' \
-        | grep -vE '^cu(blas|rand|da[A-Z])' | sort -u > "$functions.all"
-    mv "$functions.all" "$functions"
-fi
+# Flags that stay the same, so that nothing is built twice.
+export RUSTFLAGS="-L native=$target/stubs -L native=$target/libs" CARGO_TARGET_DIR="$target"
+# The library needs no linker; what its bindings leave open is what the driver must have.
+cargo build --release --package trainer --features cuda --lib
+nm --undefined-only "$target"/release/deps/libcudarc-*.rlib "$target"/release/deps/libcandle_core-*.rlib 2>/dev/null | awk '{print $2}' \
+    | grep '^cu[A-Z]' | sort -u > "$target/stubs/cuda.txt"
 # CUDA_ERROR_NO_DEVICE.
-stand_in cuda libcuda.so.1 100 "$functions"
-build ""
+stand_in cuda libcuda.so.1 100 "$target/stubs/cuda.txt"
+cargo build --release --package trainer --features cuda
+cargo test --release --no-run --package testkit --package kernels --features trainer/cuda,kernels/cuda,kernels/cuda-on-host \
+    --test device --test engines --test trajectory --test gradients > "$target/tests.log" 2>&1 || { cat "$target/tests.log"; exit 1; }
 
 # A generator of random numbers is made with every device, and never used; whoever did would be told that it failed.
 nm -D --undefined-only "$target/release/trainer" | awk '{print $2}' | sed 's/@.*//' | grep '^curand[A-Z]' | sort -u > "$target/stubs/curand.txt"
