@@ -103,13 +103,14 @@ impl Optimizer for Dummy {
 use kernels::Value;
 use kernels::graph::Graph;
 
-use super::{Classifier, Family};
+use super::{Classifier, Family, OF_CIFAR10};
 
 pub(super) const DUMMY: Family = Family {
     pattern: "dummy",
     about: "one convolution",
     example: "dummy",
     options: &[],
+    published: OF_CIFAR10,
     build: |name, input, _| {
         (name == "dummy").then(|| {
             let mut g = Graph::new(input);

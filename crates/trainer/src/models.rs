@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use kernels::graph::{Entry, Graph, Shape};
 
+use crate::data::{cifar, imagenet};
 use crate::error::{nearest, unknown};
 pub use classifier::{Classifier, Step};
 pub use layers::Layer;
@@ -57,11 +58,28 @@ pub struct Family {
     pub example: &'static str,
     /// What it leaves open.
     pub options: &'static [Choice],
+    /// What the weights are of that others have published.
+    pub published: Published,
     /// The trunk of the model of that name, if the name is the family's.
     pub build: fn(&str, Shape, &Options) -> Option<Result<Graph>>,
     /// What stands behind the trunk, for so many classes.
     pub classifier: fn(&mut Graph, usize, &Options) -> Classifier,
 }
+
+/// What published weights of a model take, where their file does not say it.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    /// Height and width of the images.
+    pub side: usize,
+    /// Mean and standard deviation of their pixels / 255.
+    pub statistics: [[f64; 3]; 2],
+}
+
+/// Weights for CIFAR-10.
+const OF_CIFAR10: Published = Published { side: 32, statistics: cifar::CIFAR10_STATISTICS };
+
+/// torchvision's weights, for ImageNet.
+const OF_IMAGENET: Published = Published { side: 224, statistics: imagenet::STATISTICS };
 
 /// The one list of families.
 pub const LIST: &[Family] =
@@ -107,6 +125,11 @@ fn family(name: &str) -> Result<&'static Family> {
 /// Every choice of the model of that name: as given, or its default.
 pub fn settle(name: &str, given: &Options) -> Result<Options> {
     family(name)?.settle(name, given)
+}
+
+/// What published weights of the model of that name take.
+pub fn published(name: &str) -> Result<Published> {
+    Ok(family(name)?.published)
 }
 
 /// The keys of what the family of that name leaves open.

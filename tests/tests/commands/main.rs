@@ -4,13 +4,18 @@ mod bench;
 mod evaluate;
 mod explain;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use kernels::graph::{Entry, Shape};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::program::{call, command, finish};
 use trainer::checkpoint::File;
+use trainer::models::{Architecture, Options};
+use trainer::nn::StateDict;
 
 const QUICK: &str = "
     [data]
@@ -163,6 +168,7 @@ fn help() {
         &["eval"],
         &["explain"],
         &["bench", "step"],
+        &["bench", "forward"],
         &["data", "fetch"],
         &["data", "verify"],
         &["data", "convert"],
@@ -220,5 +226,31 @@ fn convert() -> Result<()> {
     let again = path(&dir, "again.safetensors");
     call(&[&["convert", &out, &again, "--arch", "wrn-10-1"][..], &mean].concat());
     assert!(std::fs::read(&out)? == std::fs::read(&again)?);
+    Ok(())
+}
+
+/// torchvision's files say nothing of themselves: classes are counted, size and statistics are those of its weights.
+#[test]
+fn convert_what_says_nothing() -> Result<()> {
+    let (dir, _) = lab()?;
+    let (plain, out) = (path(&dir, "plain.safetensors"), path(&dir, "out.safetensors"));
+    let input = Shape { channels: 3, h: 64, w: 64 };
+    let architecture = Architecture::named("squeezenet1_1", input, 7, &Options::new())?;
+    let weights = StateDict::init(&architecture, 0, false);
+    let tensor = |entry: &Entry| {
+        let tensor = Tensor::new(&weights.parameters[entry.range()], &Device::Cpu)?;
+        Ok((entry.name.clone(), tensor.reshape(entry.shape.as_slice())?))
+    };
+    let tensors = architecture.graph.parameters.iter().map(tensor).collect::<Result<HashMap<_, _>>>()?;
+    candle_core::safetensors::save(&tensors, &plain)?;
+    let convert = ["convert", &plain, &out, "--arch", "squeezenet1_1"];
+    for (more, side) in [(&[][..], "224"), (&["--size", "64"], "64")] {
+        let told = call(&[&convert[..], more].concat());
+        assert_eq!(told.code, 0, "{}", told.stderr);
+        let metadata = File::read(Path::new(&out))?.metadata;
+        let said = ["num_classes", "input_size", "mean", "std"].map(|key| metadata[key].as_str());
+        assert_eq!(said, ["7", side, "[0.485,0.456,0.406]", "[0.229,0.224,0.225]"]);
+    }
+    call(&[&convert[..], &["--classes", "10"]].concat()).assert_fails(1, &["classifier.1.bias is [7] instead of [10]"]);
     Ok(())
 }

@@ -1,3 +1,4 @@
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -6,7 +7,6 @@ use clap::Args;
 use serde_json::json;
 use trainer::checkpoint::pth::Pth;
 use trainer::checkpoint::{self, File, Metadata, Named};
-use trainer::data::cifar::CIFAR10_STATISTICS;
 use trainer::data::loader::Loader;
 use trainer::data::{Source, Split};
 use trainer::models::{self, Architecture, Options};
@@ -27,7 +27,8 @@ pub(super) struct ConvertArgs {
     /// A TOML file with a [rename] table: pattern = replacement, applied in order to every name.
     #[arg(long, value_name = "RULES.toml")]
     pub(super) rename: Option<PathBuf>,
-    /// Mean of the pixels / 255 the model was trained with (default: the file's metadata, else CIFAR-10's).
+    /// Mean of the pixels / 255 the model was trained with (default: the file's metadata, else what such models are
+    /// usually trained with: CIFAR-10's, or ImageNet's for torchvision's).
     #[arg(long, value_name = "R,G,B")]
     pub(super) mean: Option<String>,
     /// Their standard deviation (default: likewise).
@@ -42,11 +43,16 @@ pub(super) struct ConvertArgs {
     /// Keep the mean activations of this set's training images with the weights (shap_cam's fill = "dataset_mean").
     #[arg(long, value_name = "NAME[:DIR]")]
     pub(super) calibrate: Option<String>,
-    /// Number of classes (default: the file's metadata, else 10).
+    /// Number of classes (default: the file's metadata, else as many as its classifier has).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) classes: Option<u32>,
+    /// Height and width of its images (default: the file's metadata, else 32, or 224 for torchvision's models).
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(8..=4096))]
+    pub(super) size: Option<u32>,
 }
-/// `trainer convert`. What an option does not say, a safetensors file's own metadata says, else CIFAR-10's statistics.
+
+/// `trainer convert`. What an option does not say, a safetensors file's own metadata says, else what is usual for such
+/// models.
 pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
     // A name that nobody knows is told before a large file is read.
@@ -65,16 +71,17 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     let options = settled.with_context(|| format!("{file}: its metadata, --shortcut or --option"))?;
     let classes =
         match (args.classes, known("num_classes")) {
-            (Some(n), _) => n as usize,
-            (None, Some(text)) => text.parse().ok().filter(|n| (1..=100_000).contains(n)).with_context(|| {
+            (Some(n), _) => Some(n as usize),
+            (None, Some(text)) => Some(text.parse().ok().filter(|n| CLASSES.contains(n)).with_context(|| {
                 format!("{file}: num_classes \"{text}\" in its metadata; say how many with --classes")
-            })?,
-            (None, None) => 10,
+            })?),
+            (None, None) => None,
         };
-    let input = checkpoint::input_shape(known("input_size").unwrap_or("32"))
+    let usual = models::published(&args.arch)?;
+    let said = args.size.map(|side| side.to_string()).or_else(|| known("input_size").map(String::from));
+    let input = checkpoint::input_shape(&said.unwrap_or_else(|| usual.side.to_string()))
         .with_context(|| format!("input_size in the metadata of {file}"))?;
-    let architecture = Architecture::named(&args.arch, input, classes, &options)?;
-    let [mean, std] = CIFAR10_STATISTICS.map(Vec::from);
+    let [mean, std] = usual.statistics.map(Vec::from);
     let statistics = |option: &str, given: &Option<String>, key: &str, default: Vec<f64>| match given {
         Some(text) => triple(option, text),
         None => known(key).map_or(Ok(default), |text| {
@@ -85,7 +92,8 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     let std = statistics("--std", &args.std, "std", std)?;
     ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
     let normalization = Normalization { mean, std };
-    let (weights, unexpected, taken) = fit(tensors, &architecture, args)?;
+    let make = |classes| Architecture::named(&args.arch, input, classes, &options);
+    let Fitted { architecture, weights, unexpected, taken } = fit(tensors, classes, &make, args)?;
     let parameters = architecture.parameters();
     let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
     if let Some(key) = taken.as_ref().filter(|key| !key.is_empty()) {
@@ -96,7 +104,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     let changed = |key: &str, now: &str| known(key).is_some_and(|before| before != now);
     let other = changed("arch", &args.arch)
         || open.iter().any(|c| known(c.name).unwrap_or(c.words[0]) != architecture.options[c.name])
-        || changed("num_classes", &classes.to_string())
+        || changed("num_classes", &architecture.classes.to_string())
         || [("mean", &normalization.mean), ("std", &normalization.std)].iter().any(|(key, now)| {
             known(key).is_some_and(|text| triple(key, text.trim().trim_matches(['[', ']'])).ok().as_ref() != Some(now))
         });
@@ -127,24 +135,50 @@ enum Tensors {
     Several(Pth),
 }
 
-/// The first mapping that fits the architecture: its weights, the names that it does not know, and its key.
+/// What a model may tell apart.
+const CLASSES: RangeInclusive<usize> = 1..=100_000;
+
+/// A mapping that fits.
+struct Fitted {
+    architecture: Architecture,
+    weights: StateDict,
+    /// The names that the architecture does not know.
+    unexpected: Vec<String>,
+    /// Its key, in a file with several.
+    taken: Option<String>,
+}
+
+/// The length of the last parameter of an architecture's classifier, its bias.
+fn classes_of(architecture: &Architecture, tensors: &Named) -> Option<usize> {
+    let (shape, _) = tensors.get(&architecture.graph.parameters.last()?.name)?;
+    shape.first().copied().filter(|n| CLASSES.contains(n))
+}
+
+/// The first mapping that fits the architecture made for so many classes, or for as many as the mapping has.
 fn fit(
     tensors: Tensors,
-    architecture: &Architecture,
+    classes: Option<usize>,
+    make: &dyn Fn(usize) -> Result<Architecture>,
     args: &ConvertArgs,
-) -> Result<(StateDict, Vec<String>, Option<String>)> {
+) -> Result<Fitted> {
     let rules = args.rename.as_deref().map(rules).transpose()?.unwrap_or_default();
+    let any = make(classes.unwrap_or(10))?;
+    let fitted = |tensors: Named, taken: Option<String>| -> Result<Fitted> {
+        let tensors = renamed(tensors, &rules);
+        let architecture = match classes.or_else(|| classes_of(&any, &tensors)) {
+            Some(classes) => make(classes)?,
+            None => any.clone(),
+        };
+        let (weights, unexpected) = checkpoint::assemble(&architecture, tensors)?;
+        Ok(Fitted { architecture, weights, unexpected, taken })
+    };
     let file = args.input.display();
     let hint = "a --rename file can map names";
     let mut pth = match tensors {
-        Tensors::One(tensors) => {
-            let fitted = checkpoint::assemble(architecture, renamed(tensors, &rules));
-            let (weights, unexpected) = fitted.with_context(|| format!("{file} ({hint})"))?;
-            return Ok((weights, unexpected, None));
-        }
+        Tensors::One(tensors) => return fitted(tensors, None).with_context(|| format!("{file} ({hint})")),
         Tensors::Several(pth) => pth,
     };
-    let least = architecture.entries().count();
+    let least = any.entries().count();
     // The mapping that comes nearest says why none fits.
     let mut nearest: Option<(usize, anyhow::Error)> = None;
     for at in 0..pth.mappings.len() {
@@ -152,9 +186,8 @@ fn fit(
         if len < least && nearest.as_ref().is_some_and(|(of, _)| *of >= len) {
             continue;
         }
-        let fitted = pth.tensors(at).and_then(|t| checkpoint::assemble(architecture, renamed(t, &rules)));
-        match fitted {
-            Ok((weights, unexpected)) => return Ok((weights, unexpected, Some(key))),
+        match pth.tensors(at).and_then(|tensors| fitted(tensors, Some(key.clone()))) {
+            Ok(found) => return Ok(found),
             Err(error) if nearest.as_ref().is_none_or(|(of, _)| *of < len) => {
                 let key = if key.is_empty() { String::new() } else { format!(", its \"{key}\"") };
                 nearest = Some((len, error.context(format!("{file}{key} ({hint})"))));

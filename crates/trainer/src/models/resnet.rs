@@ -2,7 +2,7 @@ use anyhow::{Result, ensure};
 use kernels::Value;
 use kernels::graph::{Graph, Shape};
 
-use super::{Classifier, Family};
+use super::{Classifier, Family, OF_CIFAR10};
 
 /// `resnetD`: He et al. 2016 (arXiv 1512.03385, section 4.2), option A, D = 6 N + 2. (`resnet50` is ImageNet's, not this family's.)
 pub(super) const RESNET: Family = Family {
@@ -10,6 +10,7 @@ pub(super) const RESNET: Family = Family {
     about: "CIFAR residual network, D = 6 N + 2 layers, option A (He et al. 2016)",
     example: "resnet20",
     options: &[],
+    published: OF_CIFAR10,
     build: |name, input, _| Some(resnet(name.strip_prefix("resnet")?.parse().ok()?, input)),
     classifier: Classifier::pooled,
 };

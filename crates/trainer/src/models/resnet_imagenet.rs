@@ -3,7 +3,7 @@ use kernels::Value;
 use kernels::graph::{Graph, Shape};
 use kernels::pool::Window;
 
-use super::{Classifier, Family};
+use super::{Classifier, Family, OF_IMAGENET};
 
 /// `resnet18`, `resnet34`, `resnet50`: He et al. 2016 (arXiv 1512.03385, table 1), torchvision's layout and names: in a bottleneck the 3x3
 /// convolution has the stride.
@@ -12,6 +12,7 @@ pub(super) const RESNET_IMAGENET: Family = Family {
     about: "ImageNet residual network in torchvision's layout (He et al. 2016)",
     example: "resnet18",
     options: &[],
+    published: OF_IMAGENET,
     build: |name, input, _| {
         let (blocks, bottleneck) = match name {
             "resnet18" => ([2, 2, 2, 2], false),

@@ -3,7 +3,7 @@ use kernels::Value;
 use kernels::graph::{Graph, Shape};
 use kernels::pool::Window;
 
-use super::{Choice, Classifier, Family, Step};
+use super::{Choice, Classifier, Family, OF_IMAGENET, Step};
 
 /// `squeezenet1_0`, `squeezenet1_1`: Iandola et al. 2016 (arXiv 1602.07360), torchvision's layout and names. `layer1` to `layer3` are what the
 /// three poolings leave, `last` is the last fire module's output: its classifier is a convolution, a ReLU and average pooling.
@@ -17,6 +17,7 @@ pub(super) const SQUEEZENET: Family = Family {
         Choice { name: PADDING, words: &["0", "1"], of_head: true },
         Choice { name: RELU, words: &["yes", "no"], of_head: true },
     ],
+    published: OF_IMAGENET,
     build: |name, input, _| match name {
         "squeezenet1_0" => Some(squeezenet(input, (96, 7), [3, 4, 1])),
         "squeezenet1_1" => Some(squeezenet(input, (64, 3), [2, 2, 4])),

@@ -2,7 +2,7 @@ use anyhow::{Result, ensure};
 use kernels::Value;
 use kernels::graph::{Graph, Shape};
 
-use super::{Classifier, Family, Options, Step};
+use super::{Classifier, Family, OF_IMAGENET, Options, Step};
 
 /// `vggD`, `vggD_bn`: Simonyan & Zisserman 2015 (arXiv 1409.1556), torchvision's layout and names. `layer1` to `layer5` are the outputs of the
 /// five blocks in front of their pooling, `last` is what the last pooling leaves (7 x 7 of 224 x 224).
@@ -11,6 +11,7 @@ pub(super) const VGG: Family = Family {
     about: "VGG in torchvision's layout, with or without BatchNorm (Simonyan & Zisserman 2015)",
     example: "vgg16",
     options: &[],
+    published: OF_IMAGENET,
     build: |name, input, _| {
         let rest = name.strip_prefix("vgg")?;
         let (depth, bn) = rest.strip_suffix("_bn").map_or((rest, false), |depth| (depth, true));

@@ -2,7 +2,7 @@ use anyhow::{Result, ensure};
 use kernels::Value;
 use kernels::graph::{Graph, Shape};
 
-use super::{Choice, Classifier, Family, Options};
+use super::{Choice, Classifier, Family, OF_CIFAR10, Options};
 
 /// `wrn-D-K`: Zagoruyko & Komodakis 2016 (arXiv 1605.07146), pre-activation blocks, D = 6 N + 4. Its 1x1 shortcut reads
 /// relu(bn1(x)), as in the attention-transfer code, or x itself: weights of both kinds are about.
@@ -11,6 +11,7 @@ pub(super) const WRN: Family = Family {
     about: "wide residual network, D = 6 N + 4 layers, width K (Zagoruyko & Komodakis 2016)",
     example: "wrn-16-2",
     options: &[Choice { name: "shortcut", words: &["preact", "raw"], of_head: false }],
+    published: OF_CIFAR10,
     build,
     classifier: Classifier::pooled,
 };
