@@ -22,6 +22,7 @@ pub use model::{Mode, Model, Pass, gradient, linear_head};
 pub use normalization::Normalization;
 use parameters::Parameters;
 use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 pub use running::Measured;
 use running::Running;
 
@@ -121,11 +122,21 @@ pub struct StateDict {
 impl StateDict {
     /// Seeded start: He-normal convolutions and classifier, beta 0, gamma as asked.
     pub fn init(architecture: &Architecture, seed: u64, uniform_gamma: bool) -> StateDict {
+        Self::draw(architecture, uniform_gamma, |entry| stream(seed, Purpose::Init, entry))
+    }
+
+    /// Weights as at the start of a training, but of no training: `draw` tells several apart.
+    pub fn anew(architecture: &Architecture, seed: u64, draw: u32) -> StateDict {
+        Self::draw(architecture, false, |entry| stream(seed, Purpose::Anew, u64::from(draw) << 32 | entry))
+    }
+
+    /// Each parameter's numbers from the stream of its position.
+    fn draw(architecture: &Architecture, uniform_gamma: bool, rng: impl Fn(u64) -> ChaCha8Rng) -> StateDict {
         let graph = &architecture.graph;
         let mut parameters = vec![0.0; graph.parameter_len()];
         let mut running = vec![0.0; graph.statistics_len()];
         for (i, entry) in graph.parameters.iter().enumerate() {
-            let mut rng = stream(seed, Purpose::Init, i as u64);
+            let mut rng = rng(i as u64);
             let slice = &mut parameters[entry.range()];
             match entry.init {
                 Init::Kaiming { fan_in } => {

@@ -23,6 +23,8 @@ pub enum Purpose {
     Dropout = 7,
     /// Resampled values.
     Bootstrap = 8,
+    /// Weights that take the place of learned ones.
+    Anew = 9,
 }
 
 /// The stream for `purpose` number `index` under `seed`.

@@ -128,18 +128,20 @@ fn sanity() -> Result<()> {
         &settings,
         format!(
             "[model]\ncheckpoint = '{run}/last.safetensors'\nimages = 'cifar10-mini:test[0..6]'\n\
-             [sanity]\nmethods = ['grad_cam', 'eigen_cam', 'shap_cam']\nbatch = 4\nrecord = '{record}'\n"
+             [sanity]\nmethods = ['grad_cam', 'eigen_cam', {{ name = 'shap_cam', method = 'shap_cam', set = {{ relu = true }} }}]\n\
+             batch = 4\nrecord = '{record}'\n"
         ),
     )?;
     let result = call(&["evaluate", "sanity", &settings, "--json"]).json();
     let value = |method: &str, part: &str| row(&result, method).ok().and_then(|row| row[part].as_f64());
-    // EigenCAM looks at no class: another classifier changes nothing of it, and everything of the others.
+    // EigenCAM looks at no class: another classifier changes nothing of it, and everything of the others, even where
+    // hardly anything was learned: what is drawn is not what the training began with.
     assert!(value("eigen_cam", "fc").is_some_and(|rho| rho > 1.0 - 1e-9));
     for method in ["grad_cam", "shap_cam"] {
-        assert!(value(method, "fc").is_some_and(|rho| rho < 1.0 - 1e-4), "{method}: {:?}", value(method, "fc"));
+        assert!(value(method, "fc").is_some_and(|rho| rho < 0.9), "{method}: {:?}", value(method, "fc"));
         assert!(value(method, "conv1").is_some_and(|rho| rho.abs() <= 1.0));
     }
-    assert_eq!(value("grad_cam", "fc"), value("shap_cam", "fc"), "one map in one order at the last layer");
+    assert_eq!(value("grad_cam", "fc"), value("shap_cam", "fc"), "one map at the last layer, behind a ReLU");
     let again = call(&["evaluate", "sanity", &settings, "--json"]).json();
     assert_eq!(again["rows"], result["rows"]);
     Ok(())

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cams::metrics::spearman;
-use cams::ranges::{Ranges, SEED, above};
+use cams::ranges::{Ranges, SEED, above, from};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -17,7 +17,7 @@ use super::record::Figures;
 use super::subject::{Judged, Model, Named};
 use crate::config::check_table;
 use crate::data::Images;
-use crate::explain::{Class, explain};
+use crate::explain::{Class, Outcome, explain};
 use crate::models::Architecture;
 use crate::nn::{Backend, Network, StateDict};
 
@@ -48,6 +48,8 @@ pub struct Options {
     pub class: String,
     /// Of the weights that are drawn.
     pub seed: u64,
+    /// How often they are drawn; a figure of an image is the mean over draws.
+    pub draws: u32,
     /// Images at a time.
     pub batch: usize,
     /// A file that keeps the figures of single images, so that an evaluation goes on where it was left.
@@ -57,13 +59,21 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { methods: vec![], layer: "last".into(), class: "top1".into(), seed: 0, batch: 32, record: None }
+        Options {
+            methods: vec![],
+            layer: "last".into(),
+            class: "top1".into(),
+            seed: 0,
+            draws: 5,
+            batch: 32,
+            record: None,
+        }
     }
 }
 
 impl Options {
     /// What its numbers may be.
-    pub const RANGES: Ranges = &[("seed", SEED), ("batch", above(0.0, 4096.0))];
+    pub const RANGES: Ranges = &[("seed", SEED), ("draws", from(1.0, 1000.0)), ("batch", above(0.0, 4096.0))];
 }
 
 /// What was found, and the steps in their order: each the name of a figure, the rank correlation (Spearman, signed) of a
@@ -95,8 +105,8 @@ fn part(name: &str) -> String {
     words[..numbered.map_or(words.len().saturating_sub(1), |at| at + 1)].join(".")
 }
 
-/// Draws one part of `weights` anew, as at the start of a training.
-fn draw(architecture: &Architecture, weights: &mut StateDict, fresh: &StateDict, of: &str) {
+/// Puts one part of `fresh` in the place of what `weights` have.
+fn replace(architecture: &Architecture, weights: &mut StateDict, fresh: &StateDict, of: &str) {
     for (entry, parameter) in architecture.entries().filter(|(entry, _)| part(&entry.name) == of) {
         let (to, from) = if parameter {
             (&mut weights.parameters, &fresh.parameters)
@@ -105,6 +115,14 @@ fn draw(architecture: &Architecture, weights: &mut StateDict, fresh: &StateDict,
         };
         to[entry.range()].copy_from_slice(&from[entry.range()]);
     }
+}
+
+/// Of each image's two maps, where there is one.
+fn correlations<'a>(whole: &'a Outcome, drawn: &'a Outcome) -> impl Iterator<Item = Option<f64>> + 'a {
+    let size = (whole.shape[0] * whole.shape[1]).max(1);
+    let wide = |map: &[f32]| map.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    let pairs = whole.values.chunks_exact(size).zip(drawn.values.chunks_exact(size));
+    pairs.map(move |(a, b)| spearman(&wide(a), &wide(b)).filter(|_| b.iter().all(|v| v.is_finite())))
 }
 
 /// Compares every method's maps on every image, from where the record was left.
@@ -123,32 +141,39 @@ pub fn run(
     let key = subject.key(&settings.model, &("sanity", o, format!("{:?}", o.methods), &settings.interpreter))?;
     let (network, images) = (&subject.network, &subject.images);
     let (architecture, whole) = (&network.architecture, network.state_dict()?);
-    let fresh = StateDict::init(architecture, o.seed, false);
     let steps = parts(architecture);
     let mut few = |few: &Images, methods: &Methods| {
         let before = explain(methods, network, &o.layer, few, &class)?;
-        let mut values = vec![vec![BTreeMap::new(); few.len()]; before.outcomes.len()];
-        let mut weights = whole.clone();
-        for step in &steps {
-            draw(architecture, &mut weights, &fresh, step);
-            let (normalization, backend) = (network.normalization.clone(), Backend::f32(device));
-            let drawn = Network::new(architecture.clone(), weights.clone(), normalization, layers, false, backend)?;
-            let after = explain(methods, &drawn, &o.layer, few, &Class::Given(before.classes.clone()))?;
-            for (outcome, values) in before.outcomes.iter().zip(&mut values) {
-                let Some(other) = after.outcomes.iter().find(|other| other.method == outcome.method) else { continue };
-                let size = (outcome.shape[0] * outcome.shape[1]).max(1);
-                let pairs = outcome.values.chunks_exact(size).zip(other.values.chunks_exact(size));
-                for (values, (a, b)) in values.iter_mut().zip(pairs) {
-                    let [a, b] = [a, b].map(|map| map.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
-                    let finite = b.iter().all(|v| v.is_finite());
-                    values.extend(spearman(&a, &b).filter(|_| finite).map(|rho| (step.clone(), rho)));
+        // Sum and number of correlations, for each method, image and step.
+        let mut sums = vec![vec![BTreeMap::<String, (f64, usize)>::new(); few.len()]; before.outcomes.len()];
+        for draw in 0..o.draws {
+            // Not the numbers that a training starts from: where few steps were made, weights are still like them.
+            let (mut weights, fresh) = (whole.clone(), StateDict::anew(architecture, o.seed, draw));
+            for step in &steps {
+                replace(architecture, &mut weights, &fresh, step);
+                let (normalization, backend) = (network.normalization.clone(), Backend::f32(device));
+                let drawn = Network::new(architecture.clone(), weights.clone(), normalization, layers, false, backend)?;
+                let after = explain(methods, &drawn, &o.layer, few, &Class::Given(before.classes.clone()))?;
+                for (outcome, sums) in before.outcomes.iter().zip(&mut sums) {
+                    let Some(other) = after.outcomes.iter().find(|other| other.method == outcome.method) else {
+                        continue;
+                    };
+                    for (sums, rho) in sums.iter_mut().zip(correlations(outcome, other)) {
+                        let Some(rho) = rho else { continue };
+                        let (sum, n) = sums.entry(step.clone()).or_default();
+                        (*sum, *n) = (*sum + rho, *n + 1);
+                    }
                 }
             }
         }
+        let mean = |(step, (sum, n)): (String, (f64, usize))| (step, sum / n as f64);
+        let values = sums
+            .into_iter()
+            .map(|images| images.into_iter().map(|steps| steps.into_iter().map(mean).collect::<BTreeMap<_, _>>()));
         let figures = before.outcomes.iter().zip(values).flat_map(|(outcome, values)| {
             let seconds = outcome.seconds / few.len() as f64;
             let method = &outcome.method;
-            values.into_iter().zip(&few.index).map(move |(values, image)| Figures {
+            values.zip(&few.index).map(move |(values, image)| Figures {
                 image: *image,
                 method: method.clone(),
                 values,
@@ -182,6 +207,22 @@ mod tests {
         Ok(())
     }
 
+    /// A training that begins with the same seed has other numbers, so has every other draw.
+    #[test]
+    fn no_training_starts_from_what_is_drawn() -> Result<()> {
+        let input = Shape { channels: 3, h: 32, w: 32 };
+        let architecture = Architecture::named("wrn-10-1", input, 10, &Options::new())?;
+        let start = StateDict::init(&architecture, 3, false).parameters;
+        let draws = [0, 1].map(|draw| StateDict::anew(&architecture, 3, draw).parameters);
+        let fc = architecture.graph.parameters.iter().find(|e| e.name == "fc.weight").unwrap().range();
+        for (a, b) in [(&start, &draws[0]), (&start, &draws[1]), (&draws[0], &draws[1])] {
+            let both = a[fc.clone()].iter().zip(&b[fc.clone()]);
+            assert!(both.filter(|(a, b)| a == b).count() == 0);
+        }
+        assert_eq!(StateDict::anew(&architecture, 3, 1).parameters, draws[1]);
+        Ok(())
+    }
+
     #[test]
     fn a_part_is_drawn_with_its_statistics_and_nothing_else() -> Result<()> {
         let input = Shape { channels: 3, h: 32, w: 32 };
@@ -189,7 +230,7 @@ mod tests {
         let fresh = StateDict::init(&architecture, 1, false);
         let mut weights =
             StateDict { parameters: vec![7.0; fresh.parameters.len()], running: vec![7.0; fresh.running.len()] };
-        draw(&architecture, &mut weights, &fresh, "bn1");
+        replace(&architecture, &mut weights, &fresh, "bn1");
         for (entry, parameter) in architecture.entries() {
             let (now, new) =
                 if parameter { (&weights.parameters, &fresh.parameters) } else { (&weights.running, &fresh.running) };
