@@ -30,6 +30,18 @@ fn bench_step() {
 }
 
 #[test]
+fn bench_forward() {
+    let arguments = ["bench", "forward", "--arch", "resnet18", "--arch", "wrn-10-1", "--batch", "1", "--side", "32"];
+    let result = call(&[&arguments[..], &["--repeats", "1", "--json"]].concat()).json();
+    let rows = result["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_keys(row, &["arch", "ms", "gflops"]);
+        assert!(row["gflops"].as_f64().is_some_and(|v| v > 0.0), "{row}");
+    }
+}
+
+#[test]
 fn bench_maps_and_kernels() {
     let arguments = ["bench", "maps", "--arch", "wrn-10-1", "--batch", "4", "--few", "1", "--repeats", "1", "--json"];
     let result = call(&arguments).json();

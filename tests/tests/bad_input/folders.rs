@@ -1,0 +1,62 @@
+//! Folders of runs, divergence, and a full disk.
+
+use anyhow::Result;
+use testkit::program::call;
+
+use crate::{lab, limited, path, train};
+
+#[test]
+fn a_folder_with_another_run() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    let before = std::fs::read(path(&dir, "run/last.safetensors"))?;
+    train(&dir, "run", &[]).assert_fails(1, &["already holds this run", "--resume"]);
+    train(&dir, "run", &["train.seed=1"]).assert_fails(1, &["already holds a different run", "--run"]);
+    let (config, run) = (path(&dir, "quick.toml"), path(&dir, "run"));
+    call(&["train", &config, "--run", &run, "--resume", "--seed", "1"])
+        .assert_fails(1, &["another configuration", "train.seed: 0 there, 1 here"]);
+    assert!(before == std::fs::read(path(&dir, "run/last.safetensors"))?);
+    std::fs::write(path(&dir, "run/config.toml"), "garbage")?;
+    call(&["train", &config, "--run", &run, "--resume"]).assert_fails(1, &["config.toml is damaged"]);
+    Ok(())
+}
+
+#[test]
+fn a_damaged_state() -> Result<()> {
+    let dir = lab()?;
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    std::fs::remove_file(path(&dir, "run/report.json"))?;
+    let state = path(&dir, "run/state.safetensors");
+    let bytes = std::fs::read(&state)?;
+    std::fs::write(&state, &bytes[..bytes.len() / 2])?;
+    let (config, run) = (path(&dir, "quick.toml"), path(&dir, "run"));
+    call(&["train", &config, "--run", &run, "--resume"]).assert_fails(1, &["state.safetensors", "truncated"]);
+    Ok(())
+}
+
+/// Divergence stops with the step, the terms and the learning rate.
+#[test]
+fn divergence_is_named() -> Result<()> {
+    let dir = lab()?;
+    let call = train(&dir, "run", &["optim.lr=1e30", "train.epochs=5", "optim.warmup=0.0"]);
+    call.assert_fails(1, &["at step", "ce ", "learning rate", "train.clip"]);
+    Ok(())
+}
+
+/// A full disk: the error names the file, and what was there before is whole.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk() -> Result<()> {
+    let dir = lab()?;
+    let config = path(&dir, "quick.toml");
+    assert_eq!(train(&dir, "run", &[]).code, 0);
+    std::fs::remove_file(path(&dir, "run/report.json"))?;
+    let before = std::fs::read(path(&dir, "run/state.safetensors"))?;
+    // A limit on the size of files acts like a disk that fills up while a file is written.
+    let run = path(&dir, "run");
+    limited("trap '' XFSZ; ulimit -f 100", &["train", &config, "--run", &run, "--resume", "--quiet"])
+        .assert_fails(1, &["writing", "nothing that was there has been changed"]);
+    assert!(before == std::fs::read(path(&dir, "run/state.safetensors"))?);
+    assert_eq!(call(&["train", &config, "--run", &run, "--resume", "--quiet"]).code, 0);
+    Ok(())
+}
