@@ -185,9 +185,13 @@ pub fn det2(forward: &Forward, head: &LinearHead, classes: &Tensor, method: &Sha
     phi.reshape((n, h, w))
 }
 
-/// The same rule in candle's ops, for other devices.
+/// The same rule in candle's ops, for other devices; in f64 where they have it, because a player's gain is the
+/// difference of two numbers that are nearly alike.
 fn det2_of_tensors(z0: &Tensor, d: &Tensor, classes: &Tensor, score: Score) -> Result<Tensor> {
     let (n, _, players) = d.dims3()?;
+    let narrow = d.dtype();
+    let wide = if d.device().is_metal() { narrow } else { DType::F64 };
+    let (z0, d) = (&z0.to_dtype(wide)?, &d.to_dtype(wide)?);
     let (z0, d) = (z0.unsqueeze(1)?, d.transpose(1, 2)?.contiguous()?); // (n, 1, classes) and (n, p, classes)
     let class = Score::Logit.gradient(&z0.squeeze(1)?.detach(), classes)?.unsqueeze(1)?;
     let total = d.sum_keepdim(1)?;
@@ -220,7 +224,7 @@ fn det2_of_tensors(z0: &Tensor, d: &Tensor, classes: &Tensor, score: Score) -> R
     }
     let at = |z: Tensor| score.of(&z.squeeze(1)?, classes);
     let missing = ((at((&z0 + &total)?)? - at(z0)?)? - phi.sum(1)?)?;
-    phi.broadcast_add(&(missing / players as f64)?.unsqueeze(1)?)
+    phi.broadcast_add(&(missing / players as f64)?.unsqueeze(1)?)?.to_dtype(narrow)
 }
 
 #[cfg(test)]
@@ -245,7 +249,12 @@ mod tests {
         };
         let one = on(1)?;
         assert!(one == on(2)? && one == on(3)?);
-        assert_close("f32", &run(&z0.to_dtype(DType::F32)?, &d.to_dtype(DType::F32)?)?, &one, 1e-6);
+        let (z0, d) = (z0.to_dtype(DType::F32)?, d.to_dtype(DType::F32)?);
+        assert_close("f32", &run(&z0, &d)?, &one, 1e-6);
+        let classes = Tensor::new(&[0u32, 1, 2, 3, 0], &Device::Cpu)?;
+        let of_tensors = det2_of_tensors(&z0, &d, &classes, Score::Prob)?;
+        assert_eq!(of_tensors.dtype(), DType::F32);
+        assert_close("f32, candle's ops", &values(&of_tensors)?, &one[..5 * 9], 1e-6);
         Ok(())
     }
 
