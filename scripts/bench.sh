@@ -4,7 +4,7 @@
 #   scripts/bench.sh [ROUNDS] [FILE.json]
 #
 # PyTorch runs eagerly in both memory layouts and through torch.compile, in f32 and under bf16 autocast; each process measures
-# medians of its own repetitions. Needs: Python 3 with venv, a C++ compiler; PyTorch is installed from PyPI into target/torch.
+# medians of its own repetitions. Then the forward pass of torchvision's models. Needs: Python 3 with venv, a C++ compiler; PyTorch is installed from PyPI into target/torch.
 # Run it on a quiet machine. Environment: PYTHON, a Python that has torch already; THREADS, default all cores.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=target/torch/bin/python
     if [ ! -x "$PYTHON" ]; then
         python3 -m venv target/torch
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check torch numpy
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check torch torchvision numpy
     fi
 fi
 work=$(mktemp -d)
@@ -33,6 +33,11 @@ for round in $(seq "$rounds"); do
                 > "$work/last" 2> "$work/errors" || { cat "$work/errors" >&2; exit 1; }
             tail -1 "$work/last" >> "$work/$mode-$dtype"
         done
+    done
+    target/release/trainer bench forward --repeats 5 --threads "$threads" --json | tail -1 >> "$work/ours-forward"
+    for mode in nchw channels_last compile frozen; do
+        "$PYTHON" scripts/bench_forward_peers.py --threads "$threads" --mode $mode > "$work/last" 2> "$work/errors" || { cat "$work/errors" >&2; exit 1; }
+        tail -1 "$work/last" >> "$work/$mode-forward"
     done
     # How it scales: one thread; a quarter of and four times the batch.
     ours --threads 1 >> "$work/one-thread"

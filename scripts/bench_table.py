@@ -8,6 +8,8 @@ import sys
 
 folder, target = pathlib.Path(sys.argv[1]), sys.argv[2]
 runs = {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in sorted(folder.iterdir()) if f.name not in ("errors", "last")}
+for run in runs["ours-forward"]:
+    run.update({row["arch"]: row["ms"] for row in run["rows"]})
 rows = []
 
 
@@ -16,8 +18,8 @@ def median(name, key):
 
 
 def row(what, key, dtype):
-    """Ours against the fastest of PyTorch's three ways, by medians, and round by round."""
-    ways = [w for w in ("nchw", "channels_last", "compile") if f"{w}-{dtype}" in runs]
+    """Ours against the fastest of PyTorch's ways, by medians, and round by round."""
+    ways = [w for w in ("nchw", "channels_last", "compile", "frozen") if f"{w}-{dtype}" in runs]
     best = min(ways, key=lambda way: median(f"{way}-{dtype}", key))
     ours, theirs = median(f"ours-{dtype}", key), median(f"{best}-{dtype}", key)
     rounds = [a[key] / b[key] for a, b in zip(runs[f"ours-{dtype}"], runs[f"{best}-{dtype}"])]
@@ -30,6 +32,8 @@ for dtype in ("f32", "bf16"):
     row(f"teacher training step, {dtype}", "teacher_train_ms", dtype)
     row(f"teacher forward, {dtype}", "teacher_ms", dtype)
     row(f"peak memory in MB, {dtype}", "peak_rss_mb", dtype)
+for arch in ("vgg16", "resnet18", "resnet50", "squeezenet1_1"):
+    row(f"{arch} forward, 8 of 224x224", arch, "forward")
 first = runs["ours-f32"][0]
 print(f"n = {len(runs['ours-f32'])} rounds, {first['threads']} threads, batch {first['batch']}, PyTorch {runs['nchw-f32'][0]['torch']}")
 print(f"{'':34}{'ours':>9}{'PyTorch':>9}  {'its best way':14}{'ratio':>6}  rounds")

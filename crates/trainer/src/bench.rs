@@ -1,5 +1,6 @@
 //! Medians of the work of training, on fixed inputs.
 
+pub mod forward;
 pub mod kernels;
 pub mod maps;
 pub mod step;
@@ -7,9 +8,14 @@ pub mod step;
 use std::time::Instant;
 
 use anyhow::Result;
+use candle_core::Device;
 
-/// Median milliseconds of `work`, after two runs that fill the memory pools.
-pub(crate) fn median_ms(repeats: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+/// Median milliseconds of `work`, after two runs that fill the memory pools. A card is waited for.
+pub(crate) fn median_ms(repeats: u32, device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut work = || -> Result<()> {
+        work()?;
+        Ok(device.synchronize()?)
+    };
     work()?;
     work()?;
     let mut times = (0..repeats)

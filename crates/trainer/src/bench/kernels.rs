@@ -162,14 +162,14 @@ pub fn run(batch: usize, repeats: u32, dtype: Dtype) -> Result<Kernels> {
                 let direct = dtype == Dtype::F32Direct;
                 let algorithm = if direct { Algorithm::Direct } else { peak::algorithm(isa, numbers, &shape) };
                 let mut convolution = peak::convolution(isa, numbers, shape, algorithm, batch);
-                median_ms(repeats, || {
+                median_ms(repeats, &Device::Cpu, || {
                     convolution();
                     Ok(())
                 })?
             }
-            _ => median_ms(repeats, || inputs.run(ours).map(drop))?,
+            _ => median_ms(repeats, &Device::Cpu, || inputs.run(ours).map(drop))?,
         };
-        let candle_ms = median_ms(repeats.min(3), || candle_inputs.run(candles).map(drop))?;
+        let candle_ms = median_ms(repeats.min(3), &Device::Cpu, || candle_inputs.run(candles).map(drop))?;
         let flop = 6.0 * graph.macs() as f64 * batch as f64;
         ops.push(Op { name, ms, candle_ms, gflops: (flop > 0.0).then_some(flop / ms / 1e6), error });
     }

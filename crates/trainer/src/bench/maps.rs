@@ -76,7 +76,8 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
             first = explained(images)?;
         }
         let (batch, forward, classes, found) = first;
-        let ms = median_ms(if passes { 1 } else { repeats }, || Ok(method.explain(&forward, &classes).map(drop)?))?;
+        let timed = if passes { 1 } else { repeats };
+        let ms = median_ms(timed, frozen.device(), || Ok(method.explain(&forward, &classes).map(drop)?))?;
         let error = match &found.error {
             Some(error) => {
                 let largest = |t: &candle_core::Tensor| -> Result<f64> {
@@ -92,7 +93,7 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
             let student = trained.forward(&trained.images(&batch.pixels)?, Mode::Eval)?;
             let cut = trained.cut("last")?;
             let features = candle_core::Var::from_tensor(&student.at("last")?.detach())?;
-            matching_ms = Some(median_ms(repeats, || {
+            matching_ms = Some(median_ms(repeats, frozen.device(), || {
                 let target = method.signed(&forward, &classes)?.map;
                 let mut own = student.seen(&*cut, "last", &batch.ids)?;
                 own.features = features.as_tensor().clone();
@@ -114,6 +115,7 @@ pub fn run(arch: &str, images: usize, few: usize, repeats: u32, backend: &Backen
         });
     }
     let whole = frozen.images(&batch(images)?.pixels)?;
-    let forward_ms = median_ms(repeats, || frozen.forward(&whole, Mode::Eval).map(drop))? / images as f64;
+    let forward_ms =
+        median_ms(repeats, frozen.device(), || frozen.forward(&whole, Mode::Eval).map(drop))? / images as f64;
     Ok(Maps { train_ms: train_ms(arch, images, repeats, backend)?, forward_ms, methods: costs })
 }

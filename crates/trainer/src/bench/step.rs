@@ -79,12 +79,7 @@ pub(super) fn train_ms(arch: &str, n: usize, repeats: u32, backend: &Backend) ->
     let labels_only = objective(1.0, 0.0, 0.0, "grad_cam")?;
     let mut learner = learner(network(arch, true, backend)?, None::<Box<dyn Teacher>>, labels_only)?;
     let batch = batch(n)?;
-    median_ms(repeats, || done(learner.step(&batch)?, backend))
-}
-
-/// Waits until a card has done what it was told.
-fn done<T>(_: T, backend: &Backend) -> Result<()> {
-    Ok(backend.device.synchronize()?)
+    median_ms(repeats, &backend.device, || learner.step(&batch).map(drop))
 }
 
 /// Times everything.
@@ -102,13 +97,13 @@ pub fn step(
         let asked = network(teacher, false, backend)?;
         let parts = objective.parts(&asked)?;
         let mut learner = learner(network(student, true, backend)?, Some(Frozen::new(asked, parts)), objective)?;
-        median_ms(repeats, || done(learner.step(&batch)?, backend))
+        median_ms(repeats, &backend.device, || learner.step(&batch).map(drop))
     };
     let kd_ms = with(objective(0.1, 0.9, 0.01, interpreter)?)?;
     let plain_kd_ms = with(objective(0.1, 0.9, 0.0, interpreter)?)?;
     let asked = network(teacher, false, backend)?;
     let images = asked.images(&batch.pixels)?;
-    let teacher_ms = median_ms(repeats, || done(asked.glance(&images)?, backend))?;
+    let teacher_ms = median_ms(repeats, &backend.device, || asked.glance(&images).map(drop))?;
     let teacher_train_ms = self::train_ms(teacher, n, repeats, backend)?;
     let peak_rss_mb = peak_rss_mb();
     let cached_ms = cached_ms(n, repeats, asked.device())?;
@@ -155,7 +150,7 @@ fn cached_ms(n: usize, repeats: u32, device: &Device) -> Result<f64> {
     }
     let mut at = 0;
     // (A cache of CIFAR-10's size would take half a gigabyte here; a step reads as much from either.)
-    let read = median_ms(repeats.max(20), || {
+    let read = median_ms(repeats.max(20), device, || {
         at = (at + 1) % batches.len();
         cache.read(&batches[at])?.context("the cache was filled").map(drop)
     })?;

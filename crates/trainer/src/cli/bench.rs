@@ -18,12 +18,35 @@ pub(super) enum BenchCommand {
     /// Median milliseconds of a training step, of a distillation step and of the teacher alone.
     #[command(after_help = "Example:\n  trainer bench step --student wrn-16-2 --teacher wrn-40-2 --batch 128")]
     Step(BenchStep),
+    /// Median milliseconds of a forward pass, of models for large images or of any other.
+    #[command(after_help = "Example:\n  trainer bench forward --arch vgg16 --arch resnet18 --batch 8 --side 224")]
+    Forward(BenchForward),
     /// Milliseconds a map of each method, and what matching it costs a training step.
     #[command(after_help = "Example:\n  trainer bench maps --arch wrn-16-2")]
     Maps(BenchMaps),
     /// Each CPU kernel against candle's own op: checked against the same op in f64, then timed.
     #[command(after_help = "Example:\n  trainer bench kernels --batch 32")]
     Kernels(BenchKernels),
+}
+
+/// Arguments of `trainer bench forward`.
+#[derive(Args)]
+pub(super) struct BenchForward {
+    /// Architectures.
+    #[arg(long, value_name = "NAME", default_values = ["vgg16", "resnet18", "resnet50", "squeezenet1_1"])]
+    pub(super) arch: Vec<String>,
+    /// Images per pass.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(super) batch: u32,
+    /// Their height and width in pixels.
+    #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=1024))]
+    pub(super) side: u32,
+    /// What to compute in.
+    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    pub(super) dtype: Dtype,
+    /// Timed repetitions.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    pub(super) repeats: u32,
 }
 
 /// Arguments of `trainer bench maps`.
@@ -84,18 +107,48 @@ pub(super) struct BenchStep {
 pub(super) fn run(command: &BenchCommand, global: &Global) -> Result<Done> {
     match command {
         BenchCommand::Step(args) => step(args, global),
+        BenchCommand::Forward(args) => forward(args, global),
         BenchCommand::Maps(args) => maps(args, global),
         BenchCommand::Kernels(args) => kernels(args),
     }
+}
+
+/// The device, with these numbers.
+fn backend(dtype: Dtype, global: &Global) -> Result<Backend> {
+    let device = global.device()?;
+    dtype.check(&device)?;
+    let (dtype, precision) = dtype.parts();
+    Ok(Backend { precision, ..Backend::new(dtype, &device) })
+}
+
+fn forward(args: &BenchForward, global: &Global) -> Result<Done> {
+    let backend = backend(args.dtype, global)?;
+    let (batch, side, threads) = (args.batch as usize, args.side as usize, rayon::current_num_threads());
+    let mut table = Table::new(vec![column("arch", "arch", 0), column("ms", "ms", 1), column("gflops", "GFLOP/s", 0)]);
+    for arch in &args.arch {
+        let t = bench::forward::run(arch, batch, side, args.repeats, &backend)?;
+        table.rows.push(vec![arch.clone().into(), t.ms.into(), t.gflops.into()]);
+    }
+    let text = format!(
+        "median of {}, {batch} images of {side}x{side}, {threads} threads, {:?}, {:?}\n{}\
+         GFLOP/s count the definition's operations: Winograd's algorithm does a quarter of them.\n",
+        args.repeats,
+        args.dtype,
+        Isa::best(),
+        table.text()
+    );
+    let value = json!({
+        "rows": table.json(), "batch": batch, "side": side, "threads": threads, "device": global.device,
+        "dtype": args.dtype,
+    });
+    Ok(Done::Result(text, value))
 }
 
 fn step(args: &BenchStep, global: &Global) -> Result<Done> {
     if Methods::default().get(&args.interpreter).is_none() {
         return Err(unknown("interpreter", &args.interpreter, Methods::NAMES));
     }
-    let (dtype, precision) = args.dtype.parts();
-    args.dtype.check(&global.device()?)?;
-    let backend = Backend { precision, ..Backend::new(dtype, &global.device()?) };
+    let backend = backend(args.dtype, global)?;
     let (batch, threads) = (args.batch as usize, rayon::current_num_threads());
     let t = bench::step::step(&args.student, &args.teacher, batch, &args.interpreter, args.repeats, &backend)?;
     let mut table = Table::new(vec![column("work", "work", 0), column("ms", "ms", 2)]);

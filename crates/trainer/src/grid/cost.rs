@@ -146,11 +146,11 @@ fn measure(config: &Config, images: &Images, device: &Device) -> Result<Step> {
         teacher_flops = 2.0 * network.architecture.macs() as f64;
         let parts = objective.parts(&network)?;
         let teacher = Frozen::new(network, parts);
-        teacher_ms = median_ms(REPEATS, || teacher.ask(&batch).map(drop))?;
+        teacher_ms = median_ms(REPEATS, device, || teacher.ask(&batch).map(drop))?;
         output = Some(teacher.ask(&batch)?);
     }
     let mut learner = step::learner(student, output, objective)?;
-    let student_ms = median_ms(REPEATS, || learner.step(&batch).map(drop))?;
+    let student_ms = median_ms(REPEATS, device, || learner.step(&batch).map(drop))?;
     let steps = loader.steps(images.len());
     Ok(Step { student_ms, teacher_ms, student_flops, teacher_flops, steps, images: images.len() })
 }

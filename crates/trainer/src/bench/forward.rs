@@ -1,0 +1,38 @@
+//! A forward pass in eval mode, of any architecture, on images of any size.
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use kernels::graph::Shape;
+use rand::RngExt;
+
+use super::median_ms;
+use crate::models::{Architecture, Options};
+use crate::nn::{Backend, Model, Network, Normalization, StateDict};
+use crate::random::{Purpose, stream};
+
+/// What a pass takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward {
+    /// Median milliseconds.
+    pub ms: f64,
+    /// Thousand millions of the definition's operations a second, of the trunk.
+    pub gflops: f64,
+}
+
+/// The classes of the models: ImageNet's.
+const CLASSES: usize = 1000;
+
+/// Times `arch`, with weights as drawn, on `n` images of noise, `side` pixels high and wide.
+pub fn run(arch: &str, n: usize, side: usize, repeats: u32, backend: &Backend) -> Result<Forward> {
+    let input = Shape { channels: 3, h: side, w: side };
+    let architecture = Architecture::named(arch, input, CLASSES, &Options::new())?;
+    let flop = 2.0 * architecture.graph.macs() as f64 * n as f64;
+    let weights = StateDict::init(&architecture, 0, false);
+    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
+    let network = Network::new(architecture, weights, normalization, &[], false, backend.clone())?;
+    let mut rng = stream(0, Purpose::Bench, 0);
+    let pixels: Vec<u8> = (0..n * input.len()).map(|_| rng.random()).collect();
+    let images = network.images(&Tensor::from_vec(pixels, (n, 3, side, side), &Device::Cpu)?)?;
+    let ms = median_ms(repeats, &backend.device, || network.glance(&images).map(drop))?;
+    Ok(Forward { ms, gflops: flop / ms / 1e6 })
+}
