@@ -5,7 +5,7 @@
 #
 # PyTorch runs eagerly in both memory layouts and through torch.compile, in f32 and under bf16 autocast; each process measures
 # medians of its own repetitions. Then the forward pass of torchvision's models. Needs: Python 3 with venv, a C++ compiler; PyTorch is installed from PyPI into target/torch.
-# Run it on a quiet machine. Environment: PYTHON, a Python that has torch already; THREADS, default all cores.
+# Run it on a quiet machine. Environment: PYTHON, a Python that has torch and torchvision already; THREADS, default all cores.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cargo.sh
@@ -14,11 +14,10 @@ threads=${THREADS:-$(nproc)}
 cargo build --release --quiet --package trainer
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=target/torch/bin/python
-    if [ ! -x "$PYTHON" ]; then
-        python3 -m venv target/torch
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check torch torchvision numpy
-    fi
+    [ -x "$PYTHON" ] || python3 -m venv target/torch
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check torch torchvision numpy
 fi
+"$PYTHON" -c 'import torch, torchvision'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 ours() {
@@ -36,7 +35,8 @@ for round in $(seq "$rounds"); do
     done
     target/release/trainer bench forward --repeats 5 --threads "$threads" --json | tail -1 >> "$work/ours-forward"
     for mode in nchw channels_last compile frozen; do
-        "$PYTHON" scripts/bench_forward_peers.py --threads "$threads" --mode $mode > "$work/last" 2> "$work/errors" || { cat "$work/errors" >&2; exit 1; }
+        "$PYTHON" scripts/bench_forward_peers.py --threads "$threads" --mode $mode \
+            > "$work/last" 2> "$work/errors" || { cat "$work/errors" >&2; exit 1; }
         tail -1 "$work/last" >> "$work/$mode-forward"
     done
     # How it scales: one thread; a quarter of and four times the batch.

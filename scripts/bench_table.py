@@ -32,8 +32,9 @@ for dtype in ("f32", "bf16"):
     row(f"teacher training step, {dtype}", "teacher_train_ms", dtype)
     row(f"teacher forward, {dtype}", "teacher_ms", dtype)
     row(f"peak memory in MB, {dtype}", "peak_rss_mb", dtype)
-for arch in ("vgg16", "resnet18", "resnet50", "squeezenet1_1"):
-    row(f"{arch} forward, 8 of 224x224", arch, "forward")
+passes = runs["ours-forward"][0]
+for arch in (row["arch"] for row in passes["rows"]):
+    row(f"{arch}, {passes['batch']} of {passes['side']}x{passes['side']}", arch, "forward")
 first = runs["ours-f32"][0]
 print(f"n = {len(runs['ours-f32'])} rounds, {first['threads']} threads, batch {first['batch']}, PyTorch {runs['nchw-f32'][0]['torch']}")
 print(f"{'':34}{'ours':>9}{'PyTorch':>9}  {'its best way':14}{'ratio':>6}  rounds")

@@ -4,7 +4,7 @@
 #   scripts/build-cuda.sh [FILE.tar.xz]          (default: target/trainer-cuda.tar.xz)
 #
 # Compiler and libraries come from PyPI (scripts/cuda.sh). The driver's own library does not, so the program is linked against a
-# stand-in that has the functions the program uses and says of each that there is no card; where there is a driver, its library
+# stand-in that has the functions that its bindings know and says of each that there is no card; where there is a driver, its library
 # is found instead. The same for libcurand and libnvrtc, which candle links and this program never needs. cuBLAS and the CUDA
 # runtime are needed for real at run time: PyTorch's wheels bring them, and start.sh in the package looks there.
 # Cards from compute capability 8.0 on (CUDA_COMPUTE_CAP): kernels are PTX, which newer cards compile as they load it.
@@ -35,8 +35,9 @@ stand_in() { # NAME SONAME RETURNS FILE-OF-FUNCTIONS
 export RUSTFLAGS="-L native=$target/stubs -L native=$target/libs" CARGO_TARGET_DIR="$target"
 # The library needs no linker; what its bindings leave open is what the driver must have.
 cargo build --release --package trainer --features cuda --lib
-nm --undefined-only "$target"/release/deps/libcudarc-*.rlib "$target"/release/deps/libcandle_core-*.rlib 2>/dev/null | awk '{print $2}' \
+nm --undefined-only "$target"/release/deps/libcudarc-*.rlib "$target"/release/deps/libcandle_core-*.rlib | awk '{print $2}' \
     | grep '^cu[A-Z]' | sort -u > "$target/stubs/cuda.txt"
+[ -s "$target/stubs/cuda.txt" ] || { echo "no function of the driver's was found in the libraries that were built" >&2; exit 1; }
 # CUDA_ERROR_NO_DEVICE.
 stand_in cuda libcuda.so.1 100 "$target/stubs/cuda.txt"
 cargo build --release --package trainer --features cuda
@@ -87,4 +88,4 @@ tar -C "$target" --sort=name -cf - trainer-cuda | xz -T2 -9 --lzma2=preset=9,dic
 echo "$package: $(du -m "$package" | cut -f1) MiB, unpacked $(du -sm "$stage" | cut -f1) MiB. Needed at run time:"
 objdump -p "$stage/trainer" | awk '$1 == "NEEDED" {print "  " $2}'
 echo "On this machine:"
-"$stage/start.sh" "$stage/trainer" eval --checkpoint "$stage/checkpoints/wrn-40-2-cifar10.safetensors" --data cifar10-mini --device cuda || true
+PYTHON="$cuda_venv/bin/python" "$stage/start.sh" "$stage/trainer" eval --checkpoint "$stage/checkpoints/wrn-40-2-cifar10.safetensors" --data cifar10-mini --device cuda || true

@@ -69,6 +69,8 @@ pub struct Family {
 /// What published weights of a model take, where their file does not say it.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
+    /// The data set.
+    pub of: &'static str,
     /// Height and width of the images.
     pub side: usize,
     /// Mean and standard deviation of their pixels / 255.
@@ -76,10 +78,10 @@ pub struct Published {
 }
 
 /// Weights for CIFAR-10.
-const OF_CIFAR10: Published = Published { side: 32, statistics: cifar::CIFAR10_STATISTICS };
+const OF_CIFAR10: Published = Published { of: "CIFAR-10", side: 32, statistics: cifar::CIFAR10_STATISTICS };
 
 /// torchvision's weights, for ImageNet.
-const OF_IMAGENET: Published = Published { side: 224, statistics: imagenet::STATISTICS };
+const OF_IMAGENET: Published = Published { of: "ImageNet", side: 224, statistics: imagenet::STATISTICS };
 
 /// The one list of families.
 pub const LIST: &[Family] =

@@ -126,7 +126,7 @@ fn conversions_keep_what_still_holds() -> Result<()> {
     assert_eq!(convert(&[]).code, 0);
     assert_eq!(written("input_size")?.as_deref(), Some("48"));
     assert!(written("test_error")?.is_some(), "the same model keeps its error");
-    for more in [&["--mean", "0.5,0.5,0.5"][..], &["--std", "0.3,0.3,0.3"], &["--shortcut", "raw"]] {
+    for more in [&["--mean", "0.5,0.5,0.5"][..], &["--std", "0.3,0.3,0.3"], &["--shortcut", "raw"], &["--size", "32"]] {
         let told = convert(more);
         assert_eq!(told.code, 0, "{}", told.stderr);
         assert_eq!(written("test_error")?, None, "{more:?} make another model");

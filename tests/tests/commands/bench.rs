@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use cams::methods::Methods;
+use kernels::graph::Shape;
 use testkit::program::call;
+use trainer::models::{Architecture, Options};
 
 use crate::{assert_keys, lab, path};
 
@@ -37,7 +39,11 @@ fn bench_forward() {
     assert_eq!(rows.len(), 2);
     for row in rows {
         assert_keys(row, &["arch", "ms", "gflops"]);
-        assert!(row["gflops"].as_f64().is_some_and(|v| v > 0.0), "{row}");
+        let operations = row["gflops"].as_f64().unwrap() * row["ms"].as_f64().unwrap() * 1e6;
+        let arch = row["arch"].as_str().unwrap();
+        let input = Shape { channels: 3, h: 32, w: 32 };
+        let macs = Architecture::named(arch, input, 1000, &Options::new()).unwrap().macs();
+        assert!((operations / (2.0 * macs as f64) - 1.0).abs() < 1e-9, "{row}");
     }
 }
 

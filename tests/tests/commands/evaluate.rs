@@ -139,10 +139,14 @@ fn sanity() -> Result<()> {
     assert!(value("eigen_cam", "fc").is_some_and(|rho| rho > 1.0 - 1e-9));
     for method in ["grad_cam", "shap_cam"] {
         assert!(value(method, "fc").is_some_and(|rho| rho < 0.9), "{method}: {:?}", value(method, "fc"));
-        assert!(value(method, "conv1").is_some_and(|rho| rho.abs() <= 1.0));
+        assert!(value(method, "conv1").is_some_and(|rho| rho < 0.9));
+        assert!(value(method, "undefined").is_some_and(|part| (0.0..1.0).contains(&part)));
     }
     assert_eq!(value("grad_cam", "fc"), value("shap_cam", "fc"), "one map at the last layer, behind a ReLU");
     let again = call(&["evaluate", "sanity", &settings, "--json"]).json();
     assert_eq!(again["rows"], result["rows"]);
+    let with = |set: &str| call(&["evaluate", "sanity", &settings, "--set", set]);
+    with("sanity.draws=0").assert_fails(1, &["sanity.draws is 0", "at least 1"]);
+    with("sanity.draws=2").assert_fails(1, &["holds another evaluation"]);
     Ok(())
 }

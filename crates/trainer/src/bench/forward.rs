@@ -15,24 +15,25 @@ use crate::random::{Purpose, stream};
 pub struct Forward {
     /// Median milliseconds.
     pub ms: f64,
-    /// Thousand millions of the definition's operations a second, of the trunk.
+    /// Thousand millions of the definition's operations a second.
     pub gflops: f64,
 }
 
-/// The classes of the models: ImageNet's.
-const CLASSES: usize = 1000;
+/// The model of that name for images of `side` pixels height and width and ImageNet's 1,000 classes.
+pub fn architecture(name: &str, side: usize) -> Result<Architecture> {
+    Architecture::named(name, Shape { channels: 3, h: side, w: side }, 1000, &Options::new())
+}
 
-/// Times `arch`, with weights as drawn, on `n` images of noise, `side` pixels high and wide.
-pub fn run(arch: &str, n: usize, side: usize, repeats: u32, backend: &Backend) -> Result<Forward> {
-    let input = Shape { channels: 3, h: side, w: side };
-    let architecture = Architecture::named(arch, input, CLASSES, &Options::new())?;
-    let flop = 2.0 * architecture.graph.macs() as f64 * n as f64;
+/// Times `architecture`, with weights as drawn, on `n` images of noise.
+pub fn run(architecture: Architecture, n: usize, repeats: u32, backend: &Backend) -> Result<Forward> {
+    let input = architecture.graph.shapes[0];
+    let flop = 2.0 * architecture.macs() as f64 * n as f64;
     let weights = StateDict::init(&architecture, 0, false);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
     let network = Network::new(architecture, weights, normalization, &[], false, backend.clone())?;
     let mut rng = stream(0, Purpose::Bench, 0);
     let pixels: Vec<u8> = (0..n * input.len()).map(|_| rng.random()).collect();
-    let images = network.images(&Tensor::from_vec(pixels, (n, 3, side, side), &Device::Cpu)?)?;
+    let images = network.images(&Tensor::from_vec(pixels, (n, 3, input.h, input.w), &Device::Cpu)?)?;
     let ms = median_ms(repeats, &backend.device, || network.glance(&images).map(drop))?;
     Ok(Forward { ms, gflops: flop / ms / 1e6 })
 }

@@ -158,6 +158,7 @@ fn cached_ms(n: usize, repeats: u32, device: &Device) -> Result<f64> {
         let mut cache = open(&images)?;
         let clock = std::time::Instant::now();
         cache.read(&batches[0])?.context("the cache was written")?;
+        device.synchronize()?;
         Ok(clock.elapsed().as_secs_f64() * 1e3)
     };
     enter()?;

@@ -113,6 +113,14 @@ pub(super) fn run(command: &BenchCommand, global: &Global) -> Result<Done> {
     }
 }
 
+/// What is counted, whatever is done.
+const GFLOPS: &str = "GFLOP/s count the definition's operations; Winograd's algorithm does a quarter of them";
+
+/// What computes: the processor's instructions, or a card.
+fn processor(global: &Global) -> String {
+    if global.device == "cpu" { format!("{:?}", Isa::best()) } else { global.device.clone() }
+}
+
 /// The device, with these numbers.
 fn backend(dtype: Dtype, global: &Global) -> Result<Backend> {
     let device = global.device()?;
@@ -125,16 +133,18 @@ fn forward(args: &BenchForward, global: &Global) -> Result<Done> {
     let backend = backend(args.dtype, global)?;
     let (batch, side, threads) = (args.batch as usize, args.side as usize, rayon::current_num_threads());
     let mut table = Table::new(vec![column("arch", "arch", 0), column("ms", "ms", 1), column("gflops", "GFLOP/s", 0)]);
-    for arch in &args.arch {
-        let t = bench::forward::run(arch, batch, side, args.repeats, &backend)?;
-        table.rows.push(vec![arch.clone().into(), t.ms.into(), t.gflops.into()]);
+    // A name that nobody knows is told before the first is timed.
+    let built = args.arch.iter().map(|arch| bench::forward::architecture(arch, side));
+    for architecture in built.collect::<Result<Vec<_>>>()? {
+        let name = architecture.name.clone();
+        let t = bench::forward::run(architecture, batch, args.repeats, &backend)?;
+        table.rows.push(vec![name.into(), t.ms.into(), t.gflops.into()]);
     }
     let text = format!(
-        "median of {}, {batch} images of {side}x{side}, {threads} threads, {:?}, {:?}\n{}\
-         GFLOP/s count the definition's operations: Winograd's algorithm does a quarter of them.\n",
+        "median of {}, {batch} images of {side}x{side}, {threads} threads, {:?}, {}\n{}{GFLOPS}.\n",
         args.repeats,
         args.dtype,
-        Isa::best(),
+        processor(global),
         table.text()
     );
     let value = json!({
@@ -163,10 +173,10 @@ fn step(args: &BenchStep, global: &Global) -> Result<Done> {
         table.rows.push(vec![work.into(), ms.into()]);
     }
     let text = format!(
-        "median of {}, batch {batch}, {threads} threads, {:?}, {:?}\n{}",
+        "median of {}, batch {batch}, {threads} threads, {:?}, {}\n{}",
         args.repeats,
         args.dtype,
-        Isa::best(),
+        processor(global),
         table.text()
     );
     let value = json!({
@@ -204,7 +214,7 @@ fn kernels(args: &BenchKernels) -> Result<Done> {
     let threads = rayon::current_num_threads();
     let text = format!(
         "batch {}, {threads} threads, {:?}, {:?}: {:.0} GFLOP/s at most\n{}\
-         GFLOP/s count the definition's operations: Winograd's algorithm does a quarter of them,\n\
+         {GFLOPS},\n\
          so it may exceed the peak. error: difference from the same op in f64, relative, root mean\n\
          square. Convolutions are timed as a network runs them, the other ops with the change of\n\
          layout around them.\n",

@@ -78,8 +78,8 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
             (None, None) => None,
         };
     let usual = models::published(&args.arch)?;
-    let said = args.size.map(|side| side.to_string()).or_else(|| known("input_size").map(String::from));
-    let input = checkpoint::input_shape(&said.unwrap_or_else(|| usual.side.to_string()))
+    let side = args.size.map(|side| side.to_string()).or_else(|| known("input_size").map(String::from));
+    let input = checkpoint::input_shape(side.as_deref().unwrap_or(&usual.side.to_string()))
         .with_context(|| format!("input_size in the metadata of {file}"))?;
     let [mean, std] = usual.statistics.map(Vec::from);
     let statistics = |option: &str, given: &Option<String>, key: &str, default: Vec<f64>| match given {
@@ -96,6 +96,21 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     let Fitted { architecture, weights, unexpected, taken } = fit(tensors, classes, &make, args)?;
     let parameters = architecture.parameters();
     let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
+    let mut assumed = vec![];
+    if classes.is_none() {
+        assumed.push(format!("{} classes (--classes)", architecture.classes));
+    }
+    if side.is_none() {
+        assumed.push(format!("{0}x{0} pixels (--size)", usual.side));
+    }
+    for (given, key) in [(&args.mean, "mean"), (&args.std, "std")] {
+        if given.is_none() && known(key).is_none() {
+            assumed.push(format!("{}'s {key} (--{key})", usual.of));
+        }
+    }
+    if !assumed.is_empty() {
+        text += &format!("the file does not say it, so taken for granted: {}\n", assumed.join(", "));
+    }
     if let Some(key) = taken.as_ref().filter(|key| !key.is_empty()) {
         text += &format!("taken from the file's \"{key}\"\n");
     }
@@ -105,6 +120,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     let other = changed("arch", &args.arch)
         || open.iter().any(|c| known(c.name).unwrap_or(c.words[0]) != architecture.options[c.name])
         || changed("num_classes", &architecture.classes.to_string())
+        || known("input_size").is_some_and(|before| checkpoint::input_shape(before).ok() != Some(input))
         || [("mean", &normalization.mean), ("std", &normalization.std)].iter().any(|(key, now)| {
             known(key).is_some_and(|text| triple(key, text.trim().trim_matches(['[', ']'])).ok().as_ref() != Some(now))
         });
@@ -125,7 +141,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
         text += &format!("not used: {}\n", unexpected.join(", "));
     }
     let missing: [&str; 0] = []; // a model with holes is an error, not a result
-    let value = json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected, "taken": taken });
+    let value = json!({ "parameters": parameters, "missing": missing, "unexpected": unexpected, "taken": taken, "assumed": assumed });
     Ok(Done::Result(text, value))
 }
 

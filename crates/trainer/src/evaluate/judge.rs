@@ -316,10 +316,18 @@ fn likenesses(all: &[Maps], n: usize) -> Vec<Vec<Option<f64>>> {
 }
 
 /// The table of what a record holds of these methods, the first of which the others are compared with.
-fn found(record: &Record, methods: &[String], seed: u64, notes: Vec<String>) -> Found {
+fn found(record: &Record, methods: &[String], seed: u64, mut notes: Vec<String>) -> Found {
     let of: Vec<BTreeMap<u64, &Figures>> = methods.iter().map(|method| record.of(method)).collect();
     let rows = methods.iter().zip(&of).enumerate();
-    let rows = rows.map(|(at, (method, of_method))| row(method, of_method, (at > 0).then(|| &of[0]), seed)).collect();
+    let rows: Vec<Row> =
+        rows.map(|(at, (method, of_method))| row(method, of_method, (at > 0).then(|| &of[0]), seed)).collect();
+    // A map that is nothing, or the same everywhere, points nowhere.
+    notes.extend(rows.iter().flat_map(|row| {
+        let fewer = row.figures.iter().filter(|(_, interval)| interval.n < row.n);
+        fewer.map(|(figure, interval)| {
+            format!("{}: {} of {} images have a value of {figure}", row.method, interval.n, row.n)
+        })
+    }));
     let mut likeness: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     for (image, figures) in of.iter().flatten() {
         likeness.entry(*image).or_default().extend(figures.values.get(LIKENESS));

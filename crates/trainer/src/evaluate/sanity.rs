@@ -48,7 +48,7 @@ pub struct Options {
     pub class: String,
     /// Of the weights that are drawn.
     pub seed: u64,
-    /// How often they are drawn; a figure of an image is the mean over draws.
+    /// How often they are drawn; a figure of an image is the mean over the draws under which its map varies.
     pub draws: u32,
     /// Images at a time.
     pub batch: usize,
@@ -75,6 +75,9 @@ impl Options {
     /// What its numbers may be.
     pub const RANGES: Ranges = &[("seed", SEED), ("draws", from(1.0, 1000.0)), ("batch", above(0.0, 4096.0))];
 }
+
+/// The figure that says for which part of draws and steps there is no correlation: where a map is the same everywhere.
+const UNDEFINED: &str = "undefined";
 
 /// What was found, and the steps in their order: each the name of a figure, the rank correlation (Spearman, signed) of a
 /// map with that of the whole model once this part and all behind it are drawn anew.
@@ -125,6 +128,13 @@ fn correlations<'a>(whole: &'a Outcome, drawn: &'a Outcome) -> impl Iterator<Ite
     pairs.map(move |(a, b)| spearman(&wide(a), &wide(b)).filter(|_| b.iter().all(|v| v.is_finite())))
 }
 
+/// The mean of every step, and how many of the correlations asked for are missing.
+fn means(sums: BTreeMap<String, (f64, usize)>, asked: usize) -> BTreeMap<String, f64> {
+    let found: usize = sums.values().map(|(_, n)| n).sum();
+    let undefined = (UNDEFINED.to_string(), 1.0 - found as f64 / asked.max(1) as f64);
+    sums.into_iter().map(|(step, (sum, n))| (step, sum / n as f64)).chain([undefined]).collect()
+}
+
 /// Compares every method's maps on every image, from where the record was left.
 pub fn run(
     settings: &Settings,
@@ -166,10 +176,8 @@ pub fn run(
                 }
             }
         }
-        let mean = |(step, (sum, n)): (String, (f64, usize))| (step, sum / n as f64);
-        let values = sums
-            .into_iter()
-            .map(|images| images.into_iter().map(|steps| steps.into_iter().map(mean).collect::<BTreeMap<_, _>>()));
+        let asked = steps.len() * o.draws as usize;
+        let values = sums.into_iter().map(|images| images.into_iter().map(|sums| means(sums, asked)));
         let figures = before.outcomes.iter().zip(values).flat_map(|(outcome, values)| {
             let seconds = outcome.seconds / few.len() as f64;
             let method = &outcome.method;
@@ -221,6 +229,13 @@ mod tests {
         }
         assert_eq!(StateDict::anew(&architecture, 3, 1).parameters, draws[1]);
         Ok(())
+    }
+
+    #[test]
+    fn a_figure_is_the_mean_over_draws() {
+        let sums = BTreeMap::from([("fc".to_string(), (1.5, 2)), ("conv1".to_string(), (0.25, 1))]);
+        let expected = [("fc", 0.75), ("conv1", 0.25), (UNDEFINED, 0.25)].map(|(name, v)| (name.to_string(), v));
+        assert_eq!(means(sums, 4), BTreeMap::from(expected));
     }
 
     #[test]
