@@ -3,8 +3,9 @@
 #
 #   scripts/bench.sh [ROUNDS] [FILE.json]
 #
-# PyTorch runs eagerly in both memory layouts and through torch.compile, in f32 and under bf16 autocast; each process measures
-# medians of its own repetitions. Then the forward pass of torchvision's models. Needs: Python 3 with venv, a C++ compiler; PyTorch is installed from PyPI into target/torch.
+# PyTorch runs eagerly in both memory layouts and through torch.compile, in f32 and under bf16 autocast; then the forward pass of
+# torchvision's models in f32, in the same ways and as a frozen graph. Each process measures medians of its own repetitions.
+# Needs: Python 3 with venv, a C++ compiler; PyTorch is installed from PyPI into target/torch.
 # Run it on a quiet machine. Environment: PYTHON, a Python that has torch and torchvision already; THREADS, default all cores.
 set -eu
 cd "$(dirname "$0")/.."

@@ -136,6 +136,16 @@ fn wrong_usage() {
     }
 }
 
+/// A benchmark that no memory could hold is refused; an architecture that nobody knows, before another is timed.
+#[test]
+fn wrong_benchmarks() {
+    call(&["bench", "forward", "--batch", "4096", "--side", "1024"]).assert_fails(1, &["more than 67108864 pixels"]);
+    let wrong = call(&["bench", "forward", "--arch", "resnet18", "--arch", "resnet19"]);
+    wrong.assert_fails(1, &["resnet19"]);
+    assert!(wrong.stdout.is_empty());
+    call(&["bench", "forward", "--arch", "squeezenet1_1", "--side", "8"]).assert_fails(1, &["at least 48 x 48"]);
+}
+
 #[test]
 fn wrong_devices() {
     let checkpoint = ["eval", "--checkpoint", "nothing.safetensors", "--data", "cifar10-mini", "--device"];

@@ -247,7 +247,7 @@ fn convert_what_says_nothing() -> Result<()> {
     for (more, side) in [(&[][..], "224"), (&["--size", "64"], "64")] {
         let told = call(&[&convert[..], more].concat());
         assert_eq!(told.code, 0, "{}", told.stderr);
-        assert!(told.stdout.contains("7 classes (--classes)"), "{}", told.stdout);
+        assert!(told.stdout.contains("7 classes, as its classifier has (--classes)"), "{}", told.stdout);
         assert_eq!(told.stdout.contains("(--size)"), more.is_empty(), "{}", told.stdout);
         let metadata = File::read(Path::new(&out))?.metadata;
         let said = ["num_classes", "input_size", "mean", "std"].map(|key| metadata[key].as_str());

@@ -1,14 +1,11 @@
 //! A forward pass in eval mode, of any architecture, on images of any size.
 
 use anyhow::Result;
-use candle_core::{Device, Tensor};
 use kernels::graph::Shape;
-use rand::RngExt;
 
-use super::median_ms;
+use super::{fresh, median_ms, noise};
 use crate::models::{Architecture, Options};
-use crate::nn::{Backend, Model, Network, Normalization, StateDict};
-use crate::random::{Purpose, stream};
+use crate::nn::{Backend, Model};
 
 /// What a pass takes.
 #[derive(Clone, Copy, Debug)]
@@ -28,12 +25,8 @@ pub fn architecture(name: &str, side: usize) -> Result<Architecture> {
 pub fn run(architecture: Architecture, n: usize, repeats: u32, backend: &Backend) -> Result<Forward> {
     let input = architecture.graph.shapes[0];
     let flop = 2.0 * architecture.macs() as f64 * n as f64;
-    let weights = StateDict::init(&architecture, 0, false);
-    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    let network = Network::new(architecture, weights, normalization, &[], false, backend.clone())?;
-    let mut rng = stream(0, Purpose::Bench, 0);
-    let pixels: Vec<u8> = (0..n * input.len()).map(|_| rng.random()).collect();
-    let images = network.images(&Tensor::from_vec(pixels, (n, 3, input.h, input.w), &Device::Cpu)?)?;
+    let network = fresh(architecture, false, backend)?;
+    let images = network.images(&noise(n, input)?)?;
     let ms = median_ms(repeats, &backend.device, || network.glance(&images).map(drop))?;
     Ok(Forward { ms, gflops: flop / ms / 1e6 })
 }

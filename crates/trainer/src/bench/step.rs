@@ -7,7 +7,7 @@ use kernels::graph::Shape;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
-use super::{median_ms, peak_rss_mb};
+use super::{fresh, median_ms, noise, peak_rss_mb};
 use crate::config::{Loss, LrSchedule, Optim};
 use crate::data::Images;
 use crate::data::augment::Augment;
@@ -16,7 +16,7 @@ use crate::distill::cache::{self, Cache, Key};
 use crate::distill::teacher::{Frozen, Teacher};
 use crate::distill::{Learner, Objective};
 use crate::models::{Architecture, Options};
-use crate::nn::{Backend, Model, Network, Normalization, StateDict};
+use crate::nn::{Backend, Model, Network};
 use crate::random::{Purpose, stream};
 
 /// What `trainer bench step` prints, in milliseconds.
@@ -39,20 +39,18 @@ pub struct Step {
     pub peak_rss_mb: Option<f64>,
 }
 
+/// CIFAR-10's images.
+const INPUT: Shape = Shape { channels: 3, h: 32, w: 32 };
+
 /// A fixed batch of noise.
 pub(super) fn batch(n: usize) -> Result<Batch> {
-    let mut rng = stream(0, Purpose::Bench, 0);
-    let pixels: Vec<u8> = (0..n * 3 * 32 * 32).map(|_| rng.random()).collect();
+    let mut rng = stream(0, Purpose::Bench, 2);
     let labels = (0..n).map(|_| rng.random_range(0..10)).collect();
-    Batch::new(Tensor::from_vec(pixels, (n, 3, 32, 32), &Device::Cpu)?, labels)
+    Batch::new(noise(n, INPUT)?, labels)
 }
 
 pub(super) fn network(name: &str, trained: bool, backend: &Backend) -> Result<Network> {
-    let input = Shape { channels: 3, h: 32, w: 32 };
-    let architecture = Architecture::named(name, input, 10, &Options::new())?;
-    let weights = StateDict::init(&architecture, 0, false);
-    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    Network::new(architecture, weights, normalization, &[], trained, backend.clone())
+    fresh(Architecture::named(name, INPUT, 10, &Options::new())?, trained, backend)
 }
 
 /// A student with an optimizer whose steps are so small that its numbers stay what they are.

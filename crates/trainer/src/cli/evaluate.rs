@@ -156,7 +156,8 @@ const LOCALIZATION: [Column; 4] =
     [("proportion", "proportion %", 1), ("hit", "hit %", 1), ("box_area", "box area %", 1), (LIKENESS, "likeness", 2)];
 
 const FLOOR: &str = "random: the floor. ones: a map that is 1 everywhere.";
-const CORRELATIONS: &str = "Rank correlation (Spearman) with the whole model's map, once a part and all behind\nit are drawn anew: the mean over the draws under which the map varies.";
+const CORRELATIONS: &str = "Rank correlation (Spearman) with the whole model's map, once a part and all behind\n\
+    it are drawn anew: the mean over the draws under which the map varies.";
 
 /// How many images are done, on a terminal.
 struct Bar(ProgressBar);

@@ -369,3 +369,26 @@ fn row(method: &str, of: &BTreeMap<u64, &Figures>, reference: Option<&BTreeMap<u
         seconds,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A row's n is that of its images; a figure that some of them do not have says of how many it is.
+    #[test]
+    fn a_figure_of_fewer_images_is_named() -> Result<()> {
+        let mut record = Record::open(None, "k")?;
+        let one = |image: u64, method: &str, figures: &[(&str, f64)]| Figures {
+            image,
+            method: method.into(),
+            values: figures.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
+            ..Figures::default()
+        };
+        record.add(vec![one(0, "a", &[("drop", 0.5)]), one(0, "b", &[("drop", 0.25)])])?;
+        record.add(vec![one(1, "a", &[("drop", 0.75)]), one(1, "b", &[])])?;
+        let found = found(&record, &["a".into(), "b".into()], 0, vec!["before".into()]);
+        assert_eq!(found.notes, ["before", "b: 1 of 2 images have a value of drop"]);
+        assert_eq!((found.rows[1].n, found.rows[1].figures["drop"].n), (2, 1));
+        Ok(())
+    }
+}
