@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Makes tests/fixtures/resize.safetensors: images of known pixels, resized by Pillow (antialiased, bilinear).
+"""Makes tests/fixtures/resize.safetensors: images of known pixels, resized by Pillow (antialiased, bilinear); and
+cmyk.jpg beside it: left red, right green, in the colours of printers.
 
 Usage: make_resize.py [OUT]     Needs numpy, pillow, safetensors from PyPI. The test: tests/tests/image_sets.rs
 """
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,10 @@ def main():
         resized = Image.fromarray(pixels(width, height)).resize((side, side), Image.Resampling.BILINEAR)
         tensors[f"{width}x{height}"] = np.ascontiguousarray(np.asarray(resized))
     save_file(tensors, out, metadata={"pillow": Image.__version__})
+    printed = np.zeros((16, 32, 4), np.uint8)
+    printed[:, :16] = (0, 255, 255, 0)
+    printed[:, 16:] = (255, 0, 255, 0)
+    Image.fromarray(printed, "CMYK").save(Path(out).with_name("cmyk.jpg"), quality=95)
     print(f"{out}: {len(tensors)} images")
 
 

@@ -1,5 +1,6 @@
 //! Data sets and the loader.
 
+use cams::metrics::localization;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -127,6 +128,12 @@ fn planted_objects_lie_in_their_boxes() -> Result<()> {
                 if within { &mut inside } else { &mut outside }.push(distance(x, y));
             }
         }
+        // A map that knows the truth has all of its energy there; one that knows nothing has the box's share.
+        let truth = localization::inside(&[[*x0, *y0, *x1, *y1]], 48, 48);
+        let perfect: Vec<f64> = truth.iter().map(|inside| f64::from(u8::from(*inside))).collect();
+        assert_eq!(localization::energy(&perfect, &truth), Some(1.0));
+        let share = localization::energy(&vec![0.25; 48 * 48], &truth).expect("a share");
+        assert!((share - f64::from((x1 - x0) * (y1 - y0)) / (48.0 * 48.0)).abs() < 1e-12, "{share}");
         let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
         stands_out += usize::from(mean(&inside) > mean(&outside));
     }

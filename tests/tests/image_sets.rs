@@ -11,6 +11,28 @@ use trainer::data::prepare::Prepare;
 use trainer::data::voc::CLASSES;
 use trainer::data::{Source, Split};
 
+/// A file of PASCAL VOC's and ImageNet's form: the image's size, and in it objects (class, box, difficult).
+fn annotation([w, h]: [u32; 2], objects: &[(&str, [u32; 4], u8)]) -> String {
+    let object = |(class, [x0, y0, x1, y1], difficult): &(&str, [u32; 4], u8)| {
+        format!(
+            "<object><name>{class}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>\
+             <xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+        )
+    };
+    let objects: String = objects.iter().map(object).collect();
+    format!("<annotation><size><width>{w}</width><height>{h}</height></size>{objects}</annotation>")
+}
+
+/// A JPEG with both of its ends and tables that decode nothing: whole as far as that is seen without decoding it.
+fn undecodable(path: &Path) -> Result<()> {
+    picture(40, 40).save(path)?;
+    let mut bytes = fs::read(path)?;
+    // The start of the scan names a Huffman table that is not there.
+    let scan = bytes.windows(2).position(|pair| pair == [0xff, 0xda]).context("a scan")?;
+    bytes[scan + 6] = 0x33;
+    Ok(fs::write(path, bytes)?)
+}
+
 /// A picture whose right half is white.
 fn picture(w: u32, h: u32) -> RgbImage {
     RgbImage::from_fn(w, h, |x, _| Rgb([if x >= w / 2 { 255 } else { 0 }; 3]))
@@ -53,6 +75,109 @@ fn imagenet_s_classes_boxes_and_what_is_wrong_with_it() -> Result<()> {
     assert!(notes.contains("truncated") && notes.contains("does not lie in an image of 50 x 50"), "{notes}");
     let error = format!("{:#}", source("imagenet", dir.path(), 32)?.load(Split::Train).unwrap_err());
     assert!(error.contains("validation images only"), "{error}");
+    // More that is wrong leaves out what it is about, and says so.
+    undecodable(&dir.path().join("images/odd.JPEG"))?;
+    fs::copy(dir.path().join("images/a.JPEG"), dir.path().join("images/stranger.JPEG"))?;
+    let path = dir.path().join("LOC_val_solution.csv");
+    let text = fs::read_to_string(&path)?;
+    fs::write(&path, text + "c,n01 0 0 1 1,too,many\nodd,n01 0 0 10 10\n")?;
+    let more = source("imagenet", dir.path(), 32)?.load(Split::Test)?;
+    assert_eq!((&more.labels, &more.objects), (&images.labels, &images.objects));
+    let notes = more.notes.join("\n");
+    for part in ["5 images are left out", "odd.JPEG cannot be decoded", "stranger: it has no row", "line: 7"] {
+        assert!(notes.contains(part), "{notes}");
+    }
+    Ok(())
+}
+
+/// Classes of folders or of the annotations themselves, boxes of XML files, here or there.
+#[test]
+fn imagenet_s_annotations() -> Result<()> {
+    for by_class in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let (images, boxes) = (dir.path().join("val"), dir.path().join("Annotations/CLS-LOC/val"));
+        fs::create_dir_all(&boxes)?;
+        let put = |synset: &str, name: &str, xml: Option<String>| -> Result<()> {
+            let folder = if by_class { images.join(synset) } else { images.clone() };
+            fs::create_dir_all(&folder)?;
+            picture(40, 20).save(folder.join(format!("{name}.JPEG")))?;
+            Ok(xml.map_or(Ok(()), |xml| fs::write(boxes.join(format!("{name}.xml")), xml))?)
+        };
+        put("n03", "a", Some(annotation([40, 20], &[("n03", [20, 0, 40, 20], 0)])))?;
+        put("n01", "b", Some(annotation([40, 20], &[("n01", [0, 0, 10, 10], 0), ("n01", [0, 0, 41, 20], 0)])))?;
+        put("n01", "small", Some(annotation([80, 40], &[("n01", [0, 0, 10, 10], 0)])))?;
+        put("n01", "bare", None)?;
+        put("n01", "odd", Some("<annotation>".into()))?;
+        let set = source("imagenet", dir.path(), 20)?.load(Split::Test)?;
+        // In the order of the folders, or of the names.
+        let order = if by_class { [1, 0] } else { [0, 1] };
+        assert_eq!((set.labels.clone(), set.classes), (if by_class { vec![0, 1] } else { vec![1, 0] }, 2));
+        let objects = set.objects.as_ref().context("boxes")?;
+        let bounds = |i: usize| objects[order[i]].iter().map(|o| o.bounds).collect::<Vec<_>>();
+        assert_eq!(bounds(0), [[10, 0, 20, 20]]);
+        assert_eq!(bounds(1), [[0, 0, 5, 10], [0, 0, 20, 20]]);
+        let notes = set.notes.join("\n");
+        for part in
+            ["3 images are left out", "an image of 80 x 40, and it has 40 x 20", "bare.JPEG: it has no annotation"]
+        {
+            assert!(notes.contains(part), "{notes}");
+        }
+        assert!(notes.contains("odd.xml is no annotation"), "{notes}");
+        fs::remove_dir_all(dir.path().join("Annotations"))?;
+        let bare = source("imagenet", dir.path(), 20)?.load(Split::Test);
+        if by_class {
+            assert!(bare?.objects.is_none());
+        } else {
+            let error = format!("{:#}", bare.unwrap_err());
+            assert!(error.contains("nor annotations (XML) of the images"), "{error}");
+        }
+    }
+    Ok(())
+}
+
+/// Four channels of ink are the colours that they print.
+#[test]
+fn printers_colours() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::create_dir_all(dir.path().join("val/n01"))?;
+    fs::copy(testkit::fixture("cmyk.jpg"), dir.path().join("val/n01/a.JPEG"))?;
+    let set = source("imagenet", dir.path(), 16)?.load(Split::Test)?;
+    let image = set.image(0)?;
+    let at = |x: usize| [0, 1, 2].map(|c| image[(c * 16 + 8) * 16 + x]);
+    for (found, expected) in at(2).iter().zip([255, 0, 0]).chain(at(13).iter().zip([0, 255, 0])) {
+        assert!(found.abs_diff(expected) <= 2, "{:?} {:?}", at(2), at(13));
+    }
+    Ok(())
+}
+
+/// Labels of one set are not those of a model of another.
+#[test]
+fn a_model_of_other_classes_is_told() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for synset in ["n01", "n02"] {
+        fs::create_dir_all(dir.path().join("val").join(synset))?;
+        picture(40, 40).save(dir.path().join("val").join(synset).join("0.JPEG"))?;
+    }
+    let config = dir.path().join("config.toml");
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../checkpoints/wrn-16-2-cifar10.safetensors");
+    let images = format!("imagenet:{}:test[0..2]", dir.path().display());
+    let write = |part: &str| {
+        let text = format!("[model]\ncheckpoint = '{}'\nimages = '{images}'\n{part}\n", checkpoint.display());
+        fs::write(&config, text)
+    };
+    let config = config.display().to_string();
+    write("[sanity]\nmethods = ['grad_cam']\nclass = 'label'")?;
+    call(&["evaluate", "sanity", &config]).assert_fails(1, &["tells 10 classes apart", "has 2", "class = \"top1\""]);
+    write("[localization]\nmethods = ['grad_cam']")?;
+    call(&["evaluate", "localization", &config]).assert_fails(1, &["tells 10 classes apart", "has 2"]);
+    write("[faithfulness]\nmethods = ['grad_cam']\nsteps = 0")?;
+    let found = call(&["evaluate", "faithfulness", &config, "--json"]).json();
+    assert_eq!((&found["rows"][0]["n"], &found["rows"][0]["average_drop_n"]), (&2.into(), &2.into()));
+    for resize in ["0", "31", "5000"] {
+        let set = format!("model.resize={resize}");
+        let call = call(&["evaluate", "faithfulness", &config, "--set", &set]);
+        call.assert_fails(1, &[&format!("model.resize is {resize}"), "32 to 4096"]);
+    }
     Ok(())
 }
 
@@ -91,32 +216,30 @@ fn voc_s_objects() -> Result<()> {
     for folder in ["JPEGImages", "Annotations", "ImageSets/Main"] {
         fs::create_dir_all(root.join(folder))?;
     }
-    let object = |class: &str, [x0, y0, x1, y1]: [u32; 4], difficult: u8| {
-        format!(
-            "<object><name>{class}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>\
-             <xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
-        )
+    let picture = |name: &str| picture(200, 100).save(root.join(format!("JPEGImages/{name}.jpg")));
+    let write = |name: &str, size: [u32; 2], objects: &[(&str, [u32; 4], u8)]| -> Result<()> {
+        picture(name)?;
+        Ok(fs::write(root.join(format!("Annotations/{name}.xml")), annotation(size, objects))?)
     };
-    let write = |name: &str, objects: &[String]| -> Result<()> {
-        picture(200, 100).save(root.join(format!("JPEGImages/{name}.jpg")))?;
-        let text =
-            format!("<annotation><size><width>200</width><height>100</height></size>{}</annotation>", objects.concat());
-        Ok(fs::write(root.join(format!("Annotations/{name}.xml")), text)?)
-    };
-    let (dog, cat, sofa) =
-        (object("dog", [101, 1, 200, 50], 0), object("cat", [1, 1, 50, 100], 0), object("sofa", [1, 1, 200, 100], 1));
-    write("000001", &[dog, cat, sofa.clone()])?;
-    write("000002", &[object("unicorn", [1, 1, 9, 9], 0)])?;
-    write("000003", &[sofa])?;
-    fs::write(root.join("ImageSets/Main/test.txt"), "000001\n000002\n000003\n000004\n")?;
+    let (size, sofa) = ([200, 100], ("sofa", [1, 1, 200, 100], 1));
+    write("000001", size, &[("dog", [101, 1, 200, 50], 0), ("cat", [1, 1, 50, 100], 0), sofa])?;
+    write("000002", size, &[("unicorn", [1, 1, 9, 9], 0)])?;
+    write("000003", size, &[sofa])?;
+    // Neither image nor annotation; an image alone; an annotation of another image.
+    picture("000005")?;
+    write("000006", [5000, 5000], &[("dog", [1, 1, 9, 9], 0)])?;
+    let names: String = (1..=6).map(|i| format!("{i:06}\n")).collect();
+    fs::write(root.join("ImageSets/Main/test.txt"), names)?;
     let images = source("voc2007", dir.path(), 50)?.load(Split::Test)?;
     assert_eq!((images.len(), images.classes, images.labels[0]), (1, 20, 11));
     let objects = &images.objects.as_ref().context("boxes")?[0];
     let found: Vec<_> = objects.iter().map(|o| (o.class, o.bounds, o.difficult)).collect();
     assert_eq!(found, [(11, [25, 0, 50, 25], false), (7, [0, 0, 13, 50], false), (17, [0, 0, 50, 50], true)]);
     let notes = images.notes.join("\n");
-    assert!(notes.contains("3 images are left out") && notes.contains("unicorn"), "{notes}");
-    assert!(notes.contains("no object that is not difficult") && notes.contains("000004"), "{notes}");
+    let parts = ["5 images are left out", "unicorn", "no object that is not difficult", "000004", "000005.xml"];
+    for part in parts.into_iter().chain(["000006.jpg: its annotation is of an image of 5000 x 5000"]) {
+        assert!(notes.contains(part), "{part}: {notes}");
+    }
     let error = format!("{:#}", source("voc2007", dir.path(), 50)?.load(Split::Train).unwrap_err());
     assert!(error.contains("trainval.txt") && error.contains("is there"), "{error}");
     Ok(())

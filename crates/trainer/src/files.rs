@@ -11,6 +11,12 @@ use sha2::{Digest, Sha256};
 /// Numbers the partial files of this process.
 static PARTIALS: AtomicU64 = AtomicU64::new(0);
 
+/// Makes the folder that a file is to lie in.
+pub fn make_parent(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))
+}
+
 /// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| anyhow!("{} is not a file name", path.display()))?;

@@ -13,6 +13,7 @@ use serde_json::json;
 use trainer::checkpoint::{self, Metadata};
 use trainer::data::loader::Loader;
 use trainer::data::{Source, Split};
+use trainer::files::make_parent;
 use trainer::models::{self, Architecture, Options};
 use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
 
@@ -90,6 +91,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
         kept.insert("feature_mean".into(), serde_json::to_string(&mean)?);
         text += &format!("mean activations of {n} training images of {source} kept\n");
     }
+    make_parent(&args.output)?;
     checkpoint::save(&args.output, &architecture, &weights, &normalization, &kept)?;
     if !unexpected.is_empty() {
         text += &format!("not used: {}\n", unexpected.join(", "));
@@ -122,12 +124,16 @@ fn plan(args: &ConvertArgs, metadata: &Metadata) -> Result<Plan> {
     let said = models::choices(&args.arch)?.iter();
     let said = said.filter_map(|c| Some((c.name.to_string(), known(c.name)?.to_string())));
     let shortcut = args.shortcut.iter().map(|word| ("shortcut".to_string(), word.clone()));
-    let given = args.option.iter().map(|text| {
-        let pair = text.split_once('=').map(|(key, word)| (key.trim().to_string(), word.trim().to_string()));
-        pair.with_context(|| format!("--option {text}: expected KEY=WORD"))
-    });
-    let options: Options = said.map(Ok).chain(shortcut.map(Ok)).chain(given).collect::<Result<_>>()?;
-    let settled = models::settle(&args.arch, &options);
+    let given: Vec<_> = args
+        .option
+        .iter()
+        .map(|text| {
+            let pair = text.split_once('=').map(|(key, word)| (key.trim().to_string(), word.trim().to_string()));
+            pair.with_context(|| format!("--option {text}: expected KEY=WORD"))
+        })
+        .collect::<Result<_>>()?;
+    let stated: Options = said.chain(shortcut).chain(given).collect();
+    let settled = models::settle(&args.arch, &stated);
     let options = settled.with_context(|| format!("{file}: its metadata, --shortcut or --option"))?;
     let classes =
         match (args.classes, known("num_classes")) {
@@ -137,7 +143,9 @@ fn plan(args: &ConvertArgs, metadata: &Metadata) -> Result<Plan> {
             })?),
             (None, None) => None,
         };
-    let (usual, mut assumed) = (models::published(&args.arch)?, vec![]);
+    let usual = models::published(&args.arch)?;
+    let open = options.iter().filter(|(key, _)| !stated.contains_key(*key));
+    let mut assumed: Vec<String> = open.map(|(key, word)| format!("{key} = {word} (--option)")).collect();
     let square = |side: usize| Shape { channels: 3, h: side, w: side };
     let input = match (args.size, known("input_size")) {
         (Some(side), _) => square(side as usize),
@@ -172,7 +180,7 @@ fn is_another(metadata: &Metadata, architecture: &Architecture, normalization: &
     let open = models::choices(&architecture.name)?.iter();
     let input = architecture.graph.shapes[0];
     Ok(changed("arch", &architecture.name)
-        || open.into_iter().any(|c| known(c.name).unwrap_or(c.words[0]) != architecture.options[c.name])
+        || open.into_iter().any(|c| changed(c.name, &architecture.options[c.name]))
         || changed("num_classes", &architecture.classes.to_string())
         || known("input_size").is_some_and(|before| checkpoint::input_shape(before).ok() != Some(input))
         || [("mean", &normalization.mean), ("std", &normalization.std)]

@@ -223,6 +223,7 @@ fn show(found: &Found, published: Option<&Published>, columns: &[Column], legend
         let mut value = json!({ "method": row.method, "n": row.n, "seconds": row.seconds });
         for (figure, i) in &row.figures {
             value[figure] = json!(i.mean);
+            value[format!("{figure}_n")] = json!(i.n);
             value[format!("{figure}_se")] = json!(i.se);
             value[format!("{figure}_interval")] = json!([i.low, i.high]);
         }

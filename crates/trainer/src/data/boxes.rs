@@ -5,6 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use super::decode::dimensions;
+
+/// How a file counts pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// From 1, ends included: PASCAL VOC.
+    FromOne,
+    /// From 0, ends excluded: ImageNet, in which an end may be a pixel too far.
+    FromZero,
+}
+
 /// An object as a file states it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Annotated {
@@ -25,14 +36,27 @@ pub struct Annotation {
     pub objects: Vec<Annotated>,
 }
 
-/// Reads a file.
-pub fn read(path: &Path) -> Result<Annotation> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    parse(&text).with_context(|| format!("{} is no annotation in PASCAL VOC's form", path.display()))
+impl Annotation {
+    /// Whether it is about this image, by its size: boxes of another would be drawn at another scale.
+    pub fn check(&self, image: &Path) -> Result<()> {
+        let [w, h] = dimensions(image)?;
+        let [said_w, said_h] = self.size;
+        ensure!(
+            self.size == [w, h],
+            "its annotation is of an image of {said_w} x {said_h}, and it has {w} x {h} pixels"
+        );
+        Ok(())
+    }
 }
 
-/// The same of its text. Positions count from 1 and include their ends.
-pub fn parse(text: &str) -> Result<Annotation> {
+/// Reads a file.
+pub fn read(path: &Path, counting: Counting) -> Result<Annotation> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    parse(&text, counting).with_context(|| format!("{} is no annotation in PASCAL VOC's form", path.display()))
+}
+
+/// The same of its text.
+pub fn parse(text: &str, counting: Counting) -> Result<Annotation> {
     let document = roxmltree::Document::parse(text)?;
     let root = document.root_element();
     let child = |node: roxmltree::Node, name: &str| -> Result<String> {
@@ -53,16 +77,17 @@ pub fn parse(text: &str) -> Result<Annotation> {
         let bounds = node.children().find(|c| c.has_tag_name("bndbox"));
         let bounds = bounds.with_context(|| format!("the {class} has no <bndbox>"))?;
         let at = |name| number(bounds, name);
-        let [x0, y0, x1, y1] = [at("xmin")? - 1.0, at("ymin")? - 1.0, at("xmax")?, at("ymax")?];
+        let (first, beyond) = if counting == Counting::FromOne { (1.0, 0.0) } else { (0.0, 1.0) };
+        let [x0, y0, x1, y1] = [at("xmin")? - first, at("ymin")? - first, at("xmax")?, at("ymax")?];
         let [w, h] = size.map(f64::from);
         ensure!(
-            x0 < x1 && y0 < y1 && x1 <= w && y1 <= h,
+            x0 < x1 && y0 < y1 && x1 <= w + beyond && y1 <= h + beyond,
             "the {class} is said to lie at {}..{x1}, {}..{y1} of an image of {w} x {h}",
-            x0 + 1.0,
-            y0 + 1.0
+            x0 + first,
+            y0 + first
         );
         let difficult = node.children().any(|c| c.has_tag_name("difficult") && c.text().map(str::trim) == Some("1"));
-        Ok(Annotated { class, bounds: [x0.max(0.0), y0.max(0.0), x1, y1], difficult })
+        Ok(Annotated { class, bounds: [x0.max(0.0), y0.max(0.0), x1.min(w), y1.min(h)], difficult })
     };
     let objects = root.children().filter(|c| c.has_tag_name("object")).map(object).collect::<Result<_>>()?;
     Ok(Annotation { size, objects })
@@ -81,9 +106,18 @@ mod tests {
 
     #[test]
     fn objects_count_from_one() -> Result<()> {
-        let found = parse(&with("<xmin>1</xmin><ymin>11</ymin><xmax>500</xmax><ymax>20</ymax>"))?;
+        let found = parse(&with("<xmin>1</xmin><ymin>11</ymin><xmax>500</xmax><ymax>20</ymax>"), Counting::FromOne)?;
         let cat = Annotated { class: "cat".into(), bounds: [0.0, 10.0, 500.0, 20.0], difficult: true };
         assert_eq!(found, Annotation { size: [500, 375], objects: vec![cat] });
+        Ok(())
+    }
+
+    #[test]
+    fn objects_count_from_zero() -> Result<()> {
+        let found = parse(&with("<xmin>0</xmin><ymin>11</ymin><xmax>501</xmax><ymax>20</ymax>"), Counting::FromZero)?;
+        assert_eq!(found.objects[0].bounds, [0.0, 11.0, 500.0, 20.0]);
+        let beyond = with("<xmin>0</xmin><ymin>11</ymin><xmax>502</xmax><ymax>20</ymax>");
+        assert!(parse(&beyond, Counting::FromZero).is_err());
         Ok(())
     }
 
@@ -98,7 +132,7 @@ mod tests {
             ("<annotation/>".into(), "<size> is missing"),
             ("<annotation>".into(), ""),
         ] {
-            let error = format!("{:#}", parse(&text).unwrap_err());
+            let error = format!("{:#}", parse(&text, Counting::FromOne).unwrap_err());
             assert!(error.contains(part), "{error}");
         }
     }

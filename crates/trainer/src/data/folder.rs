@@ -139,8 +139,8 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
         passed.merge(&found);
         found.images.into_iter().for_each(|path| files.push(path, label as u32));
     }
-    ensure!(!files.is_empty(), "no class folder in {}", root.join(split).display());
     let mut images = files.images(classes.len())?;
+    ensure!(!images.is_empty(), "no class folder in {}", root.join(split).display());
     images.notes.extend(passed.note().map(|note| format!("{}: {note}", root.join(split).display())));
     if !absent.is_empty() {
         images.notes.push(format!("{} has no images of {}", root.join(split).display(), absent.join(", ")));

@@ -1,14 +1,16 @@
-//! ImageNet's validation set (Russakovsky et al. 2015): the images as distributed, their classes and boxes from
-//! `LOC_val_solution.csv`, or a folder for each class.
+//! ImageNet's validation set (Russakovsky et al. 2015) as it is distributed: classes and boxes from
+//! `LOC_val_solution.csv`; or classes from folders named by synsets, and boxes from XML files; or both from those.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
+use super::boxes::{self, Counting};
 use super::decode::dimensions;
 use super::images::{Files, Object};
+use super::prepare::Prepare;
 use super::{DataSet, Found, Images, Source, Split};
 
 /// The mean and standard deviation that everybody uses.
@@ -16,7 +18,7 @@ pub const STATISTICS: [[f64; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.2
 
 pub(super) const IMAGENET: DataSet = DataSet {
     name: "imagenet",
-    about: "ImageNet's validation images, with boxes; LOC_val_solution.csv beside them, or a folder a class",
+    about: "ImageNet's validation images, with boxes: LOC_val_solution.csv, or a folder a class and XML files",
     load,
     statistics: Some(STATISTICS),
     part_of: None,
@@ -24,7 +26,8 @@ pub(super) const IMAGENET: DataSet = DataSet {
     make: None,
 };
 
-/// Classes by synset: of `LOC_synset_mapping.txt`, whose line i is class i; without it, sorted.
+/// Classes by synset: of `LOC_synset_mapping.txt`, whose line i is class i (its order may be another than the sorted
+/// one, as the development kit's is); without it those that occur, sorted.
 fn classes(root: &Path, named: impl Iterator<Item = String>) -> Result<HashMap<String, u32>> {
     let file = root.join("LOC_synset_mapping.txt");
     let mut synsets: Vec<String> = if file.is_file() {
@@ -45,18 +48,36 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
     ensure!(split == Split::Test, "the data set imagenet has its validation images only, as its test split");
     let root = source.folder();
     let solution = root.join("LOC_val_solution.csv");
-    if solution.is_file() { of_solution(source, &root, &solution) } else { of_folders(source, &root) }
+    if solution.is_file() { of_solution(source, &root, &solution) } else { of_files(source, &root) }
+}
+
+/// Where the images lie in a folder: as on Kaggle, as by hand, or at once.
+const FOLDERS: [&str; 5] = ["ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "images", "val", "."];
+
+/// Where the XML files lie: as on Kaggle, or by hand. They may lie beside their images, too.
+const ANNOTATIONS: [&str; 4] =
+    ["ILSVRC/Annotations/CLS-LOC/val", "Annotations/CLS-LOC/val", "Annotations", "annotations"];
+
+/// Boxes, in the pixels of an image of this size, as objects of the prepared one.
+fn objects(prepare: Prepare, size: [u32; 2], boxes: &[(u32, [f64; 4])]) -> Vec<Object> {
+    let prepared = |(class, bounds): &(u32, [f64; 4])| {
+        Some(Object { class: *class, bounds: prepare.bounds(size, *bounds)?, difficult: false })
+    };
+    boxes.iter().filter_map(prepared).collect()
 }
 
 fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> {
     let mut reader = csv::Reader::from_path(solution).with_context(|| format!("reading {}", solution.display()))?;
-    let rows: Vec<(String, String)> = reader
-        .deserialize()
-        .collect::<std::result::Result<_, _>>()
-        .with_context(|| format!("{} is damaged", solution.display()))?;
+    let (mut files, mut rows) = (Files::new(source.prepare(224)), Vec::<(String, String)>::new());
+    for row in reader.deserialize() {
+        match row {
+            Ok(row) => rows.push(row),
+            Err(error) => files.leave_out(format!("{}: {error}", solution.display())),
+        }
+    }
     let synset = |text: &str| text.split_whitespace().next().map(String::from);
     let classes = classes(root, rows.iter().filter_map(|(_, text)| synset(text)))?;
-    let known: HashMap<String, PathBuf> = ["images", "val", "."]
+    let mut there: HashMap<String, PathBuf> = FOLDERS
         .iter()
         .map(|dir| root.join(dir))
         .filter(|dir| dir.is_dir())
@@ -66,23 +87,22 @@ fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> 
         .flat_map(|found| found.images)
         .filter_map(|path| Some((path.file_stem()?.to_string_lossy().into_owned(), path)))
         .collect();
-    let prepare = source.prepare(224);
-    let (mut files, mut objects, mut left_out, mut absent) = (Files::new(prepare), vec![], vec![], 0);
-    for (name, text) in &rows {
+    let (prepare, all) = (source.prepare(224), rows.len());
+    let mut absent = 0;
+    for (name, text) in rows {
         // A part of the set is a set.
-        let Some(path) = known.get(name) else {
+        let Some(path) = there.remove(&name) else {
             absent += 1;
             continue;
         };
-        let read = || -> Result<(u32, Vec<Object>)> {
-            let size = dimensions(path)?;
+        files.add(path.clone(), || {
+            let size = dimensions(&path)?;
             let words: Vec<&str> = text.split_whitespace().collect();
             ensure!(
                 !words.is_empty() && words.len().is_multiple_of(5),
                 "\"{text}\": expected groups of synset x1 y1 x2 y2"
             );
             let mut found = Vec::new();
-            let mut label = None;
             for group in words.chunks_exact(5) {
                 let class = *classes.get(group[0]).with_context(|| format!("unknown synset {}", group[0]))?;
                 let at = |i: usize| group[i].parse::<f64>().with_context(|| format!("\"{}\" is no position", group[i]));
@@ -92,68 +112,90 @@ fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> 
                     0.0 <= x0 && x0 < x1 && 0.0 <= y0 && y0 < y1 && x1 <= w + 1.0 && y1 <= h + 1.0,
                     "a box at {x0} {y0} {x1} {y1} does not lie in an image of {w} x {h}"
                 );
-                label.get_or_insert(class);
-                let bounds = prepare.bounds(size, [x0, y0, x1.min(w), y1.min(h)]);
-                found.extend(bounds.map(|bounds| Object { class, bounds, difficult: false }));
+                found.push((class, [x0, y0, x1.min(w), y1.min(h)]));
             }
-            Ok((label.context("no class")?, found))
-        };
-        match files.check(path).and_then(|()| read()) {
-            Ok((label, found)) => {
-                files.push(path.clone(), label);
-                objects.push(found);
-            }
-            Err(error) => left_out.push(format!("{name}: {error:#}")),
-        }
+            Ok((found.first().context("no class")?.0, objects(prepare, size, &found)))
+        });
     }
-    ensure!(
-        !files.is_empty(),
-        "{}: none of its {} images lies in {} or could be used{}",
-        solution.display(),
-        rows.len(),
-        root.join("images").display(),
-        left_out.first().map(|first| format!(" ({first})")).unwrap_or_default()
-    );
-    let mut images = files.images(classes.len())?;
+    ensure!(absent < all, "{}: none of its {all} images lies in {}", solution.display(), root.join("images").display());
+    let mut strangers: Vec<_> = there.into_keys().collect();
+    strangers.sort();
+    for stranger in strangers {
+        files.leave_out(format!("{stranger}: it has no row in {}", solution.display()));
+    }
+    let (mut images, objects) = files.readable(classes.len(), solution)?;
     images.objects = Some(objects);
     if absent > 0 {
-        images.notes.push(format!("{absent} of {} images in {} are not here", rows.len(), solution.display()));
+        images.notes.push(format!("{absent} of {all} images in {} are not here", solution.display()));
     }
-    images.note_left_out(left_out);
     Ok(images)
 }
 
-/// A folder for each class, named by its synset.
-fn of_folders(source: &Source, root: &Path) -> Result<Images> {
-    let root = if root.join("val").is_dir() { root.join("val") } else { root.to_path_buf() };
-    let entries = fs::read_dir(&root).with_context(|| format!("reading the folder {}", root.display()))?;
-    let mut folders: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for entry in entries {
-        let path = entry.with_context(|| format!("reading the folder {}", root.display()))?.path();
-        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        if path.is_dir() && name.starts_with('n') {
-            folders.insert(name, path);
-        }
+/// An image, the folder named by a synset that it lies in, and its XML file.
+struct Lying {
+    path: PathBuf,
+    synset: Option<String>,
+    annotation: Option<PathBuf>,
+}
+
+impl Lying {
+    /// Where an image below `dir` lies, and its annotation in one of the folders or beside it.
+    fn new(path: PathBuf, dir: &Path, annotations: &[PathBuf]) -> Lying {
+        let below = path.strip_prefix(dir).ok().and_then(Path::parent).and_then(Path::file_name);
+        let synset = below.map(|name| name.to_string_lossy().into_owned()).filter(|name| name.starts_with('n'));
+        let name = path.with_extension("xml");
+        let file = name.file_name().unwrap_or_default();
+        let by_class = synset.iter().flat_map(|synset| annotations.iter().map(move |dir| dir.join(synset)));
+        let all = annotations.iter().cloned().chain(by_class).map(|dir| dir.join(file));
+        let annotation = all.chain([name.clone()]).find(|path| path.is_file());
+        Lying { path, synset, annotation }
     }
-    if folders.is_empty() {
-        bail!(
-            "{} holds neither LOC_val_solution.csv nor folders named by synsets (n01440764, ...)",
-            source.folder().display()
-        );
+}
+
+/// Images whose class is their folder's name, or stands in their annotation.
+fn of_files(source: &Source, root: &Path) -> Result<Images> {
+    let dir = FOLDERS.iter().map(|dir| root.join(dir)).find(|dir| dir.is_dir());
+    let dir = dir.with_context(|| format!("{}: no such folder", root.display()))?;
+    let folders: Vec<PathBuf> = ANNOTATIONS.iter().map(|dir| root.join(dir)).filter(|dir| dir.is_dir()).collect();
+    let lying = Found::walk(&dir)?.images.into_iter().map(|path| Lying::new(path, &dir, &folders));
+    let lying: Vec<(Lying, Option<Result<boxes::Annotation>>)> = lying
+        .map(|lying| {
+            let read = lying.annotation.as_deref().map(|path| boxes::read(path, Counting::FromZero));
+            (lying, read)
+        })
+        .collect();
+    let annotated = |read: &Option<Result<boxes::Annotation>>| -> Option<String> {
+        Some(read.as_ref()?.as_ref().ok()?.objects.first()?.class.clone())
+    };
+    let synsets: Vec<_> = lying.iter().filter_map(|(at, read)| at.synset.clone().or_else(|| annotated(read))).collect();
+    ensure!(
+        !synsets.is_empty(),
+        "{} holds neither LOC_val_solution.csv nor folders named by synsets (n01440764, ...), nor annotations (XML) of \
+         the images",
+        root.display()
+    );
+    let classes = classes(root, synsets.into_iter())?;
+    let boxed = lying.iter().any(|(_, read)| read.is_some());
+    let (prepare, mut files) = (source.prepare(224), Files::new(source.prepare(224)));
+    for (Lying { path, synset, .. }, read) in lying {
+        files.add(path.clone(), || {
+            let class = |synset: &str| {
+                classes.get(synset).copied().with_context(|| format!("{synset} is not in LOC_synset_mapping.txt"))
+            };
+            let of_folder = synset.as_deref().map(class).transpose()?;
+            let Some(annotation) = read.transpose()? else {
+                ensure!(!boxed, "it has no annotation, as others have");
+                return Ok((of_folder.context("it lies in no folder named by a synset")?, vec![]));
+            };
+            annotation.check(&path)?;
+            let found = annotation.objects.iter().map(|object| Ok((class(&object.class)?, object.bounds)));
+            let found = found.collect::<Result<Vec<_>>>()?;
+            let first = found.first().map(|(class, _)| *class);
+            let label = of_folder.or(first).context("its annotation holds no object")?;
+            Ok((label, objects(prepare, annotation.size, &found)))
+        });
     }
-    let classes = classes(&source.folder(), folders.keys().cloned())?;
-    let (mut files, mut left_out) = (Files::new(source.prepare(224)), vec![]);
-    for (synset, folder) in &folders {
-        let class = *classes.get(synset).with_context(|| format!("{synset} is not in LOC_synset_mapping.txt"))?;
-        for path in Found::walk(folder)?.images {
-            match files.check(&path) {
-                Ok(()) => files.push(path, class),
-                Err(error) => left_out.push(format!("{error:#}")),
-            }
-        }
-    }
-    ensure!(!files.is_empty(), "no image in {} could be used: {}", root.display(), left_out.join("; "));
-    let mut images = files.images(classes.len())?;
-    images.note_left_out(left_out);
+    let (mut images, objects) = files.readable(classes.len(), &dir)?;
+    images.objects = boxed.then_some(objects);
     Ok(images)
 }

@@ -53,53 +53,93 @@ enum Pixels {
 /// Of a class that an image neither shows nor does not.
 pub const UNSAID: f32 = -1.0;
 
-/// Image files and their labels, on their way to a set.
+/// Image files, each with its label and the objects in it, on their way to a set.
 pub struct Files {
-    paths: Vec<PathBuf>,
-    labels: Vec<u32>,
     prepare: Prepare,
+    kept: Vec<(PathBuf, u32, Vec<Object>)>,
+    /// What cannot be used, and why.
+    left_out: Vec<String>,
 }
 
 impl Files {
     /// None yet.
     pub fn new(prepare: Prepare) -> Files {
-        Files { paths: vec![], labels: vec![], prepare }
-    }
-
-    /// Whether a file is a whole image, as far as that is seen without decoding it.
-    pub fn check(&self, path: &Path) -> Result<()> {
-        check(path)
+        Files { prepare, kept: vec![], left_out: vec![] }
     }
 
     /// Adds a file.
     pub fn push(&mut self, path: PathBuf, label: u32) {
-        self.paths.push(path);
-        self.labels.push(label);
+        self.kept.push((path, label, vec![]));
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.paths.is_empty()
+    /// Adds a file of which `read` finds the label and the objects, or leaves it out and keeps the reason.
+    pub fn add(&mut self, path: PathBuf, read: impl FnOnce() -> Result<(u32, Vec<Object>)>) {
+        match check(&path).and_then(|()| read()) {
+            Ok((label, objects)) => self.kept.push((path, label, objects)),
+            Err(error) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                self.leave_out(format!("{name}: {error:#}"));
+            }
+        }
+    }
+
+    /// Keeps in mind that something is left out.
+    pub fn leave_out(&mut self, why: String) {
+        self.left_out.push(why);
     }
 
     /// The set: decoded now if it fits into [`IN_MEMORY`], else whenever its images are used.
+    ///
+    /// # Errors
+    /// If one of the files cannot be read.
     pub fn images(self, classes: usize) -> Result<Images> {
-        self.images_within(IN_MEMORY, classes)
+        Ok(self.within(IN_MEMORY, classes, true)?.0)
     }
 
-    fn images_within(self, memory: usize, classes: usize) -> Result<Images> {
-        let Files { paths, labels, prepare } = self;
-        let shape = [3, prepare.side, prepare.side];
-        if paths.len().saturating_mul(shape.iter().product()) <= memory {
-            let read = |bytes: &[u8]| Ok((decode(bytes, Some(prepare))?.0, is_turned(bytes)?));
-            let each = paths.par_iter().map(|path| of_file(path, read)).collect::<Result<Vec<_>>>()?;
-            let (pixels, turned): (Vec<_>, Vec<_>) = each.into_iter().unzip();
-            return Ok(Images::new(pixels.concat(), labels, shape, classes)?.note_turned(&turned));
-        }
-        // A file that is not whole is found now, not in the middle of a run.
-        let turned = paths.par_iter().map(|path| of_file(path, is_turned)).collect::<Result<Vec<_>>>()?;
-        Ok(Images::labelled(Pixels::Files(paths, prepare), labels, shape, classes)?.note_turned(&turned))
+    /// The same of the files that can be read, which must be some, and the objects in each; the set's notes name the
+    /// others. `set` is its name in an error.
+    pub fn readable(self, classes: usize, set: &Path) -> Result<(Images, Vec<Vec<Object>>)> {
+        let (mut images, objects, left_out) = self.within(IN_MEMORY, classes, false)?;
+        ensure!(!images.is_empty(), "no image of {} could be used: {}", set.display(), some_of(&left_out));
+        images.note_left_out(&left_out);
+        Ok((images, objects))
     }
+
+    /// The set, its objects, and what is left out.
+    fn within(self, memory: usize, classes: usize, all: bool) -> Result<(Images, Vec<Vec<Object>>, Vec<String>)> {
+        let Files { prepare, kept, mut left_out } = self;
+        let shape = [3, prepare.side, prepare.side];
+        let in_memory = kept.len().saturating_mul(shape.iter().product()) <= memory;
+        let read = |bytes: &[u8]| {
+            // A file that is not whole is found now in any case, not in the middle of a run.
+            Ok((if in_memory { decode(bytes, Some(prepare))?.0 } else { vec![] }, is_turned(bytes)?))
+        };
+        let each: Vec<Result<_>> = kept.par_iter().map(|(path, ..)| of_file(path, read)).collect();
+        let (mut pixels, mut paths, mut labels, mut objects, mut turned) = (vec![], vec![], vec![], vec![], vec![]);
+        for ((path, label, found), read) in kept.into_iter().zip(each) {
+            match read {
+                Ok((bytes, is_turned)) => {
+                    pixels.extend(bytes);
+                    paths.push(path);
+                    labels.push(label);
+                    objects.push(found);
+                    turned.push(is_turned);
+                }
+                Err(error) if all => return Err(error),
+                Err(error) => left_out.push(format!("{error:#}")),
+            }
+        }
+        let pixels = if in_memory { Pixels::Memory(pixels) } else { Pixels::Files(paths, prepare) };
+        Ok((Images::labelled(pixels, labels, shape, classes)?.note_turned(&turned), objects, left_out))
+    }
+}
+
+/// The first few of some reasons, and how many more there are.
+fn some_of(reasons: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let more = reasons.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("{}{more}", reasons[..reasons.len().min(SHOWN)].join("; "))
 }
 
 /// Images of files are kept in memory up to this many bytes: more are read again whenever they are used.
@@ -137,14 +177,28 @@ impl Images {
     }
 
     /// Notes what could not be used, so that whoever uses the rest knows.
-    pub(super) fn note_left_out(&mut self, left_out: Vec<String>) {
-        const SHOWN: usize = 5;
+    fn note_left_out(&mut self, left_out: &[String]) {
         if !left_out.is_empty() {
-            let more = left_out.len().saturating_sub(SHOWN);
-            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-            let shown = left_out[..left_out.len().min(SHOWN)].join("; ");
-            self.notes.push(format!("{} images are left out: {shown}{more}", left_out.len()));
+            self.notes.push(format!("{} images are left out: {}", left_out.len(), some_of(left_out)));
         }
+    }
+
+    /// Without the images whose files cannot be decoded, which its notes name. Those in memory have been.
+    pub fn readable(self) -> Images {
+        if matches!(self.pixels, Pixels::Memory(_)) {
+            return self;
+        }
+        let read: Vec<Result<()>> = (0..self.len()).into_par_iter().map(|i| self.image(i).map(|_| ())).collect();
+        let left_out: Vec<String> =
+            read.iter().filter_map(|read| Some(format!("{:#}", read.as_ref().err()?))).collect();
+        if left_out.is_empty() {
+            return self;
+        }
+        let kept: Vec<usize> = (0..self.len()).filter(|i| read[*i].is_ok()).collect();
+        let mut images = self.select(&kept);
+        images.notes = self.notes;
+        images.note_left_out(&left_out);
+        images
     }
 
     /// Number of images.
@@ -267,7 +321,9 @@ mod tests {
         let labels = vec![0, 1, 0, 1, 0];
         let of = |memory| {
             let prepare = Prepare::stretched(16);
-            Files { paths: paths.clone(), labels: labels.clone(), prepare }.images_within(memory, 2)
+            let mut files = Files::new(prepare);
+            paths.iter().zip(&labels).for_each(|(path, label)| files.push(path.clone(), *label));
+            anyhow::Ok(files.within(memory, 2, true)?.0)
         };
         let (there, read) = (of(1 << 20)?, of(0)?);
         assert!(matches!(there.pixels, Pixels::Memory(_)) && matches!(read.pixels, Pixels::Files(..)));
@@ -279,7 +335,21 @@ mod tests {
         assert_eq!(picked[1].index, [4, 1]);
         assert_eq!(there.mean_std()?, read.mean_std()?);
         assert_eq!(read.fingerprint()?, of(0)?.fingerprint()?);
-        std::fs::write(&paths[3], &std::fs::read(&paths[3])?[..60])?;
+        // Its end is there, and its middle is not what it was: that shows when it is decoded.
+        let whole = std::fs::read(&paths[3])?;
+        let mut damaged = whole.clone();
+        damaged[45..60].fill(0xff);
+        std::fs::write(&paths[3], damaged)?;
+        let error = format!("{:#}", of(1 << 20).unwrap_err());
+        assert!(error.contains("3.png cannot be decoded"), "{error}");
+        let rest = of(0)?.readable();
+        assert_eq!((rest.index.clone(), &rest.labels), (vec![0, 1, 2, 4], &vec![0, 1, 0, 0]));
+        assert!(
+            rest.notes[0].starts_with("1 images are left out") && rest.notes[0].contains("3.png"),
+            "{:?}",
+            rest.notes
+        );
+        std::fs::write(&paths[3], &whole[..60])?;
         assert!(read.image(3).is_err() && of(0).is_err(), "a file that is not whole");
         Ok(())
     }

@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
+use super::boxes::Counting;
 use super::images::{Files, Object};
 use super::{DataSet, Images, Source, Split, boxes};
 
@@ -54,10 +55,12 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
     };
     let text = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
     let prepare = source.prepare(224);
-    let (mut files, mut objects, mut left_out) = (Files::new(prepare), vec![], vec![]);
+    let mut files = Files::new(prepare);
     for name in text.lines().filter_map(|line| line.split_whitespace().next()) {
-        let read = || -> Result<(u32, Vec<Object>)> {
-            let annotation = boxes::read(&root.join("Annotations").join(format!("{name}.xml")))?;
+        let path = root.join("JPEGImages").join(format!("{name}.jpg"));
+        files.add(path.clone(), || {
+            let annotation = boxes::read(&root.join("Annotations").join(format!("{name}.xml")), Counting::FromOne)?;
+            annotation.check(&path)?;
             let mut found = Vec::new();
             let mut largest: Option<(f64, u32)> = None;
             for object in &annotation.objects {
@@ -72,20 +75,10 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
                 found.extend(bounds.map(|bounds| Object { class, bounds, difficult: object.difficult }));
             }
             Ok((largest.context("it has no object that is not difficult")?.1, found))
-        };
-        let path = root.join("JPEGImages").join(format!("{name}.jpg"));
-        match files.check(&path).and_then(|()| read()) {
-            Ok((label, found)) => {
-                files.push(path, label);
-                objects.push(found);
-            }
-            Err(error) => left_out.push(format!("{name}: {error:#}")),
-        }
+        });
     }
-    ensure!(!files.is_empty(), "no image of {} could be used: {}", list.display(), left_out.join("; "));
-    let mut images = files.images(CLASSES.len())?;
+    let (mut images, objects) = files.readable(CLASSES.len(), &list)?;
     images.objects = Some(objects);
     images.several = true;
-    images.note_left_out(left_out);
     Ok(images)
 }

@@ -103,8 +103,8 @@ pub fn run(
     let o = &settings.faithfulness;
     check_table("faithfulness", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
-    let subject = settings.model.load(std::slice::from_ref(&o.layer), device)?;
     let class = Class::parse(Some(&o.class), true)?;
+    let subject = settings.model.load(std::slice::from_ref(&o.layer), &class, device)?;
     let key = subject.key(&settings.model, &(o, format!("{:?}", o.methods), &settings.interpreter))?;
     let record = o.record.as_deref();
     let (layer, probability) = (&o.layer, o.probability);

@@ -91,7 +91,7 @@ pub fn run(
     let o = &settings.localization;
     check_table("localization", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
-    let mut subject = settings.model.load(std::slice::from_ref(&o.layer), device)?;
+    let mut subject = settings.model.load(std::slice::from_ref(&o.layer), &Class::Label, device)?;
     let [_, h, w] = subject.images.shape;
     let boxes = |i: usize| -> Vec<[u32; 4]> {
         let objects = subject.images.objects.as_ref().map_or(&[][..], |objects| &objects[i]);

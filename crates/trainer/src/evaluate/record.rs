@@ -54,6 +54,7 @@ impl Record {
         for line in &figures {
             text += &(serde_json::to_string(line)? + "\n");
         }
+        crate::files::make_parent(path)?;
         crate::files::write_atomically(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Record { file: Some(file), figures })

@@ -146,8 +146,8 @@ pub fn run(
     check_table("sanity", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
     let layers = std::slice::from_ref(&o.layer);
-    let subject = settings.model.load(layers, device)?;
     let class = Class::parse(Some(&o.class), true)?;
+    let subject = settings.model.load(layers, &class, device)?;
     let key = subject.key(&settings.model, &("sanity", o, format!("{:?}", o.methods), &settings.interpreter))?;
     let (network, images) = (&subject.network, &subject.images);
     let (architecture, whole) = (&network.architecture, network.state_dict()?);

@@ -103,7 +103,7 @@ struct Bench {
 
 impl Bench {
     fn new(model: &Model, device: &Device) -> Result<Bench> {
-        let Subject { network, images: set } = model.load(&[], device)?;
+        let Subject { network, images: set } = model.load(&[], &Class::Label, device)?;
         ensure!(set.len() > 1, "model.images holds {} image: at least two are needed", set.len());
         let batch = Loader::plain(1).batch(&set, &(0..set.len()).collect::<Vec<_>>(), 0)?;
         let images = network.images(&batch.pixels)?;

@@ -13,6 +13,7 @@ use crate::checkpoint::File;
 use crate::config::{check_methods, merge, typed};
 use crate::data::{Images, Source};
 use crate::error::unknown;
+use crate::explain::Class;
 use crate::files::sha256;
 use crate::nn::{Backend, Network};
 
@@ -26,10 +27,13 @@ pub struct Model {
     pub arch: Option<String>,
     /// A slice of a data set, as in `cifar10:test[0..64]`.
     pub images: String,
-    /// What the shorter side of an image file becomes before its middle is kept; the whole image is resized where it is
-    /// not given.
+    /// What the shorter side of an image file becomes before its middle is kept (at least the side that the model
+    /// takes); the whole image is resized where it is not given.
     pub resize: Option<usize>,
 }
+
+/// The longest that a shorter side may become.
+const MOST_RESIZED: usize = 4096;
 
 /// A model and the images that it sees.
 pub struct Subject {
@@ -40,20 +44,39 @@ pub struct Subject {
 }
 
 impl Model {
-    /// Loads both; the network hands out `layers`.
-    pub fn load(&self, layers: &[String], device: &Device) -> Result<Subject> {
+    /// Loads both; the network hands out `layers`. Where the images' own classes are explained they must be the model's.
+    pub fn load(&self, layers: &[String], class: &Class, device: &Device) -> Result<Subject> {
         let file = File::read(&self.checkpoint)?;
         let network = file.network(self.arch.as_deref(), |_| layers.to_vec(), Backend::f32(device))?;
         let (source, split, range) = Source::slice(&self.images).with_context(|| {
             format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", self.images)
         })?;
         let input = network.architecture.graph.shapes[0];
+        if let Some(shorter) = self.resize {
+            let sides = input.h..=MOST_RESIZED;
+            ensure!(
+                sides.contains(&shorter),
+                "model.resize is {shorter}: {} to {MOST_RESIZED} pixels are possible",
+                input.h
+            );
+        }
         let source = Source { shorter: self.resize, ..source?.of_size(input.h) };
         let all = source.load(split)?;
+        ensure!(
+            !matches!(class, Class::Label) || all.classes == network.architecture.classes,
+            "{} tells {} classes apart and {} has {}: its labels are not the model's. With another set, or a model \
+             trained on this one, they are; class = \"top1\" explains the class that the model names",
+            self.checkpoint.display(),
+            network.architecture.classes,
+            self.images,
+            all.classes
+        );
         let positions: Vec<usize> = (range.start..range.end.min(all.len())).collect();
         ensure!(!positions.is_empty(), "model.images is \"{}\": the split has {} images", self.images, all.len());
         let mut images = all.select(&positions);
         images.notes = all.notes;
+        let images = images.readable();
+        ensure!(!images.is_empty(), "model.images is \"{}\": {}", self.images, images.notes.join("; "));
         Ok(Subject { network, images })
     }
 }
