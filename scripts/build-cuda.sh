@@ -7,7 +7,7 @@
 # stand-in that has the functions that its bindings know and says of each that there is no card; where there is a driver, its library
 # is found instead. The same for libcurand and libnvrtc, which candle links and this program never needs. cuBLAS and the CUDA
 # runtime are needed for real at run time: PyTorch's wheels bring them, and start.sh in the package looks there.
-# Cards from compute capability 8.0 on (CUDA_COMPUTE_CAP): kernels are PTX, which newer cards compile as they load it.
+# Cards from compute capability 8.0 on (CUDA_COMPUTE_CAP), drivers from 580 on: kernels are PTX, which newer cards compile as they load it.
 #
 # Needs: Python 3 with venv, gcc, xz, 10 GB of disk. Unpacked, scripts/check-gpu.sh in it proves the package on a machine with a card.
 set -eu
@@ -44,6 +44,10 @@ cargo build --release --package trainer --features cuda
 cargo test --release --no-run --package testkit --package kernels --features trainer/cuda,kernels/cuda,kernels/cuda-on-host \
     --test device --test engines --test trajectory --test gradients > "$target/tests.log" 2>&1 || { cat "$target/tests.log"; exit 1; }
 
+# PTX of a newer CUDA than the driver's is refused by it: see scripts/cuda.sh.
+newest=$(cat "$target"/release/build/*/out/*.ptx | sed -n 's/^\.version //p' | sort -uV | tail -1)
+[ "$(printf '%s\n9.0\n' "$newest" | sort -V | tail -1)" = 9.0 ] || { echo "the kernels are PTX $newest; drivers of CUDA 13.0 take up to 9.0" >&2; exit 1; }
+
 # A generator of random numbers is made with every device, and never used; whoever did would be told that it failed.
 nm -D --undefined-only "$target/release/trainer" | awk '{print $2}' | sed 's/@.*//' | grep '^curand[A-Z]' | sort -u > "$target/stubs/curand.txt"
 nm -D --undefined-only "$target/release/trainer" | awk '{print $2}' | sed 's/@.*//' | grep '^nvrtc[A-Z]' | sort -u > "$target/stubs/nvrtc.txt"
@@ -79,12 +83,13 @@ roots = {sysconfig.get_paths()["purelib"], *site.getsitepackages()}
 print(":".join(p for r in roots for p in glob.glob(r + "/nvidia/*/lib")))' 2>/dev/null && break
 done)
 path=${LD_LIBRARY_PATH:-}:$found:/usr/local/cuda/lib64
-# The stand-ins come last, and the driver's only where there is no driver.
-ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1' || path=$path:$here/lib/driver
+# The stand-ins come last, and the driver's only where the loader finds no driver.
+LD_LIBRARY_PATH=$path:$here/lib/unused ldd "$here/trainer" | grep -q 'libcuda\.so\.1 => not found' && path=$path:$here/lib/driver
 LD_LIBRARY_PATH=$path:$here/lib/unused exec "$@"
 START
 chmod +x "$stage/start.sh" "$stage"/scripts/*.sh
 tar -C "$target" --sort=name -cf - trainer-cuda | xz -T2 -9 --lzma2=preset=9,dict=192MiB > "$package"
+[ "$(stat -c %s "$package")" -lt $((64 << 20)) ] || { echo "$package has 64 MiB or more" >&2; exit 1; }
 echo "$package: $(du -m "$package" | cut -f1) MiB, unpacked $(du -sm "$stage" | cut -f1) MiB. Needed at run time:"
 objdump -p "$stage/trainer" | awk '$1 == "NEEDED" {print "  " $2}'
 echo "On this machine:"

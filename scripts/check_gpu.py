@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -24,17 +25,19 @@ DEVICE = os.environ.get("DEVICE", "cuda")
 REHEARSAL = DEVICE == "cpu"
 DEADLINE = time.monotonic() + (3600 if REHEARSAL else 470)
 REPEATS, ROUNDS = (1, 1) if REHEARSAL else (20, 3)
-ENV = {**os.environ, "FIXTURES_DIR": str(HERE / "fixtures"), "PYTHON": sys.executable}
+# DEVICE makes the tests fail where that card cannot be had.
+ENV = {**os.environ, "FIXTURES_DIR": str(HERE / "fixtures"), "PYTHON": sys.executable, "DEVICE": DEVICE}
+LOGS = OUT / "logs"
 report = {"device": DEVICE, "rehearsal": REHEARSAL, "parts": {}}
 
 
 def call(name, command, limit=120, env=None, check=True):
-    """Runs a command into OUT/name.txt and gives its output and seconds."""
+    """Runs a command into LOGS/name.txt and gives its output and seconds."""
     limit = max(5, min(3600 if REHEARSAL else limit, DEADLINE - time.monotonic()))
     began = time.monotonic()
-    with open(OUT / f"{name}.txt", "w") as file:
+    with open(LOGS / f"{name}.txt", "w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=limit, env={**ENV, **(env or {})}, cwd=HERE)
-    text = (OUT / f"{name}.txt").read_text(errors="replace")
+    text = (LOGS / f"{name}.txt").read_text(errors="replace")
     if check and done.returncode != 0:
         raise RuntimeError(f"{name} ended with {done.returncode}: {text[-600:]}")
     return text, time.monotonic() - began
@@ -43,7 +46,7 @@ def call(name, command, limit=120, env=None, check=True):
 def part(name):
     """A function as a part of the report."""
     def run(f):
-        if REHEARSAL and name in ("card", "memory", "beside the CPU"):
+        if REHEARSAL and name in ("card", "memory"):
             return
         began = time.monotonic()
         try:
@@ -72,8 +75,8 @@ def tensors(path):
     return hashlib.sha256(data[8 + length:]).hexdigest()
 
 
-OUT.mkdir(parents=True, exist_ok=True)
-RUNS = ["once", "again", "killed", "cpu"]
+LOGS.mkdir(parents=True, exist_ok=True)
+RUNS = ["once", "again", "bf16", "bf16-again", "killed", "cpu"]
 for run in RUNS:
     shutil.rmtree(OUT / run, ignore_errors=True)
 
@@ -97,6 +100,17 @@ for test in ["device", "engines", "gradients", "trajectory"]:
 TINY = ["train", "configs/quickstart.toml", "--set", "train.epochs=3", "--set", "train.log_every=1"]
 
 
+def train(run, device, *more):
+    # Each run asks its teacher itself: a cache would hand the second what the first was told.
+    trainer(run, *TINY, "--set", f"teacher.cache={LOGS / ('cache-' + run)}", "--device", device, "--run", OUT / run, *more)
+
+
+def measured(run):
+    """What a run has measured, step by step."""
+    lines = map(json.loads, (OUT / run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "step"]
+
+
 def curve(run):
     """The losses of a run's epochs."""
     found = json.loads((OUT / run / "report.json").read_text())
@@ -105,24 +119,31 @@ def curve(run):
 
 @part("quickstart")
 def _():
-    for run in ["once", "again"]:
-        trainer(run, *TINY, "--device", DEVICE, "--run", OUT / run)
-    (errors, loss, speed), (others, *_) = curve("once"), curve("again")
-    same = tensors(OUT / "once/last.safetensors") == tensors(OUT / "again/last.safetensors")
-    found = {"error_by_epoch": errors, "train_loss": loss, "images_per_second": speed, "same_bits_twice": same}
-    if not same:
-        raise RuntimeError(f"two runs on one card have not the same bits: {errors} {others}")
+    found = {}
+    for dtype, first, second in [("f32", "once", "again"), ("bf16", "bf16", "bf16-again")]:
+        for run in [first, second]:
+            train(run, DEVICE, "--set", f"train.dtype={dtype}")
+        (errors, loss, speed), (others, *_) = curve(first), curve(second)
+        if tensors(OUT / first / "last.safetensors") != tensors(OUT / second / "last.safetensors"):
+            raise RuntimeError(f"two runs in {dtype} on one card have not the same bits: {errors} {others}")
+        found[dtype] = {"error_by_epoch": errors, "train_loss": loss, "images_per_second": speed, "same_bits_twice": True}
     return found
 
 
 @part("beside the CPU")
 def _():
-    trainer("cpu", *TINY, "--device", "cpu", "--run", OUT / "cpu")
+    train("cpu", "cpu")
+    terms = ("ce", "kd", "explanation", "attention", "total")
+    steps = {run: [[step.get(term) for term in terms] for step in measured(run)] for run in ["once", "cpu"]}
+    off = [max(abs(a - b) / max(abs(b), 1e-3) for a, b in zip(card, cpu) if b is not None)
+           for card, cpu in zip(steps["once"], steps["cpu"])]
+    # The same images in the same order: rounding alone differs, and grows by chaos. Ten steps in f32 stay near.
+    if not off or len(steps["once"]) != len(steps["cpu"]) or max(off[:10]) > 1e-2:
+        raise RuntimeError(f"relative differences of the losses, step by step: {off[:20]}")
     (card, *_), (cpu, *_) = curve("once"), curve("cpu")
-    # The same images in the same order: rounding alone differs, and grows by chaos; after 3 epochs errors agree within 5 points.
     if max(abs(a - b) for a, b in zip(card, cpu)) > 5:
         raise RuntimeError(f"errors by epoch: card {card}, CPU {cpu}")
-    return {"card": card, "cpu": cpu}
+    return {"card": card, "cpu": cpu, "losses_off_by_step": off[:20]}
 
 
 @part("resume")
@@ -131,11 +152,12 @@ def _():
     child = subprocess.Popen(command, cwd=HERE, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = OUT / "killed"
     while child.poll() is None and not list(state.glob("*state*")) and time.monotonic() < DEADLINE:
-        time.sleep(0.05)
-    time.sleep(0.5)
+        time.sleep(0.01)
     killed = child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.wait()
+    if not killed:
+        raise RuntimeError("the run had ended before it could be killed")
     trainer("resumed", *command[2:], "--resume")
     same = tensors(OUT / "killed/last.safetensors") == tensors(OUT / "once/last.safetensors")
     if not same:
@@ -168,33 +190,53 @@ def _():
             continue
         largest = max(map(abs, cpu)) or 1
         off[name] = max(abs(x - y) for x, y in zip(cpu, card)) / largest
-    # An activation within rounding of 0 may change sides at a ReLU; mask and the sampled estimators amplify it.
-    wrong = {name: value for name, value in off.items() if not isinstance(value, float) or value > 1e-2}
+    # An activation within rounding of 0 may change sides at a ReLU; mask's optimisation amplifies it step by step.
+    most = {name: 0.2 if "mask" in name else 1e-2 for name in off}
+    wrong = {name: value for name, value in off.items() if not isinstance(value, float) or value > most[name]}
     if wrong:
-        raise RuntimeError(f"maps of card and CPU differ by more than 1 % of their largest value: {wrong}")
+        raise RuntimeError(f"maps of card and CPU differ by more than 1 % (mask: 20 %) of their largest value: {wrong}")
     return {"off": off}
 
 
 @part("speed")
 def _():
-    found, modes = {}, {"f32": ["channels_last"], "bf16": ["channels_last", "compile"]}
-    for dtype in ["f32", "bf16"] if REHEARSAL else ["f32", "tf32", "bf16"]:
-        for _ in range(ROUNDS):
-            text, _ = trainer(f"bench-{dtype}", "bench", "step", "--device", DEVICE, "--dtype", dtype, "--repeats", REPEATS, "--json")
-            found.setdefault(f"ours {dtype}", []).append(last_json(text))
-            for mode in modes.get(dtype, []):
-                peer = [sys.executable, str(HERE / "scripts/bench_peers.py"), "--device", DEVICE, "--dtype", dtype, "--mode", mode]
-                try:
-                    text, _ = call(f"torch-{dtype}-{mode}", peer + ["--repeats", str(REPEATS)], limit=100)
-                    found.setdefault(f"torch {dtype} {mode}", []).append(last_json(text))
-                except Exception as e:  # without PyTorch, or without a compiler for it, ours are told alone
-                    report["parts"].setdefault("PyTorch", {"passed": True})[f"{dtype} {mode}"] = str(e)[:300]
-                    modes[dtype] = [m for m in modes[dtype] if m != mode]
+    # bf16, which the bar is about, comes first; torch.compile, which takes minutes to begin, once and for the bar's work alone.
+    found = {}
+
+    def ours(dtype):
+        text, _ = trainer(f"bench-{dtype}", "bench", "step", "--device", DEVICE, "--dtype", dtype, "--repeats", REPEATS, "--json")
+        keep(f"ours {dtype}", last_json(text))
+
+    def torchs(dtype, mode, *only, limit=100):
+        peer = [sys.executable, str(HERE / "scripts/bench_peers.py"), "--device", DEVICE, "--dtype", dtype, "--mode", mode, *only]
+        try:
+            text, _ = call(f"torch-{dtype}-{mode}", peer + ["--repeats", str(REPEATS)], limit=limit)
+            keep(f"torch {dtype} {mode}", last_json(text))
+        except Exception as e:  # without PyTorch, or without a compiler for it, ours are told alone
+            report["parts"].setdefault("PyTorch", {"passed": True})[f"{dtype} {mode}"] = str(e)[:300]
+
+    def keep(way, times):
+        found.setdefault(way, []).append({key: value for key, value in times.items() if key.endswith("_ms")})
+        report["times"] = found
+
+    for _ in range(ROUNDS):
+        ours("bf16")
+        torchs("bf16", "channels_last")
+    torchs("bf16", "compile", "--only", "kd_ms", limit=200)
+    for dtype in ["f32"] if REHEARSAL else ["f32", "tf32"]:
+        ours(dtype)
+    torchs("f32", "channels_last")
+
+    def median(way, key):
+        times = sorted(run[key] for run in found[way] if key in run)
+        return times[len(times) // 2] if times else None
     keys = ["train_ms", "kd_ms", "teacher_ms", "teacher_train_ms"]
-    median = {way: {key: sorted(run[key] for run in runs)[len(runs) // 2] for key in keys} for way, runs in found.items()}
-    peers = [way for way in median if way.startswith("torch bf16")]
-    ratios = {key: median["ours bf16"][key] / min(median[way][key] for way in peers) for key in keys} if peers else None
-    return {"median_ms": median, "bf16_over_torchs_best": ratios, "rounds": ROUNDS}
+    medians = {way: {key: median(way, key) for key in keys} for way in found}
+    peers = [medians[way] for way in medians if way.startswith("torch bf16")]
+    best = {key: min((peer[key] for peer in peers if peer[key]), default=None) for key in keys}
+    ratios = {key: medians["ours bf16"][key] / best[key] for key in keys if best[key]}
+    bar = {"at_most": 1.0, "kd_step": ratios["kd_ms"], "held": ratios["kd_ms"] <= 1.0} if "kd_ms" in ratios else None
+    return {"median_ms": medians, "bf16_over_torchs_best": ratios, "bar": bar, "rounds": ROUNDS}
 
 
 @part("memory")
@@ -204,7 +246,7 @@ def _():
     def watch():
         while not stop.wait(0.1):
             text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
-            most[0] = max(most[0], int(text.split()[0]))
+            most[0] = max([most[0], *map(int, text.split()[:1])])
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
@@ -212,11 +254,16 @@ def _():
     finally:
         stop.set()
         watcher.join()
+    if most[0] == 0:
+        raise RuntimeError("nvidia-smi did not say how much memory is used")
     return {"most_mib_on_the_card": most[0]}
 
 
-for run in RUNS:
+for run in [*RUNS, *LOGS.glob("cache-*")]:
     shutil.rmtree(OUT / run, ignore_errors=True)
+with tarfile.open(OUT / "logs.tar.gz", "w:gz") as tar:
+    tar.add(LOGS, "logs")
+shutil.rmtree(LOGS)
 report["passed"] = all(p["passed"] for p in report["parts"].values())
 (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 outcome = "all passed" if report["passed"] else "something failed"

@@ -4,9 +4,10 @@ cuda_venv=$PWD/target/cuda
 if [ ! -x "$cuda_venv/bin/python" ]; then
     python3 -m venv "$cuda_venv"
 fi
-"$cuda_venv/bin/pip" install --quiet --disable-pip-version-check "nvidia-cuda-nvcc>=13,<14" "nvidia-cuda-runtime>=13,<14" \
-    "nvidia-cuda-cccl>=13,<14" "nvidia-cuda-crt>=13,<14" "nvidia-nvvm>=13,<14" "nvidia-cuda-nvrtc>=13,<14" "nvidia-curand>=10" \
-    "nvidia-cublas>=13"
+# A driver compiles PTX of its own version of CUDA or an older one, never a newer one's: 13.0 is what drivers from 580 on take.
+"$cuda_venv/bin/pip" install --quiet --disable-pip-version-check "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-runtime==13.0.*" \
+    "nvidia-cuda-cccl==13.0.*" "nvidia-cuda-crt==13.0.*" "nvidia-nvvm==13.0.*" "nvidia-cuda-nvrtc==13.0.*" "nvidia-curand>=10,<11" \
+    "nvidia-cublas==13.0.*"
 CUDA_HOME=$("$cuda_venv/bin/python" -c 'import glob, sysconfig; print(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/cu13")[0])')
 [ -e "$CUDA_HOME/lib64" ] || ln -s lib "$CUDA_HOME/lib64"
 # cudarc does not know the newest toolkits; the target is the oldest that is shipped for, as there is no device to ask.

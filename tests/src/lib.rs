@@ -3,8 +3,10 @@
 pub mod program;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use kernels::device::card;
 
 /// Reproducible numbers in [-1, 1): a test's data must not depend on any library's generator.
 pub fn numbers(len: usize, seed: u64) -> Vec<f64> {
@@ -19,12 +21,28 @@ pub fn numbers(len: usize, seed: u64) -> Vec<f64> {
         .collect()
 }
 
-/// The devices that this build and this machine have: tests of networks run on each.
+/// The devices that this build and this machine have: tests of networks run on each. `DEVICE=cuda` or `cuda:N` in the
+/// environment asks for that card.
+///
+/// # Panics
+/// If a card that is asked for is not there: tests that pass without it say nothing of it.
 pub fn devices() -> Vec<Device> {
+    let asked = std::env::var("DEVICE").unwrap_or_default();
     let mut devices = vec![Device::Cpu];
-    devices.extend(Device::new_cuda(0).ok());
-    devices.extend(Device::new_metal(0).ok());
+    if let Some(number) = asked.strip_prefix("cuda") {
+        let number = number.trim_start_matches(':').parse().unwrap_or(0);
+        devices.push(card(number).unwrap_or_else(|e| panic!("DEVICE={asked}: {e}")));
+    } else if asked != "cpu" {
+        devices.extend(card(0).ok());
+        devices.extend(Device::new_metal(0).ok());
+    }
     devices
+}
+
+/// The card that tests run on, where there is one, else the CPU; always the same.
+pub fn device() -> &'static Device {
+    static LAST: OnceLock<Device> = OnceLock::new();
+    LAST.get_or_init(|| devices().pop().unwrap_or(Device::Cpu))
 }
 
 /// A file of `tests/fixtures`, or of the folder that `FIXTURES_DIR` names: a packed test program runs elsewhere than it

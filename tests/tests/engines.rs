@@ -3,9 +3,10 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device};
+use kernels::device::serves;
 use kernels::graph::Shape;
 use kernels::stage::Precision;
-use testkit::{assert_close, flat, tensor, values};
+use testkit::{assert_close, devices, flat, tensor, values};
 use trainer::config::Optim;
 use trainer::distill::optimizers;
 use trainer::models::{Architecture, Options};
@@ -59,9 +60,12 @@ fn agree(engine: Engine, dtype: DType, tolerance: f64, device: &Device) -> Resul
 /// A loss of activations alone reaches the trunk and leaves the classifier as it is.
 #[test]
 fn gradients_that_miss_the_classifier_are_zeros() -> Result<()> {
-    for engine in [Engine::Kernels, Engine::Device, Engine::Ops] {
-        let network = network("wrn-10-1", "preact", engine, DType::F32, &Device::Cpu)?;
-        let pass = network.forward(&tensor(&[2, 3, 32, 32], 1, DType::F32, &Device::Cpu)?, Mode::Train)?;
+    let on = |engine, device| (engine, device);
+    let everywhere =
+        devices().into_iter().filter(serves).flat_map(|d| [on(Engine::Device, d.clone()), on(Engine::Ops, d)]);
+    for (engine, device) in everywhere.chain([on(Engine::Kernels, Device::Cpu)]) {
+        let network = network("wrn-10-1", "preact", engine, DType::F32, &device)?;
+        let pass = network.forward(&tensor(&[2, 3, 32, 32], 1, DType::F32, &device)?, Mode::Train)?;
         let gradients = gradient(&pass.at("layer2")?.sqr()?.sum_all()?, network.variables())?;
         let [trunk, classifier] = network.variables() else { panic!("a trunk and a classifier") };
         let before = [values(trunk)?, values(classifier)?];
@@ -78,11 +82,12 @@ fn gradients_that_miss_the_classifier_are_zeros() -> Result<()> {
 
 #[test]
 fn engines_agree_in_f64() -> Result<()> {
-    [Engine::Kernels, Engine::Device].into_iter().try_for_each(|engine| agree(engine, DType::F64, 1e-11, &Device::Cpu))
+    agree(Engine::Kernels, DType::F64, 1e-11, &Device::Cpu)?;
+    devices().into_iter().filter(serves).try_for_each(|device| agree(Engine::Device, DType::F64, 1e-11, &device))
 }
 
 #[test]
 fn engines_agree_in_f32() -> Result<()> {
     agree(Engine::Device, DType::F32, 2e-4, &Device::Cpu)?;
-    testkit::devices().iter().try_for_each(|device| agree(Backend::f32(device).engine, DType::F32, 2e-4, device))
+    devices().iter().try_for_each(|device| agree(Backend::f32(device).engine, DType::F32, 2e-4, device))
 }

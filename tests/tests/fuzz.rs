@@ -11,8 +11,9 @@ use peak_alloc::PeakAlloc;
 use trainer::checkpoint::File;
 use trainer::checkpoint::pth::{self, Pth};
 use trainer::config::Config;
+use trainer::data::boxes::{self, Counting};
 use trainer::data::prepare::Prepare;
-use trainer::data::{boxes, cifar, decode};
+use trainer::data::{cifar, decode};
 use trainer::distill::cache;
 use trainer::nn::StateDict;
 use trainer::run::state::{EpochFigures, Inputs, State, Sums};
@@ -173,7 +174,7 @@ fn foreign_bytes() -> Result<()> {
     let annotation = "<annotation><size><width>50</width><height>37</height></size><object><name>cat</name><bndbox>\
                       <xmin>1</xmin><ymin>2</ymin><xmax>50</xmax><ymax>20</ymax></bndbox></object></annotation>";
     feed("annotation", &[annotation.as_bytes().to_vec()], 400, [1 << 20, 256], |bytes| {
-        if let Ok(found) = boxes::parse(&String::from_utf8_lossy(bytes)) {
+        if let Ok(found) = boxes::parse(&String::from_utf8_lossy(bytes), Counting::FromOne) {
             let [w, h] = found.size.map(f64::from);
             assert!(found.objects.iter().all(|o| o.bounds[0] < o.bounds[2] && o.bounds[2] <= w && o.bounds[3] <= h));
         }

@@ -1,8 +1,9 @@
-//! Every loss term and every candle op whose gradient we rely on, against central differences in f64.
+//! Every loss term and every candle op whose gradient we rely on, against central differences in f64; on the card where
+//! there is one.
 
 use cams::{Forward, Interpreter, LinearHead, maps, methods};
-use candle_core::{D, DType, Device, Result, Tensor};
-use testkit::{gradcheck, tensor, values};
+use candle_core::{D, DType, Result, Tensor};
+use testkit::{device, gradcheck, tensor, values};
 use trainer::config::Distance;
 use trainer::distill::distance::{self, attention_map};
 use trainer::distill::terms;
@@ -12,7 +13,7 @@ const K: usize = 5;
 const CLASSES: usize = 4;
 
 fn t(shape: &[usize], seed: u64) -> Tensor {
-    tensor(shape, seed, DType::F64, &Device::Cpu).unwrap()
+    tensor(shape, seed, DType::F64, device()).unwrap()
 }
 
 #[track_caller]
@@ -22,7 +23,7 @@ fn check(what: &str, x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
 }
 
 fn labels() -> Tensor {
-    Tensor::new(&[2u32, 0, 3], &Device::Cpu).unwrap()
+    Tensor::new(&[2u32, 0, 3], device()).unwrap()
 }
 
 #[test]
@@ -90,7 +91,7 @@ impl cams::CamModel for Gap {
         self.linear_head().unwrap().logits(features)
     }
     fn linear_head(&self) -> Option<LinearHead> {
-        let bias = Tensor::zeros(CLASSES, DType::F64, &Device::Cpu).unwrap();
+        let bias = Tensor::zeros(CLASSES, DType::F64, device()).unwrap();
         Some(LinearHead { weight: self.weight.clone(), bias })
     }
 }
@@ -158,7 +159,7 @@ fn resizing_and_scaling_of_maps() {
 fn candles_ops() {
     let x = t(&[N, K, 3, 3], 15);
     let w = t(&[N, K, 3, 3], 16);
-    let sum = |y: Tensor| (&y * tensor(y.dims(), 17, DType::F64, &Device::Cpu)?)?.sum_all();
+    let sum = |y: Tensor| (&y * tensor(y.dims(), 17, DType::F64, device())?)?.sum_all();
     check("mean over positions", &x, |x| sum(x.mean((2, 3))?));
     check("mean_keepdim", &x, |x| sum(x.broadcast_sub(&x.mean_keepdim((0, 2, 3))?)?));
     check("narrow and reshape", &x, |x| sum(x.flatten_all()?.narrow(0, 7, 30)?.reshape((5, 6))?));
@@ -186,7 +187,7 @@ fn known_faults_of_candle() -> Result<()> {
     let x = t(&[1, 1, 4, 4], 22);
     let worst = gradcheck(&x, 16, 1e-6, |x| x.max_pool2d(2)?.sum_all())?;
     assert!(worst > 0.1, "max_pool2d's gradient is right now");
-    let zero = candle_core::Var::zeros(1, DType::F64, &Device::Cpu)?;
+    let zero = candle_core::Var::zeros(1, DType::F64, device())?;
     let grads = zero.relu()?.sum_all()?.backward()?;
     assert_eq!(values(grads.get(&zero).unwrap())?, [1.0], "relu's gradient at 0 is 0 now");
     let ours = maps::relu(zero.as_tensor())?.sum_all()?.backward()?;

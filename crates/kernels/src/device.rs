@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | [`card`] | a card, as this program uses it |
 //! | [`launch`] | a kernel, by name, on tensors |
 //! | [`ops`] | one function a kernel: windows as rows, BatchNorm, pooling, SGD |
 //! | [`convolution`] | a matrix product of windows |
@@ -11,12 +12,14 @@
 //! On a card the kernels are nvcc's (feature `cuda`). With the feature `cuda-on-host` the same source, compiled as C, runs
 //! on tensors of the CPU: slowly, one item after another, so that a machine without a card can check them.
 
+pub mod card;
 pub mod convolution;
 pub mod known;
 pub mod launch;
 pub mod ops;
 pub mod trunk;
 
+pub use card::card;
 pub use trunk::{Batch, Trunk};
 
 use candle_core::Device;

@@ -116,7 +116,7 @@ impl Global {
                         "--device {text}: this program was built without CUDA; build it with `cargo build --release --features cuda`"
                     );
                 }
-                Device::new_cuda(n).with_context(|| format!("--device {text}: no such GPU here"))
+                kernels::device::card(n).with_context(|| format!("--device {text}: no such GPU here"))
             }
             ("metal", None) => {
                 if !candle_core::utils::metal_is_available() {

@@ -26,7 +26,10 @@ impl Average {
         for (average, now) in
             self.parameters.iter_mut().zip(now).chain(self.statistics.iter_mut().zip(model.statistics()?))
         {
-            *average = (&*average + ((now - &*average)? * share)?)?;
+            // A network without BatchNorm has no statistics, and no card takes an op of no elements.
+            if average.elem_count() > 0 {
+                *average = (&*average + ((now - &*average)? * share)?)?;
+            }
         }
         Ok(())
     }

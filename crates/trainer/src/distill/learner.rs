@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use super::average::Average;
 use super::objective::{Losses, Objective, Value};
-use super::optimizers::{self, Optim, Optimizer, square};
+use super::optimizers::{self, Optim, Optimizer, square, widest};
 use super::schedule::Schedule;
 use super::teacher::Teacher;
 use super::terms::Inputs;
@@ -159,11 +159,9 @@ fn wrong(logits: &Tensor, labels: &Tensor, shown: Option<&Tensor>) -> Result<Ten
     Ok(wrong.to_dtype(DType::F32)?.sum_all()?)
 }
 
-/// Scalars as numbers, read from their device at once. Those of a CPU may be of different types; not every other device
-/// has f64.
+/// Scalars as numbers, read from their device at once. They may be of different types.
 fn read(scalars: &[Tensor]) -> Result<Vec<f64>> {
-    let on_cpu = scalars.first().is_some_and(|t| t.device().is_cpu());
-    let dtype = if on_cpu { DType::F64 } else { DType::F32 };
+    let dtype = scalars.first().map_or(DType::F64, |t| widest(t.device()));
     let all = scalars.iter().map(|t| t.detach().to_dtype(dtype)?.reshape(1));
     let all = Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_device(&Device::Cpu)?;
     Ok(all.to_dtype(DType::F64)?.to_vec1()?)

@@ -157,8 +157,25 @@ pub fn square(tensors: &[Tensor]) -> Result<Tensor> {
         }
         return Ok(Tensor::new(square, &Device::Cpu)?);
     };
-    let squares = tensors.iter().map(|t| t.sqr()?.sum_all()?.to_dtype(DType::F32));
-    Ok(Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_device(device)?.sum_all()?)
+    let squares = tensors.iter().map(|t| sum_in_rows(&t.sqr()?)?.to_dtype(widest(device)));
+    Ok(Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_all()?)
+}
+
+/// The type with the most digits that a device has: Metal has no f64.
+pub fn widest(device: &Device) -> DType {
+    if device.is_metal() { DType::F32 } else { DType::F64 }
+}
+
+/// The sum of all elements, rows first: a card sums a row by one block of threads, and all at once by one alone.
+fn sum_in_rows(t: &Tensor) -> candle_core::Result<Tensor> {
+    const ROW: usize = 4096;
+    let t = t.flatten_all()?;
+    let (len, whole) = (t.elem_count(), t.elem_count() / ROW * ROW);
+    if whole <= ROW {
+        return t.sum_all();
+    }
+    let rows = t.narrow(0, 0, whole)?.reshape((whole / ROW, ROW))?.sum(1)?.sum_all()?;
+    if whole == len { Ok(rows) } else { rows + t.narrow(0, whole, len - whole)?.sum_all()? }
 }
 
 fn sum_of_squares<T: Copy + Into<f64> + Sync>(values: &[T]) -> f64 {
