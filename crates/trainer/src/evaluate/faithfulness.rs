@@ -50,6 +50,8 @@ pub struct Options {
     pub probability: Probability,
     /// The part of the pixels that is muted in the muted figures.
     pub mute: f64,
+    /// What the pixels that are left are multiplied with there, which the papers do not say.
+    pub mute_values: MuteValues,
     /// Steps of the insertion and deletion curves; 0 for no curves.
     pub steps: usize,
     /// Whether ROAD is measured.
@@ -68,6 +70,16 @@ pub struct Options {
     pub pictures: Option<PathBuf>,
 }
 
+/// What the pixels that are not muted are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MuteValues {
+    /// The map's values, from 0 to 1.
+    Soft,
+    /// 1.
+    Binary,
+}
+
 impl Default for Options {
     fn default() -> Self {
         Options {
@@ -76,6 +88,7 @@ impl Default for Options {
             class: "top1".into(),
             probability: Probability::Softmax,
             mute: 0.5,
+            mute_values: MuteValues::Soft,
             steps: 32,
             road: false,
             adcc: false,
@@ -139,7 +152,9 @@ impl Measured<'_> {
             }
         };
         let some = |values: Vec<f64>| values.into_iter().map(Some).collect::<Vec<_>>();
-        for (suffix, mute) in [("", Mute::NONE), ("_muted", Mute { share: o.mute, binary: false })] {
+        for (suffix, mute) in
+            [("", Mute::NONE), ("_muted", Mute { share: o.mute, binary: o.mute_values == MuteValues::Binary })]
+        {
             // A map that is the same everywhere is 1 everywhere, not 0: it is the trap.
             let constant = outcome.method == ONES;
             let masks = if constant {
@@ -154,6 +169,10 @@ impl Measured<'_> {
             if suffix.is_empty() {
                 let rows = masks.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
                 let complexities: Vec<f64> = rows.iter().map(|mask| complexity(mask)).collect();
+                if o.adcc && constant {
+                    // Of complexity 1: 0, whatever the coherency.
+                    put("adcc", (0..n).map(|i| Some(adcc(1.0, complexities[i], drops[i]? / 100.0))).collect());
+                }
                 if let (true, Some(method)) = (o.adcc, *method) {
                     let again = self.seen.large(&self.seen.explain(method, &masked)?)?;
                     let coherencies: Vec<_> = large.iter().zip(&again).map(|(a, b)| coherency(a, b)).collect();
