@@ -3,7 +3,7 @@ mod det2;
 mod mc;
 mod quadrature;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +165,13 @@ impl ShapCam {
         }
     }
 
+    /// Whether a rule that was asked for is computed where the activations lie, as a loss does, without the estimate of
+    /// its error: a card would hand every step's activations to the host for it.
+    fn stays_on(&self, device: &Device) -> bool {
+        let asked = matches!(self.estimator, Computation::Det2 | Computation::Aumann);
+        asked && self.fill != Fill::PresentMean && !device.is_cpu()
+    }
+
     /// Behind a head that sees every position alone the logits are sums over positions, linear head or not. `change` is
     /// what each position's presence adds to each logit, (n, classes, h, w).
     fn by_positions(&self, forward: &Forward, change: &Tensor, classes: &Tensor) -> Result<Explanation> {
@@ -262,7 +269,7 @@ impl Interpreter for ShapCam {
             }
             (Some(_), Computation::Exact) => Err(not_additive()),
             (Some(head), Computation::Auto | Computation::Det2 | Computation::Aumann)
-                if forward.features.track_op() =>
+                if forward.features.track_op() || self.stays_on(forward.features.device()) =>
             {
                 if self.fill == Fill::PresentMean {
                     bail!("in a loss, shap_cam's fill = \"present_mean\" has a closed form for score = \"logit\" only");
