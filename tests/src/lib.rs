@@ -39,10 +39,10 @@ pub fn devices() -> Vec<Device> {
     devices
 }
 
-/// The card that tests run on, where there is one, else the CPU; always the same.
+/// The card that tests in f64 run on, where there is one, else the CPU; always the same. Metal has no f64.
 pub fn device() -> &'static Device {
     static LAST: OnceLock<Device> = OnceLock::new();
-    LAST.get_or_init(|| devices().pop().unwrap_or(Device::Cpu))
+    LAST.get_or_init(|| devices().into_iter().rfind(|device| !device.is_metal()).unwrap_or(Device::Cpu))
 }
 
 /// A file of `tests/fixtures`, or of the folder that `FIXTURES_DIR` names: a packed test program runs elsewhere than it

@@ -84,9 +84,13 @@ fn imagenet_s_classes_boxes_and_what_is_wrong_with_it() -> Result<()> {
     let more = source("imagenet", dir.path(), 32)?.load(Split::Test)?;
     assert_eq!((&more.labels, &more.objects), (&images.labels, &images.objects));
     let notes = more.notes.join("\n");
-    for part in ["5 images are left out", "odd.JPEG cannot be decoded", "stranger: it has no row", "line: 7"] {
+    let parts = ["4 images are left out", "odd.JPEG cannot be decoded", "1 image files are passed over", "(stranger, "];
+    for part in parts.into_iter().chain(["line: 7"]) {
         assert!(notes.contains(part), "{notes}");
     }
+    fs::write(&path, "ImageId,PredictionString\na;n01 0 0 1 1\n")?;
+    let error = format!("{:#}", source("imagenet", dir.path(), 32)?.load(Split::Test).unwrap_err());
+    assert!(error.contains("no image of") && error.contains("line: 2"), "{error}");
     Ok(())
 }
 
@@ -98,7 +102,7 @@ fn imagenet_s_annotations() -> Result<()> {
         let (images, boxes) = (dir.path().join("val"), dir.path().join("Annotations/CLS-LOC/val"));
         fs::create_dir_all(&boxes)?;
         let put = |synset: &str, name: &str, xml: Option<String>| -> Result<()> {
-            let folder = if by_class { images.join(synset) } else { images.clone() };
+            let folder = if by_class { images.join(synset).join("more") } else { images.clone() };
             fs::create_dir_all(&folder)?;
             picture(40, 20).save(folder.join(format!("{name}.JPEG")))?;
             Ok(xml.map_or(Ok(()), |xml| fs::write(boxes.join(format!("{name}.xml")), xml))?)
@@ -108,6 +112,8 @@ fn imagenet_s_annotations() -> Result<()> {
         put("n01", "small", Some(annotation([80, 40], &[("n01", [0, 0, 10, 10], 0)])))?;
         put("n01", "bare", None)?;
         put("n01", "odd", Some("<annotation>".into()))?;
+        fs::create_dir_all(images.join("other"))?;
+        picture(40, 20).save(images.join("other/passed-over.JPEG"))?;
         let set = source("imagenet", dir.path(), 20)?.load(Split::Test)?;
         // In the order of the folders, or of the names.
         let order = if by_class { [1, 0] } else { [0, 1] };

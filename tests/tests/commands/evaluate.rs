@@ -48,6 +48,13 @@ fn faithfulness() -> Result<()> {
         assert_eq!(curve.len(), 5, "four steps and the start");
     }
     assert!(row(&result, "grad_cam")?.get("insertion_difference").is_none());
+    // Pixels that stay as they are: the muted figures are others, and no other is.
+    let other = format!("faithfulness.record={}", path(&dir, "binary.jsonl"));
+    let sets = ["--set", "faithfulness.mute_values=binary", "--set", &other];
+    let binary = call(&[["evaluate", "faithfulness", &settings, "--json"].as_slice(), &sets].concat()).json();
+    let (soft, binary) = (row(&result, "grad_cam")?, row(&binary, "grad_cam")?);
+    assert!(soft["average_drop_muted"] != binary["average_drop_muted"] && soft["insertion"] == binary["insertion"]);
+    assert_eq!(soft["average_drop"], binary["average_drop"]);
     let number = |method: &str, key: &str| row(&result, method).ok().and_then(|row| row[key].as_f64());
     let (a, b) = (number("random", "insertion").context("a")?, number("grad_cam", "insertion").context("b")?);
     let difference = number("random", "insertion_difference").context("difference")?;

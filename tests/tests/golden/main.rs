@@ -37,7 +37,7 @@ fn files(prefix: &str) -> Vec<PathBuf> {
 
 /// Where an engine is tested: a card's on the card, if there is one.
 fn device(engine: Engine) -> Device {
-    let card = (engine == Engine::Device).then(|| Device::new_cuda(0).ok()).flatten();
+    let card = (engine == Engine::Device).then(|| kernels::device::card(0).ok()).flatten();
     card.unwrap_or(Device::Cpu)
 }
 

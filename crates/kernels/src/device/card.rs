@@ -28,11 +28,11 @@ fn keep_memory(device: &Device) -> Result<()> {
     let mut most = u64::MAX;
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: the device is the context's; the attribute is a number of 64 bits, which the call reads.
-    let set = || unsafe {
-        let pool = result::device::get_default_mem_pool(stream.context().cu_device())?;
-        result::mem_pool::set_attribute(pool, threshold, (&raw mut most).cast())
+    let set = unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device());
+        pool.and_then(|pool| result::mem_pool::set_attribute(pool, threshold, (&raw mut most).cast()))
     };
-    match set() {
+    match set {
         // A card without pools allocates otherwise.
         Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_SUPPORTED => Ok(()),
         other => other.w(),

@@ -81,7 +81,7 @@ pub fn parse(text: &str, counting: Counting) -> Result<Annotation> {
         let [x0, y0, x1, y1] = [at("xmin")? - first, at("ymin")? - first, at("xmax")?, at("ymax")?];
         let [w, h] = size.map(f64::from);
         ensure!(
-            x0 < x1 && y0 < y1 && x1 <= w + beyond && y1 <= h + beyond,
+            x0 < x1.min(w) && y0 < y1.min(h) && x1 <= w + beyond && y1 <= h + beyond,
             "the {class} is said to lie at {}..{x1}, {}..{y1} of an image of {w} x {h}",
             x0 + first,
             y0 + first

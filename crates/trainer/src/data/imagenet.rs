@@ -51,12 +51,18 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
     if solution.is_file() { of_solution(source, &root, &solution) } else { of_files(source, &root) }
 }
 
-/// Where the images lie in a folder: as on Kaggle, as by hand, or at once.
-const FOLDERS: [&str; 5] = ["ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "images", "val", "."];
+/// Where the images lie in a folder, unless they lie in it at once: as on Kaggle, or by hand.
+const FOLDERS: [&str; 4] = ["ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "val", "images"];
 
 /// Where the XML files lie: as on Kaggle, or by hand. They may lie beside their images, too.
 const ANNOTATIONS: [&str; 4] =
     ["ILSVRC/Annotations/CLS-LOC/val", "Annotations/CLS-LOC/val", "Annotations", "annotations"];
+
+/// Those of them that are there, or the folder itself.
+fn folders(root: &Path) -> Vec<PathBuf> {
+    let there: Vec<PathBuf> = FOLDERS.iter().map(|dir| root.join(dir)).filter(|dir| dir.is_dir()).collect();
+    if there.is_empty() { vec![root.to_path_buf()] } else { there }
+}
 
 /// Boxes, in the pixels of an image of this size, as objects of the prepared one.
 fn objects(prepare: Prepare, size: [u32; 2], boxes: &[(u32, [f64; 4])]) -> Vec<Object> {
@@ -77,11 +83,9 @@ fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> 
     }
     let synset = |text: &str| text.split_whitespace().next().map(String::from);
     let classes = classes(root, rows.iter().filter_map(|(_, text)| synset(text)))?;
-    let mut there: HashMap<String, PathBuf> = FOLDERS
+    let mut there: HashMap<String, PathBuf> = folders(root)
         .iter()
-        .map(|dir| root.join(dir))
-        .filter(|dir| dir.is_dir())
-        .map(|dir| Found::walk(&dir))
+        .map(|dir| Found::walk(dir))
         .collect::<Result<Vec<_>>>()?
         .into_iter()
         .flat_map(|found| found.images)
@@ -117,14 +121,18 @@ fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> 
             Ok((found.first().context("no class")?.0, objects(prepare, size, &found)))
         });
     }
-    ensure!(absent < all, "{}: none of its {all} images lies in {}", solution.display(), root.join("images").display());
-    let mut strangers: Vec<_> = there.into_keys().collect();
-    strangers.sort();
-    for stranger in strangers {
-        files.leave_out(format!("{stranger}: it has no row in {}", solution.display()));
-    }
+    ensure!(
+        all == 0 || absent < all,
+        "{}: none of its {all} images lies in {}",
+        solution.display(),
+        folders(root)[0].display()
+    );
     let (mut images, objects) = files.readable(classes.len(), solution)?;
     images.objects = Some(objects);
+    if let Some(stranger) = there.keys().min() {
+        let what = format!("have no row in {} ({stranger}, ...)", solution.display());
+        images.notes.push(format!("{} image files are passed over, which {what}", there.len()));
+    }
     if absent > 0 {
         images.notes.push(format!("{absent} of {all} images in {} are not here", solution.display()));
     }
@@ -139,25 +147,34 @@ struct Lying {
 }
 
 impl Lying {
-    /// Where an image below `dir` lies, and its annotation in one of the folders or beside it.
-    fn new(path: PathBuf, dir: &Path, annotations: &[PathBuf]) -> Lying {
-        let below = path.strip_prefix(dir).ok().and_then(Path::parent).and_then(Path::file_name);
-        let synset = below.map(|name| name.to_string_lossy().into_owned()).filter(|name| name.starts_with('n'));
+    /// Where an image below `dir` lies, and its annotation in one of the folders or beside it. None of an image in a
+    /// folder that is no class's.
+    fn new(path: PathBuf, dir: &Path, annotations: &[PathBuf]) -> Option<Lying> {
+        let below = path.strip_prefix(dir).ok()?;
+        let mut folders = below.parent()?.iter();
+        let synset = folders.next().map(|name| name.to_string_lossy().into_owned());
+        if synset.as_deref().is_some_and(|name| !is_synset(name)) {
+            return None;
+        }
         let name = path.with_extension("xml");
         let file = name.file_name().unwrap_or_default();
         let by_class = synset.iter().flat_map(|synset| annotations.iter().map(move |dir| dir.join(synset)));
         let all = annotations.iter().cloned().chain(by_class).map(|dir| dir.join(file));
         let annotation = all.chain([name.clone()]).find(|path| path.is_file());
-        Lying { path, synset, annotation }
+        Some(Lying { path, synset, annotation })
     }
+}
+
+/// Whether a folder's name is a synset, as n01440764 is.
+fn is_synset(name: &str) -> bool {
+    name.strip_prefix('n').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Images whose class is their folder's name, or stands in their annotation.
 fn of_files(source: &Source, root: &Path) -> Result<Images> {
-    let dir = FOLDERS.iter().map(|dir| root.join(dir)).find(|dir| dir.is_dir());
-    let dir = dir.with_context(|| format!("{}: no such folder", root.display()))?;
+    let dir = folders(root).swap_remove(0);
     let folders: Vec<PathBuf> = ANNOTATIONS.iter().map(|dir| root.join(dir)).filter(|dir| dir.is_dir()).collect();
-    let lying = Found::walk(&dir)?.images.into_iter().map(|path| Lying::new(path, &dir, &folders));
+    let lying = Found::walk(&dir)?.images.into_iter().filter_map(|path| Lying::new(path, &dir, &folders));
     let lying: Vec<(Lying, Option<Result<boxes::Annotation>>)> = lying
         .map(|lying| {
             let read = lying.annotation.as_deref().map(|path| boxes::read(path, Counting::FromZero));
@@ -180,7 +197,10 @@ fn of_files(source: &Source, root: &Path) -> Result<Images> {
     for (Lying { path, synset, .. }, read) in lying {
         files.add(path.clone(), || {
             let class = |synset: &str| {
-                classes.get(synset).copied().with_context(|| format!("{synset} is not in LOC_synset_mapping.txt"))
+                classes
+                    .get(synset)
+                    .copied()
+                    .with_context(|| format!("{synset} is none of the {} classes", classes.len()))
             };
             let of_folder = synset.as_deref().map(class).transpose()?;
             let Some(annotation) = read.transpose()? else {

@@ -185,3 +185,19 @@ fn sum_of_squares<T: Copy + Into<f64> + Sync>(values: &[T]) -> f64 {
     let tasks: Vec<f64> = values.par_chunks(TASK).map(|task| task.iter().map(square).sum()).collect();
     tasks.iter().sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lengths at which rows are few, whole, and with a rest.
+    #[test]
+    fn rows_add_up() -> Result<()> {
+        for len in [1, 4095, 4096, 8191, 8192, 8193, 20_000] {
+            let t = Tensor::arange(0.0, len as f64, &Device::Cpu)?;
+            let sum = sum_in_rows(&t)?.to_scalar::<f64>()?;
+            assert_eq!(sum, (len * (len - 1) / 2) as f64, "{len}");
+        }
+        Ok(())
+    }
+}
