@@ -87,9 +87,6 @@ pub struct ShapCam {
     pub seed: u64,
     /// Memory for one pass of the head, in MB.
     pub memory_mb: f64,
-    /// Whether a loss asks.
-    #[serde(skip)]
-    pub in_loss: bool,
 }
 
 impl Default for ShapCam {
@@ -104,7 +101,6 @@ impl Default for ShapCam {
             tolerance: 0.05,
             seed: 0,
             memory_mb: 256.0,
-            in_loss: false,
         }
     }
 }
@@ -169,10 +165,11 @@ impl ShapCam {
         }
     }
 
-    /// Whether a loss computes its teacher's maps where the activations lie, as its student's, without the estimate of
-    /// their error: a card would hand every step's activations to the host for it.
+    /// Whether a rule that was asked for, as a loss does of its teacher too, is computed where the activations lie,
+    /// without an estimate of its error: a card would hand every step's activations to the host for it.
     fn stays_on(&self, device: &Device) -> bool {
-        self.in_loss && self.fill != Fill::PresentMean && device.is_cuda()
+        let asked = matches!(self.estimator, Computation::Det2 | Computation::Aumann);
+        asked && self.fill != Fill::PresentMean && device.is_cuda()
     }
 
     /// Behind a head that sees every position alone the logits are sums over positions, linear head or not. `change` is
@@ -315,7 +312,6 @@ impl Interpreter for ShapCam {
 
     /// Teacher and student must be explained by one rule, not by the one that suits each image best.
     fn settle_in_loss(&mut self, _: &dyn Fn(&str) -> bool) {
-        self.in_loss = true;
         if self.estimator == Computation::Auto && self.score != Score::Logit {
             self.estimator = Computation::Det2;
         }
