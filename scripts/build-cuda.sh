@@ -61,7 +61,11 @@ mkdir -p "$stage/lib/driver" "$stage/lib/unused" "$stage/tests" "$stage/scripts"
 sed 's/.*/int &(void) { return 11; }/' "$target/stubs/nvrtc.txt" > "$target/stubs/nvrtc.c"
 for lib in curand nvrtc; do
     soname=$(objdump -p "$target/release/trainer" | awk -v lib="lib$lib.so" '$1 == "NEEDED" && index($2, lib) == 1 {print $2}')
-    [ -z "$soname" ] || gcc -shared -fPIC -w -Wl,-soname,"$soname" "$target/stubs/$lib.c" -o "$stage/lib/unused/$soname"
+    [ -n "$soname" ] || continue
+    # The real one's functions have a version, its name; the loader wants it of a library that it has found.
+    echo "$soname { *; };" > "$target/stubs/$lib.version"
+    gcc -shared -fPIC -w -Wl,-soname,"$soname" -Wl,--version-script="$target/stubs/$lib.version" "$target/stubs/$lib.c" \
+        -o "$stage/lib/unused/$soname"
 done
 cp "$target/stubs/libcuda.so.1" "$stage/lib/driver/"
 strip -o "$stage/trainer" "$target/release/trainer"
@@ -95,5 +99,10 @@ tar -C "$target" --sort=name -cf - trainer-cuda | xz -T2 -9 --lzma2=preset=9,dic
 [ "$(stat -c %s "$package")" -lt $((64 << 20)) ] || { echo "$package has 64 MiB or more" >&2; exit 1; }
 echo "$package: $(du -m "$package" | cut -f1) MiB, unpacked $(du -sm "$stage" | cut -f1) MiB. Needed at run time:"
 objdump -p "$stage/trainer" | awk '$1 == "NEEDED" {print "  " $2}'
-echo "On this machine:"
+echo "On this machine, with the stand-ins, and with cuBLAS from PyPI:"
+mkdir -p "$target/needed"
+for lib in cublas cublasLt cudart; do
+    ln -sf "$CUDA_HOME"/lib/lib$lib.so.13 "$target/needed/"
+done
+LD_LIBRARY_PATH=$target/needed PYTHON=false "$stage/start.sh" "$stage/trainer" list methods > /dev/null
 PYTHON="$cuda_venv/bin/python" "$stage/start.sh" "$stage/trainer" eval --checkpoint "$stage/checkpoints/wrn-40-2-cifar10.safetensors" --data cifar10-mini --device cuda || true
