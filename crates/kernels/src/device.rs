@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`card`] | a card, as this program uses it |
+//! | [`mod@card`] | a card, as this program uses it |
 //! | [`launch`] | a kernel, by name, on tensors |
 //! | [`ops`] | one function a kernel: windows as rows, BatchNorm, pooling, SGD |
 //! | [`convolution`] | a matrix product of windows |
