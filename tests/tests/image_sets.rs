@@ -182,7 +182,7 @@ fn a_model_of_other_classes_is_told() -> Result<()> {
     for resize in ["0", "31", "5000"] {
         let set = format!("model.resize={resize}");
         let call = call(&["evaluate", "faithfulness", &config, "--set", &set]);
-        call.assert_fails(1, &[&format!("model.resize is {resize}"), "32 to 4096"]);
+        call.assert_fails(1, &[&format!("resize is {resize}: 32 to 4096")]);
     }
     Ok(())
 }
@@ -196,6 +196,10 @@ fn the_middle_is_kept_with_its_boxes() -> Result<()> {
     let images = middle.load(Split::Test)?;
     // 400 x 200 stays, and its middle 100 x 100 pixels begin at 150, 50.
     assert_eq!(images.objects.as_ref().context("boxes")?[0][0].bounds, [50, 0, 100, 100]);
+    // There is no middle of 100 pixels in 99, for a model or for a training.
+    middle.shorter = Some(99);
+    let error = format!("{:#}", middle.load(Split::Test).unwrap_err());
+    assert!(error.contains("resize is 99: 100 to 4096"), "{error}");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ pub mod boxes;
 pub mod cifar;
 pub mod decode;
 pub mod fetch;
+mod files;
 mod folder;
 pub mod imagenet;
 mod images;
@@ -85,6 +86,9 @@ pub struct Fetch {
     pub verify: fn(&Path) -> Result<Hashes>,
 }
 
+/// The longest that a shorter side may become.
+const SHORTER: usize = 4096;
+
 /// The one list of data sets.
 pub const LIST: &[DataSet] = &[
     cifar::CIFAR10,
@@ -112,8 +116,16 @@ impl Source {
     }
 
     /// How its files become images, of this size where none is asked for.
-    pub fn prepare(&self, side: usize) -> prepare::Prepare {
-        prepare::Prepare { side: self.size.unwrap_or(side), shorter: self.shorter }
+    ///
+    /// # Errors
+    /// If the shorter side would be less than that.
+    pub fn prepare(&self, side: usize) -> Result<prepare::Prepare> {
+        let side = self.size.unwrap_or(side);
+        if let Some(shorter) = self.shorter {
+            let possible = side..=SHORTER;
+            ensure!(possible.contains(&shorter), "resize is {shorter}: {side} to {SHORTER} pixels are possible");
+        }
+        Ok(prepare::Prepare { side, shorter: self.shorter })
     }
 
     /// What the list says of it.

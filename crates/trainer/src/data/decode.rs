@@ -57,14 +57,6 @@ pub(super) fn of_file<T>(path: &Path, make: impl Fn(&[u8]) -> Result<T>) -> Resu
     make(&bytes).with_context(|| format!("{name} cannot be decoded (read are {})", kinds()))
 }
 
-/// Whether a file is a whole image of a kind that is read, without decoding it.
-///
-/// # Errors
-/// Names the file and says what is wrong with it.
-pub fn check(path: &Path) -> Result<()> {
-    of_file(path, |bytes| open(bytes).map(|_| ()))
-}
-
 /// Whether a file's EXIF data asks for a turn or a mirror. It is not applied, as it is not by torchvision: boxes are
 /// given in the pixels as they are stored.
 pub(super) fn is_turned(bytes: &[u8]) -> Result<bool> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::decode::{is_image, kinds};
-use super::images::Files;
+use super::files::Files;
 use super::{DataSet, Images, Source, Split};
 
 pub(super) const FOLDER: DataSet = DataSet {
@@ -102,7 +102,7 @@ fn shown(name: &OsStr) -> String {
 /// Reads one split; classes are numbered in the order of their names in `train/`.
 pub fn load(source: &Source, split: Split) -> Result<Images> {
     let root = source.folder();
-    let mut files = Files::new(source.prepare(32));
+    let mut files = Files::new(source.prepare(32)?);
     let mut passed = Found::default();
     let names = |split: &str, passed: &mut Found| -> Result<Vec<OsString>> {
         let (all, hidden) = entries(&root.join(split))?;

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::boxes::{self, Counting};
 use super::decode::dimensions;
-use super::images::{Files, Object};
+use super::files::Files;
+use super::images::Object;
 use super::prepare::Prepare;
 use super::{DataSet, Found, Images, Source, Split};
 
@@ -74,7 +75,8 @@ fn objects(prepare: Prepare, size: [u32; 2], boxes: &[(u32, [f64; 4])]) -> Vec<O
 
 fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> {
     let mut reader = csv::Reader::from_path(solution).with_context(|| format!("reading {}", solution.display()))?;
-    let (mut files, mut rows) = (Files::new(source.prepare(224)), Vec::<(String, String)>::new());
+    let prepare = source.prepare(224)?;
+    let (mut files, mut rows) = (Files::new(prepare), Vec::<(String, String)>::new());
     for row in reader.deserialize() {
         match row {
             Ok(row) => rows.push(row),
@@ -91,8 +93,7 @@ fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> 
         .flat_map(|found| found.images)
         .filter_map(|path| Some((path.file_stem()?.to_string_lossy().into_owned(), path)))
         .collect();
-    let (prepare, all) = (source.prepare(224), rows.len());
-    let mut absent = 0;
+    let (all, mut absent) = (rows.len(), 0);
     for (name, text) in rows {
         // A part of the set is a set.
         let Some(path) = there.remove(&name) else {
@@ -139,11 +140,11 @@ fn of_solution(source: &Source, root: &Path, solution: &Path) -> Result<Images> 
     Ok(images)
 }
 
-/// An image, the folder named by a synset that it lies in, and its XML file.
+/// An image, the folder named by a synset that it lies in, and what its XML file says.
 struct Lying {
     path: PathBuf,
     synset: Option<String>,
-    annotation: Option<PathBuf>,
+    annotation: Option<Result<boxes::Annotation>>,
 }
 
 impl Lying {
@@ -160,8 +161,14 @@ impl Lying {
         let file = name.file_name().unwrap_or_default();
         let by_class = synset.iter().flat_map(|synset| annotations.iter().map(move |dir| dir.join(synset)));
         let all = annotations.iter().cloned().chain(by_class).map(|dir| dir.join(file));
-        let annotation = all.chain([name.clone()]).find(|path| path.is_file());
-        Some(Lying { path, synset, annotation })
+        let file = all.chain([name.clone()]).find(|path| path.is_file());
+        Some(Lying { path, synset, annotation: file.map(|file| boxes::read(&file, Counting::FromZero)) })
+    }
+
+    /// The synset of its folder, else of the first object in it.
+    fn class(&self) -> Option<&str> {
+        let objects = self.annotation.iter().flatten().flat_map(|annotation| &annotation.objects);
+        self.synset.as_deref().or_else(|| Some(objects.into_iter().next()?.class.as_str()))
     }
 }
 
@@ -174,17 +181,9 @@ fn is_synset(name: &str) -> bool {
 fn of_files(source: &Source, root: &Path) -> Result<Images> {
     let dir = folders(root).swap_remove(0);
     let folders: Vec<PathBuf> = ANNOTATIONS.iter().map(|dir| root.join(dir)).filter(|dir| dir.is_dir()).collect();
-    let lying = Found::walk(&dir)?.images.into_iter().filter_map(|path| Lying::new(path, &dir, &folders));
-    let lying: Vec<(Lying, Option<Result<boxes::Annotation>>)> = lying
-        .map(|lying| {
-            let read = lying.annotation.as_deref().map(|path| boxes::read(path, Counting::FromZero));
-            (lying, read)
-        })
-        .collect();
-    let annotated = |read: &Option<Result<boxes::Annotation>>| -> Option<String> {
-        Some(read.as_ref()?.as_ref().ok()?.objects.first()?.class.clone())
-    };
-    let synsets: Vec<_> = lying.iter().filter_map(|(at, read)| at.synset.clone().or_else(|| annotated(read))).collect();
+    let found = Found::walk(&dir)?.images.into_iter();
+    let lying: Vec<Lying> = found.filter_map(|path| Lying::new(path, &dir, &folders)).collect();
+    let synsets: Vec<_> = lying.iter().filter_map(|lying| lying.class().map(String::from)).collect();
     ensure!(
         !synsets.is_empty(),
         "{} holds neither LOC_val_solution.csv nor folders named by synsets (n01440764, ...), nor annotations (XML) of \
@@ -192,9 +191,10 @@ fn of_files(source: &Source, root: &Path) -> Result<Images> {
         root.display()
     );
     let classes = classes(root, synsets.into_iter())?;
-    let boxed = lying.iter().any(|(_, read)| read.is_some());
-    let (prepare, mut files) = (source.prepare(224), Files::new(source.prepare(224)));
-    for (Lying { path, synset, .. }, read) in lying {
+    let boxed = lying.iter().any(|lying| lying.annotation.is_some());
+    let prepare = source.prepare(224)?;
+    let mut files = Files::new(prepare);
+    for Lying { path, synset, annotation } in lying {
         files.add(path.clone(), || {
             let class = |synset: &str| {
                 classes
@@ -203,7 +203,7 @@ fn of_files(source: &Source, root: &Path) -> Result<Images> {
                     .with_context(|| format!("{synset} is none of the {} classes", classes.len()))
             };
             let of_folder = synset.as_deref().map(class).transpose()?;
-            let Some(annotation) = read.transpose()? else {
+            let Some(annotation) = annotation.transpose()? else {
                 ensure!(!boxed, "it has no annotation, as others have");
                 return Ok((of_folder.context("it lies in no folder named by a synset")?, vec![]));
             };

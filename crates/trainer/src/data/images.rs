@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::decode::{check, decode, is_turned, of_file, read_image};
+use super::decode::read_image;
+use super::files::some_of;
 use super::prepare::Prepare;
 
 /// An object in an image.
@@ -53,98 +54,6 @@ enum Pixels {
 /// Of a class that an image neither shows nor does not.
 pub const UNSAID: f32 = -1.0;
 
-/// Image files, each with its label and the objects in it, on their way to a set.
-pub struct Files {
-    prepare: Prepare,
-    kept: Vec<(PathBuf, u32, Vec<Object>)>,
-    /// What cannot be used, and why.
-    left_out: Vec<String>,
-}
-
-impl Files {
-    /// None yet.
-    pub fn new(prepare: Prepare) -> Files {
-        Files { prepare, kept: vec![], left_out: vec![] }
-    }
-
-    /// Adds a file.
-    pub fn push(&mut self, path: PathBuf, label: u32) {
-        self.kept.push((path, label, vec![]));
-    }
-
-    /// Adds a file of which `read` finds the label and the objects, or leaves it out and keeps the reason.
-    pub fn add(&mut self, path: PathBuf, read: impl FnOnce() -> Result<(u32, Vec<Object>)>) {
-        match check(&path).and_then(|()| read()) {
-            Ok((label, objects)) => self.kept.push((path, label, objects)),
-            Err(error) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                self.leave_out(format!("{name}: {error:#}"));
-            }
-        }
-    }
-
-    /// Keeps in mind that something is left out.
-    pub fn leave_out(&mut self, why: String) {
-        self.left_out.push(why);
-    }
-
-    /// The set: decoded now if it fits into [`IN_MEMORY`], else whenever its images are used.
-    ///
-    /// # Errors
-    /// If one of the files cannot be read.
-    pub fn images(self, classes: usize) -> Result<Images> {
-        Ok(self.within(IN_MEMORY, classes, true)?.0)
-    }
-
-    /// The same of the files that can be read, which must be some, and the objects in each; the set's notes name the
-    /// others. `set` is its name in an error.
-    pub fn readable(self, classes: usize, set: &Path) -> Result<(Images, Vec<Vec<Object>>)> {
-        let (mut images, objects, left_out) = self.within(IN_MEMORY, classes, false)?;
-        ensure!(!images.is_empty(), "no image of {} could be used: {}", set.display(), some_of(&left_out));
-        images.note_left_out(&left_out);
-        Ok((images, objects))
-    }
-
-    /// The set, its objects, and what is left out.
-    fn within(self, memory: usize, classes: usize, all: bool) -> Result<(Images, Vec<Vec<Object>>, Vec<String>)> {
-        let Files { prepare, kept, mut left_out } = self;
-        let shape = [3, prepare.side, prepare.side];
-        let in_memory = kept.len().saturating_mul(shape.iter().product()) <= memory;
-        let read = |bytes: &[u8]| {
-            // A file that is not whole is found now in any case, not in the middle of a run.
-            Ok((if in_memory { decode(bytes, Some(prepare))?.0 } else { vec![] }, is_turned(bytes)?))
-        };
-        let each: Vec<Result<_>> = kept.par_iter().map(|(path, ..)| of_file(path, read)).collect();
-        let (mut pixels, mut paths, mut labels, mut objects, mut turned) = (vec![], vec![], vec![], vec![], vec![]);
-        for ((path, label, found), read) in kept.into_iter().zip(each) {
-            match read {
-                Ok((bytes, is_turned)) => {
-                    pixels.extend(bytes);
-                    paths.push(path);
-                    labels.push(label);
-                    objects.push(found);
-                    turned.push(is_turned);
-                }
-                Err(error) if all => return Err(error),
-                Err(error) => left_out.push(format!("{error:#}")),
-            }
-        }
-        let pixels = if in_memory { Pixels::Memory(pixels) } else { Pixels::Files(paths, prepare) };
-        Ok((Images::labelled(pixels, labels, shape, classes)?.note_turned(&turned), objects, left_out))
-    }
-}
-
-/// The first few of some reasons, and how many more there are.
-fn some_of(reasons: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let more = reasons.len().saturating_sub(SHOWN);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    format!("{}{more}", reasons[..reasons.len().min(SHOWN)].join("; "))
-}
-
-/// Images of files are kept in memory up to this many bytes: more are read again whenever they are used.
-const IN_MEMORY: usize = 1 << 30;
-
 impl Images {
     /// Images in memory; checks sizes and labels.
     pub fn new(pixels: Vec<u8>, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
@@ -158,6 +67,11 @@ impl Images {
         Images::labelled(Pixels::Memory(pixels), labels, shape, classes)
     }
 
+    /// Images that are read from their files whenever they are used.
+    pub(super) fn of_files(paths: Vec<PathBuf>, prepare: Prepare, labels: Vec<u32>, classes: usize) -> Result<Images> {
+        Images::labelled(Pixels::Files(paths, prepare), labels, prepare.shape(), classes)
+    }
+
     fn labelled(pixels: Pixels, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Images> {
         if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
             bail!("image {i} has label {label}, but there are {classes} classes (0 to {})", classes as i64 - 1);
@@ -167,7 +81,7 @@ impl Images {
     }
 
     /// Notes how many images ask for a turn that they do not get.
-    fn note_turned(mut self, turned: &[bool]) -> Images {
+    pub(super) fn note_turned(mut self, turned: &[bool]) -> Images {
         let count = turned.iter().filter(|turned| **turned).count();
         if count > 0 {
             let what = "ask to be turned or mirrored (EXIF): they are used as they are stored, as by torchvision";
@@ -177,7 +91,7 @@ impl Images {
     }
 
     /// Notes what could not be used, so that whoever uses the rest knows.
-    fn note_left_out(&mut self, left_out: &[String]) {
+    pub(super) fn note_left_out(&mut self, left_out: &[String]) {
         if !left_out.is_empty() {
             self.notes.push(format!("{} images are left out: {}", left_out.len(), some_of(left_out)));
         }
@@ -307,6 +221,7 @@ impl Images {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::Files;
     use super::*;
 
     #[test]

@@ -19,6 +19,11 @@ impl Prepare {
         Prepare { side, shorter: None }
     }
 
+    /// Channels, height, width of what it makes.
+    pub fn shape(&self) -> [usize; 3] {
+        [3, self.side, self.side]
+    }
+
     /// Size of the resized image (w, h), and where the part that is kept begins in it.
     fn plan(&self, [w, h]: [u32; 2]) -> ([u32; 2], [u32; 2]) {
         let side = self.side as u32;

@@ -5,7 +5,8 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 
 use super::boxes::Counting;
-use super::images::{Files, Object};
+use super::files::Files;
+use super::images::Object;
 use super::{DataSet, Images, Source, Split, boxes};
 
 pub(super) const VOC: DataSet = DataSet {
@@ -54,7 +55,7 @@ pub fn load(source: &Source, split: Split) -> Result<Images> {
         bail!("none of {} is there: give the folder that holds VOC2007, or that folder itself", tried.join(", "));
     };
     let text = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
-    let prepare = source.prepare(224);
+    let prepare = source.prepare(224)?;
     let mut files = Files::new(prepare);
     for name in text.lines().filter_map(|line| line.split_whitespace().next()) {
         let path = root.join("JPEGImages").join(format!("{name}.jpg"));

@@ -32,9 +32,6 @@ pub struct Model {
     pub resize: Option<usize>,
 }
 
-/// The longest that a shorter side may become.
-const MOST_RESIZED: usize = 4096;
-
 /// A model and the images that it sees.
 pub struct Subject {
     /// In single precision.
@@ -52,14 +49,6 @@ impl Model {
             format!("model.images is \"{}\": expected a slice like cifar10:test[0..64]", self.images)
         })?;
         let input = network.architecture.graph.shapes[0];
-        if let Some(shorter) = self.resize {
-            let sides = input.h..=MOST_RESIZED;
-            ensure!(
-                sides.contains(&shorter),
-                "model.resize is {shorter}: {} to {MOST_RESIZED} pixels are possible",
-                input.h
-            );
-        }
         let source = Source { shorter: self.resize, ..source?.of_size(input.h) };
         let all = source.load(split)?;
         ensure!(
