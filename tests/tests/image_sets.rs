@@ -91,6 +91,9 @@ fn imagenet_s_classes_boxes_and_what_is_wrong_with_it() -> Result<()> {
     fs::write(&path, "ImageId,PredictionString\na;n01 0 0 1 1\n")?;
     let error = format!("{:#}", source("imagenet", dir.path(), 32)?.load(Split::Test).unwrap_err());
     assert!(error.contains("no image of") && error.contains("line: 2"), "{error}");
+    fs::write(&path, "ImageId,PredictionString\n")?;
+    let error = format!("{:#}", source("imagenet", dir.path(), 32)?.load(Split::Test).unwrap_err());
+    assert!(error.contains("LOC_val_solution.csv holds no image"), "{error}");
     Ok(())
 }
 

@@ -59,6 +59,7 @@ impl Files {
     /// others. `set` is its name in an error.
     pub fn readable(self, classes: usize, set: &Path) -> Result<(Images, Vec<Vec<Object>>)> {
         let (mut images, objects, left_out) = self.within(IN_MEMORY, classes, false)?;
+        ensure!(!images.is_empty() || !left_out.is_empty(), "{} holds no image", set.display());
         ensure!(!images.is_empty(), "no image of {} could be used: {}", set.display(), some_of(&left_out));
         images.note_left_out(&left_out);
         Ok((images, objects))

@@ -53,8 +53,8 @@ impl Model {
         let all = source.load(split)?;
         ensure!(
             !matches!(class, Class::Label) || all.classes == network.architecture.classes,
-            "{} tells {} classes apart and {} has {}: its labels are not the model's. With another set, or a model \
-             trained on this one, they are; class = \"top1\" explains the class that the model names",
+            "{} tells {} classes apart and {} has {}, whose numbers are not the model's: choose images of its classes, or \
+             explain the class that the model names (class = \"top1\", where labels are not needed)",
             self.checkpoint.display(),
             network.architecture.classes,
             self.images,
