@@ -322,12 +322,15 @@ fn found(record: &Record, methods: &[String], seed: u64, mut notes: Vec<String>)
     let rows: Vec<Row> =
         rows.map(|(at, (method, of_method))| row(method, of_method, (at > 0).then(|| &of[0]), seed)).collect();
     // A map that is nothing, or the same everywhere, points nowhere.
-    notes.extend(rows.iter().flat_map(|row| {
-        let fewer = row.figures.iter().filter(|(_, interval)| interval.n < row.n);
-        fewer.map(|(figure, interval)| {
-            format!("{}: {} of {} images have a value of {figure}", row.method, interval.n, row.n)
-        })
-    }));
+    for row in &rows {
+        let mut fewer: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        for (figure, interval) in row.figures.iter().filter(|(_, interval)| interval.n < row.n) {
+            fewer.entry(interval.n).or_default().push(figure);
+        }
+        notes.extend(fewer.iter().map(|(n, figures)| {
+            format!("{}: {n} of {} images have a value of {}", row.method, row.n, figures.join(", "))
+        }));
+    }
     let mut likeness: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     for (image, figures) in of.iter().flatten() {
         likeness.entry(*image).or_default().extend(figures.values.get(LIKENESS));
@@ -384,10 +387,13 @@ mod tests {
             values: figures.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
             ..Figures::default()
         };
-        record.add(vec![one(0, "a", &[("drop", 0.5)]), one(0, "b", &[("drop", 0.25)])])?;
+        record.add(vec![one(0, "a", &[("drop", 0.5), ("hit", 1.0)]), one(0, "b", &[("drop", 0.25), ("hit", 0.0)])])?;
         record.add(vec![one(1, "a", &[("drop", 0.75)]), one(1, "b", &[])])?;
         let found = found(&record, &["a".into(), "b".into()], 0, vec!["before".into()]);
-        assert_eq!(found.notes, ["before", "b: 1 of 2 images have a value of drop"]);
+        assert_eq!(
+            found.notes,
+            ["before", "a: 1 of 2 images have a value of hit", "b: 1 of 2 images have a value of drop, hit"]
+        );
         assert_eq!((found.rows[1].n, found.rows[1].figures["drop"].n), (2, 1));
         Ok(())
     }

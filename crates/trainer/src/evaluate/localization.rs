@@ -107,13 +107,13 @@ pub fn run(
     let (all, fitting) = (subject.images.len(), (0..subject.images.len()).filter(fits).collect::<Vec<_>>());
     ensure!(
         !fitting.is_empty(),
-        "none of the {all} images has {} of its class that cover at most {} of it",
+        "none of the {all} images has {} of its class covering at most {} of it",
         if o.single { "exactly one box" } else { "boxes" },
         o.largest
     );
     let mut notes = subject.images.notes.clone();
     notes.push(format!(
-        "{} of {all} images have {} of their class that cover at most {} %",
+        "{} of {all} images have {} of their class covering at most {} %",
         fitting.len(),
         if o.single { "exactly one box" } else { "boxes" },
         100.0 * o.largest

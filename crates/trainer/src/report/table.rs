@@ -177,11 +177,20 @@ impl Entry {
     fn text(&self, digits: usize) -> String {
         match self {
             Entry::Text(text) => text.clone(),
-            Entry::Number(x) => format!("{x:.digits$}"),
-            Entry::Spread(x, half) => format!("{x:.digits$} ± {half:.digits$}"),
+            Entry::Number(x) => rounded(*x, digits),
+            Entry::Spread(x, half) => format!("{} ± {}", rounded(*x, digits), rounded(*half, digits)),
             Entry::Count(n) => n.to_string(),
             Entry::Nothing => "-".into(),
         }
+    }
+}
+
+/// A number to so many digits; what rounds to zero has no sign.
+fn rounded(x: f64, digits: usize) -> String {
+    let text = format!("{x:.digits$}");
+    match text.strip_prefix('-') {
+        Some(zero) if zero.bytes().all(|c| matches!(c, b'0' | b'.')) => zero.into(),
+        _ => text,
     }
 }
 
@@ -203,6 +212,12 @@ mod tests {
         assert_eq!(table.json()[0], json!({ "cell": "ce|x", "error": [6.789, 0.12], "n": 3 }));
         assert_eq!(table.json()[1]["n"], Value::Null);
         Ok(())
+    }
+
+    #[test]
+    fn what_rounds_to_zero_has_no_sign() {
+        assert_eq!(Entry::Spread(-0.004, 0.002).text(2), "0.00 ± 0.00");
+        assert_eq!((Entry::Number(-0.4).text(0).as_str(), Entry::Number(-0.006).text(2).as_str()), ("0", "-0.01"));
     }
 
     #[test]
