@@ -2,14 +2,16 @@
 """Sets maps of this program beside pytorch-grad-cam's on the same model and images: are they equal, and how long does each take?
 
     check_maps_peers.py --trainer target/release/trainer --checkpoint runs/squeezenet.safetensors --images FOLDER [--count 8]
-                        [--score-cam] [--json]
+                        [--batch 8] [--score-cam] [--json]
 
 Needs: torch, torchvision, grad-cam, safetensors (from PyPI). The checkpoint is a squeezenet1_0 in torchvision's names as `trainer
 convert` writes it; both sides see the images prepared in the same way (the whole image resized by Pillow, written as PNG files), explain
 its most probable class at the last fire module, and use all cores. Maps are compared behind their ReLU: the largest difference as a
-part of the largest value, 1e-4 allowed. One call of each for all images; times include the pass of the model.
+part of the largest value, 1e-4 allowed. Theirs gets the images in batches, since a large one is slow; times include the pass of the
+model.
 """
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
@@ -37,6 +39,18 @@ class PlusPlus(GradCAMPlusPlus):
         return (np.maximum(grads, 0) * alpha).sum(axis=(2, 3))
 
 
+class Score(ScoreCAM):
+    """Theirs with masks resized as in the authors' program: corners are not pinned to corners."""
+
+    def get_cam_weights(self, *args):
+        theirs = torch.nn.UpsamplingBilinear2d
+        torch.nn.UpsamplingBilinear2d = functools.partial(torch.nn.Upsample, mode="bilinear", align_corners=False)
+        try:
+            return super().get_cam_weights(*args)
+        finally:
+            torch.nn.UpsamplingBilinear2d = theirs
+
+
 METHODS = {
     "grad_cam": GradCAM,
     "grad_cam_pp": PlusPlus,
@@ -47,6 +61,15 @@ METHODS = {
 }
 # Theirs projects on the first component of the uncentred activations and leaves its sign to chance.
 SIGN_IS_OPEN = {"eigen_cam"}
+
+
+def distances(mine, other, sign_is_open):
+    """The largest difference as a part of the largest value; where they leave the sign open, of maps to scale, for each sign."""
+    if not sign_is_open:
+        other = np.maximum(other, 0)
+        return [abs(mine - other).max() / max(abs(other).max(), 1e-12)]
+    to_scale = [m / max(m.max(), 1e-12) for m in (mine, np.maximum(other, 0), np.maximum(-other, 0))]
+    return [abs(to_scale[0] - theirs).max() for theirs in to_scale[1:]]
 
 
 def load(path):
@@ -71,10 +94,11 @@ def main():
     p.add_argument("--checkpoint", required=True)
     p.add_argument("--images", required=True)
     p.add_argument("--count", type=int, default=8)
+    p.add_argument("--batch", type=int, default=8, help="of theirs")
     p.add_argument("--score-cam", action="store_true", help="512 passes an image, on both sides")
     p.add_argument("--json", action="store_true")
     a = p.parse_args()
-    methods = METHODS | ({"score_cam": ScoreCAM} if a.score_cam else {})
+    methods = METHODS | ({"score_cam": Score} if a.score_cam else {})
     model, side, (mean, std) = load(a.checkpoint)
     folder = tempfile.TemporaryDirectory()
     work = pathlib.Path(folder.name)
@@ -103,10 +127,14 @@ def main():
             return saved["map"]
 
         cam.get_cam_image = keep
-        begin = time.perf_counter()
-        cam(input_tensor=images.clone(), targets=targets)
-        theirs_seconds = time.perf_counter() - begin
-        theirs = np.maximum(saved["map"], 0)
+        theirs, theirs_seconds = [], 0.0
+        for at in range(0, len(images), a.batch):
+            few = images[at : at + a.batch].clone()
+            begin = time.perf_counter()
+            cam(input_tensor=few, targets=targets[at : at + a.batch])
+            theirs_seconds += time.perf_counter() - begin
+            theirs.append(saved["map"])
+        theirs = np.concatenate(theirs)
         out = work / f"{name}.safetensors"
         command = [a.trainer, "explain", "--checkpoint", a.checkpoint, "--images", str(work / "images"), "--method", name,
                    "--class", "top1", "--out", str(out), "--quiet", "--json"]
@@ -119,11 +147,7 @@ def main():
         assert (ours_classes == classes.numpy()).all(), "the models do not agree on the classes"
         off = 0.0
         for mine, other in zip(np.maximum(ours, 0), theirs):
-            scale = max(abs(other).max(), 1e-12)
-            both = [abs(mine - other).max() / scale]
-            if name in SIGN_IS_OPEN and abs(mine).max() > 0:
-                both.append(abs(mine / abs(mine).max() - other / scale).max())
-            off = max(off, min(both))
+            off = max(off, min(distances(mine, other, name in SIGN_IS_OPEN)))
         result[name] = {"off": float(off), "seconds": row["seconds"] / len(images), "theirs": theirs_seconds / len(images),
                         "ratio": row["seconds"] / theirs_seconds}
         if off > 1e-4:

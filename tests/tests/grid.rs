@@ -279,6 +279,30 @@ fn an_interrupted_grid_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// Runs in bf16 that a processor without it computed in f32 are not put beside others, and no hours are spent on them.
+#[test]
+fn runs_in_bf16_are_of_one_arithmetic() -> Result<()> {
+    let lab = Lab::new()?;
+    let bf16 = ["--set", "train.dtype='bf16'"];
+    let [one, two] = ["a/ce-none/s0", "a/ce-none/s1"].map(|run| [&bf16[..], &["--run", run]].concat());
+    assert_eq!(lab.ablate("mixed", &one).json()["cells_done"], 1);
+    let path = Path::new(&lab.path("mixed")).join("a/ce-none/s0/report.json");
+    let mut report: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let here = report["machine"].as_str().context("machine")?.to_string();
+    let other = if here.ends_with("Bf16") || here.ends_with("Amx") { "another, Avx2" } else { "another, Amx" };
+    report["machine"] = other.into();
+    std::fs::write(&path, report.to_string())?;
+    lab.ablate("mixed", &two).assert_fails(1, &["train.dtype = \"bf16\" (a/ce-none seed 0", "one arithmetic", "--out"]);
+    assert_eq!(lab.ablate("mixed", &one).json()["cells_done"], 1);
+    report["machine"] = here.into();
+    std::fs::write(&path, report.to_string())?;
+    assert_eq!(lab.ablate("mixed", &two).json()["cells_done"], 1);
+    report["machine"] = other.into();
+    std::fs::write(&path, report.to_string())?;
+    call(&["table", &lab.path("mixed")]).assert_fails(1, &["1 of 2 runs", "a/ce-none seed ", "one arithmetic"]);
+    Ok(())
+}
+
 #[test]
 fn a_dry_run_tells_the_cost() -> Result<()> {
     let lab = Lab::new()?;

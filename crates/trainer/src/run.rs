@@ -29,7 +29,7 @@ use crate::nn::Network;
 use claim::Claim;
 pub use folder::Divergence;
 use recorder::Recorder;
-pub use report::{Report, bits, machine};
+pub use report::{Report, bits, machine, multiplies_bf16};
 pub(crate) use setup::{architecture, loader};
 pub use state::Inputs;
 use state::State;
@@ -109,7 +109,11 @@ fn work(config: &Config, options: &Options, splits: Splits, inputs: &Inputs, cla
     claim.keep();
     folder::create(config, dir)?;
     let mut recorder = Recorder::new(dir, run.learner.step, total, options.quiet)?;
-    notes.into_iter().chain(run.note.clone()).chain(setup::notes(config)).for_each(|note| recorder.say(&note));
+    notes
+        .into_iter()
+        .chain(run.note.clone())
+        .chain(setup::notes(config, &options.device))
+        .for_each(|note| recorder.say(&note));
     let started = Instant::now();
     let before = run.state.seconds;
 

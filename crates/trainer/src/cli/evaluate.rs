@@ -248,8 +248,10 @@ fn show(found: &Found, published: Option<&Published>, columns: &[Column], legend
 /// What others have published, and ours, by methods.
 fn beside(found: &Found, published: &Published, columns: &[&Column]) -> Table {
     let known: Vec<_> = columns.iter().filter(|(figure, ..)| published.figures.contains_key(*figure)).collect();
-    let heads = known.iter().flat_map(|(figure, heading, digits)| {
-        [column(*figure, *heading, *digits), column("published", "published", *digits)]
+    // With the digits that it was published with: 39.95 is not 40.0.
+    let digits = |figure: &str| published.figures[figure].values().map(|value| decimals(*value)).max().unwrap_or(0);
+    let heads = known.iter().flat_map(|(figure, heading, ours)| {
+        [column(*figure, *heading, *ours), column("published", "published", digits(figure))]
     });
     let mut table = Table::new(std::iter::once(column("method", "method", 0)).chain(heads).collect());
     for row in &found.rows {
@@ -263,6 +265,11 @@ fn beside(found: &Found, published: &Published, columns: &[&Column]) -> Table {
         table.rows.push(std::iter::once(row.method.clone().into()).chain(entries).collect());
     }
     table
+}
+
+/// How many digits a number has behind its point, as it is written shortest.
+fn decimals(value: f64) -> usize {
+    value.to_string().split_once('.').map_or(0, |(_, behind)| behind.len())
 }
 
 fn seeds(args: &EvaluateArgs, global: &Global) -> Result<Done> {
@@ -297,4 +304,35 @@ fn seeds(args: &EvaluateArgs, global: &Global) -> Result<Done> {
         table.text()
     );
     Ok(Done::Result(text, json!({ "rows": games })))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use trainer::evaluate::judge::Row;
+    use trainer::report::statistics::bootstrap;
+
+    #[test]
+    fn what_was_published_keeps_its_digits() {
+        let row = Row {
+            method: "grad_cam".into(),
+            n: 2,
+            figures: BTreeMap::from([("proportion".into(), bootstrap(&[40.0, 41.0], 0))]),
+            differences: BTreeMap::new(),
+            curves: BTreeMap::new(),
+            seconds: 0.0,
+        };
+        let found = Found { rows: vec![row], disputed: vec![], notes: vec![] };
+        let theirs = BTreeMap::from([("grad_cam".to_string(), 39.95)]);
+        let published = Published {
+            source: "a paper".into(),
+            differs: "all".into(),
+            figures: BTreeMap::from([("proportion".into(), theirs)]),
+        };
+        let columns: Vec<&Column> = LOCALIZATION.iter().collect();
+        let text = beside(&found, &published, &columns).text();
+        assert_eq!(text, "method    proportion %  published\ngrad_cam          40.5      39.95\n");
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::DeviceLocation;
+use candle_core::{Device, DeviceLocation};
 use serde::{Deserialize, Serialize};
 
 use super::state::Inputs;
@@ -157,6 +157,18 @@ pub fn bits(bitmap: &str) -> Option<Vec<bool>> {
     )
 }
 
+impl Report {
+    /// Whether the run multiplied numbers of bf16, if `train.dtype` asked for that: a processor that cannot multiplies f32.
+    pub fn multiplied_bf16(&self) -> bool {
+        self.device != "cpu" || self.machine.ends_with("Bf16") || self.machine.ends_with("Amx")
+    }
+}
+
+/// The same of a run that this machine would do on a device.
+pub fn multiplies_bf16(device: &Device) -> bool {
+    !device.is_cpu() || kernels::Isa::best() >= kernels::Isa::Avx512Bf16
+}
+
 /// The processor's name and number of cores.
 pub fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -168,6 +180,21 @@ pub fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_tells_what_this_machine_multiplies() {
+        let mut report: Report = serde_json::from_value(serde_json::json!({
+            "run": "", "test_error": 1.0, "test_loss": 0.3, "train_error": 1.0, "train_loss": 0.1, "epochs": 1,
+            "steps": 1, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "flops_per_image": 1.0,
+            "profile": "fast", "seed": 0, "commit": "abc", "machine": machine(), "threads": 1, "device": "cpu",
+        }))
+        .expect("a report");
+        assert_eq!(report.multiplied_bf16(), multiplies_bf16(&Device::Cpu), "{}", report.machine);
+        for (isa, expected) in [("Avx2", false), ("Avx512", false), ("Avx512Bf16", true), ("Amx", true)] {
+            report.machine = format!("a processor, 2 cores, {isa}");
+            assert_eq!(report.multiplied_bf16(), expected, "{isa}");
+        }
+    }
 
     #[test]
     fn a_bitmap_gives_its_bits_back() {

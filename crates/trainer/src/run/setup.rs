@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use cams::methods::Space;
+use candle_core::Device;
 use kernels::graph::Shape;
 
 use super::state::{Inputs, State};
-use super::{COMMIT, Options, Run, folder, teacher};
+use super::{COMMIT, Options, Run, folder, multiplies_bf16, teacher};
 use crate::checkpoint::File;
 use crate::config::{BnGamma, Config, Control, Dtype, MapGradient, Trained};
 use crate::data::loader::Loader;
@@ -191,9 +192,9 @@ fn saved(config: &Config, options: &Options, start: &StateDict, inputs: &Inputs)
 }
 
 /// What a user should know about this run, beyond the configuration.
-pub fn notes(config: &Config) -> Vec<String> {
+pub fn notes(config: &Config, device: &Device) -> Vec<String> {
     let (l, mut notes) = (&config.loss, Vec::new());
-    if config.train.dtype == Dtype::Bf16 && kernels::Isa::best() < kernels::Isa::Avx512Bf16 {
+    if config.train.dtype == Dtype::Bf16 && !multiplies_bf16(device) {
         notes.push("this processor has no AVX512_BF16: train.dtype = \"bf16\" computes in f32".into());
     }
     if l.weights.explanation == 0.0 {

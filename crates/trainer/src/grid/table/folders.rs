@@ -25,6 +25,12 @@ pub(super) struct Cell {
     pub(super) diverged: Vec<u64>,
 }
 
+impl Run {
+    fn asks_for_bf16(&self) -> bool {
+        self.config.get("train").and_then(|t| t.get("dtype")).and_then(Value::as_str) == Some("bf16")
+    }
+}
+
 impl Cell {
     pub(super) fn errors(&self) -> Vec<f64> {
         self.runs.iter().map(|r| r.report.test_error).collect()
@@ -98,6 +104,7 @@ fn finished(dir: &Path) -> Result<Option<Run>> {
 
 /// Refuses to put together what does not belong together.
 pub(super) fn check(cells: &[Cell]) -> Result<()> {
+    check_arithmetic(cells)?;
     let mut profile: Option<(&str, String)> = None;
     for cell in cells {
         for run in &cell.runs {
@@ -127,13 +134,13 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
                 );
             }
             ensure!(
-                precision(run) == precision(first) && run.report.device == first.report.device,
-                "{}: seeds {} and {} were computed in different precisions or on different devices ({}, {}): a cell has one",
+                run.report.device == first.report.device,
+                "{}: seeds {} and {} were computed on different devices ({}, {}): a cell has one",
                 cell.id(),
                 first.seed,
                 run.seed,
-                first.report.machine,
-                run.report.machine
+                first.report.device,
+                run.report.device
             );
             ensure!(
                 without_seed(&run.config) == without_seed(&first.config),
@@ -147,10 +154,27 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
     Ok(())
 }
 
-/// What a run was computed in: bf16 is f32 on a processor without it.
-fn precision(run: &Run) -> (String, bool) {
-    let dtype = run.config.get("train").and_then(|t| t.get("dtype")).and_then(Value::as_str).unwrap_or("f32");
-    (dtype.to_string(), dtype == "bf16" && run.report.machine.ends_with("Bf16"))
+/// The runs with `train.dtype = "bf16"` that were computed in it, or in f32 for want of it.
+pub(super) fn asked_for_bf16(cells: &[Cell], computed: bool) -> Vec<String> {
+    let runs = cells.iter().flat_map(|cell| cell.runs.iter().map(move |run| (cell, run)));
+    runs.filter(|(_, run)| run.asks_for_bf16() && run.report.multiplied_bf16() == computed)
+        .map(|(cell, run)| format!("{} seed {}", cell.id(), run.seed))
+        .collect()
+}
+
+/// Refuses runs in bf16 some of which were computed in f32: cells, too, would differ by that.
+fn check_arithmetic(cells: &[Cell]) -> Result<()> {
+    let [bf16, f32] = [true, false].map(|computed| asked_for_bf16(cells, computed));
+    ensure!(
+        bf16.is_empty() || f32.is_empty(),
+        "{} of {} runs with train.dtype = \"bf16\" were computed in f32, on processors without bf16 ({}{}): a table has one \
+         arithmetic. Remove the folders of the fewer runs and do them again where the others were done",
+        f32.len(),
+        f32.len() + bf16.len(),
+        f32[..f32.len().min(5)].join(", "),
+        if f32.len() > 5 { ", ..." } else { "" }
+    );
+    Ok(())
 }
 
 /// A configuration without its seeds and paths.
