@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use self::process::Process;
 use super::ledger::{self, Event};
 use super::progress::Board;
-use super::{Cell, Grid, table};
+use super::table::arithmetic;
+use super::{Cell, Grid};
 use crate::config::{Config, Dtype};
 use crate::error::{Diverged, sentence};
 use crate::run::claim::Claim;
@@ -101,7 +102,10 @@ pub fn look(grid: &Grid, options: &Options) -> Result<Vec<Status>> {
 pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
     let out = &options.out;
     let mut work = Work::new(grid, options)?;
-    work.check_arithmetic()?;
+    let mut waiting = work.runs.iter().zip(&work.statuses).filter(|(_, status)| **status == Status::Waiting);
+    if waiting.any(|(run, _)| run.config.as_ref().is_some_and(|c| c.train.dtype == Dtype::Bf16)) {
+        arithmetic::check_device(out, &options.compute)?;
+    }
     if !work.prepare()? {
         return Ok(work.end(true));
     }
@@ -221,28 +225,6 @@ impl<'g> Work<'g> {
         ledger::append(&self.options.out, &id, Event::Failed, why)?;
         self.board.say(&format!("{id} cannot run: {why}"));
         Ok(Status::Failed(why.into()))
-    }
-
-    /// Hours are not spent on runs that no table would put beside those that are done.
-    fn check_arithmetic(&self) -> Result<()> {
-        let mut waiting = self.runs.iter().zip(&self.statuses).filter(|(_, status)| **status == Status::Waiting);
-        if !waiting.any(|(run, _)| run.config.as_ref().is_some_and(|c| c.train.dtype == Dtype::Bf16)) {
-            return Ok(());
-        }
-        let here = run::multiplies_bf16(&self.options.compute);
-        let others = table::computed_in_bf16(&self.options.out, !here);
-        let (own, theirs) = match here {
-            true => ("bf16", "f32, on a processor without bf16"),
-            false => ("f32, having no bf16", "bf16"),
-        };
-        ensure!(
-            others.is_empty(),
-            "{} finished runs with train.dtype = \"bf16\" ({}, ...) were computed in {theirs}; this machine computes in {own}. \
-             A table has one arithmetic: remove those runs' folders, or go on where they were done, or take another --out",
-            others.len(),
-            others[0]
-        );
-        Ok(())
     }
 
     /// Fills the teachers' caches for what is not done; false if interrupted.

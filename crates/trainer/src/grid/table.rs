@@ -1,6 +1,7 @@
 //! The table of a grid, from its run folders alone: what each cell came to, what the differences are worth, and what
 //! that says.
 
+pub(super) mod arithmetic;
 mod folders;
 mod show;
 
@@ -9,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use folders::{Cell, Run, asked_for_bf16, check, walk};
+use folders::{Cell, Run, check, walk};
 use serde::Deserialize;
 
 use crate::report::statistics::{self, Difference, Pooled};
@@ -30,16 +31,6 @@ struct About {
 impl Default for About {
     fn default() -> Self {
         About { margin: 0.2, published: BTreeMap::new(), against: BTreeMap::new() }
-    }
-}
-
-/// The finished runs below a folder with `train.dtype = "bf16"` that were computed in it, or, if not `computed`, in f32 for
-/// want of it. What cannot be read is left to whoever makes a table of it.
-pub(super) fn computed_in_bf16(dir: &Path, computed: bool) -> Vec<String> {
-    let mut cells = Vec::new();
-    match walk(dir, dir, &mut cells) {
-        Ok(()) => asked_for_bf16(&cells, computed),
-        Err(_) => vec![],
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use toml::Value;
 
+use super::arithmetic;
 use crate::report::statistics;
 use crate::run::Report;
 
@@ -23,12 +24,6 @@ pub(super) struct Cell {
     pub(super) name: String,
     pub(super) runs: Vec<Run>,
     pub(super) diverged: Vec<u64>,
-}
-
-impl Run {
-    fn asks_for_bf16(&self) -> bool {
-        self.config.get("train").and_then(|t| t.get("dtype")).and_then(Value::as_str) == Some("bf16")
-    }
 }
 
 impl Cell {
@@ -104,7 +99,7 @@ fn finished(dir: &Path) -> Result<Option<Run>> {
 
 /// Refuses to put together what does not belong together.
 pub(super) fn check(cells: &[Cell]) -> Result<()> {
-    check_arithmetic(cells)?;
+    arithmetic::check(cells)?;
     let mut profile: Option<(&str, String)> = None;
     for cell in cells {
         for run in &cell.runs {
@@ -151,29 +146,6 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
             );
         }
     }
-    Ok(())
-}
-
-/// The runs with `train.dtype = "bf16"` that were computed in it, or in f32 for want of it.
-pub(super) fn asked_for_bf16(cells: &[Cell], computed: bool) -> Vec<String> {
-    let runs = cells.iter().flat_map(|cell| cell.runs.iter().map(move |run| (cell, run)));
-    runs.filter(|(_, run)| run.asks_for_bf16() && run.report.multiplied_bf16() == computed)
-        .map(|(cell, run)| format!("{} seed {}", cell.id(), run.seed))
-        .collect()
-}
-
-/// Refuses runs in bf16 some of which were computed in f32: cells, too, would differ by that.
-fn check_arithmetic(cells: &[Cell]) -> Result<()> {
-    let [bf16, f32] = [true, false].map(|computed| asked_for_bf16(cells, computed));
-    ensure!(
-        bf16.is_empty() || f32.is_empty(),
-        "{} of {} runs with train.dtype = \"bf16\" were computed in f32, on processors without bf16 ({}{}): a table has one \
-         arithmetic. Remove the folders of the fewer runs and do them again where the others were done",
-        f32.len(),
-        f32.len() + bf16.len(),
-        f32[..f32.len().min(5)].join(", "),
-        if f32.len() > 5 { ", ..." } else { "" }
-    );
     Ok(())
 }
 
