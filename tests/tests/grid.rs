@@ -288,16 +288,16 @@ fn runs_in_bf16_are_of_one_arithmetic() -> Result<()> {
     assert_eq!(lab.ablate("mixed", &one).json()["cells_done"], 1);
     let path = Path::new(&lab.path("mixed")).join("a/ce-none/s0/report.json");
     let mut report: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    let here = report["machine"].as_str().context("machine")?.to_string();
-    let other = if here.ends_with("Bf16") || here.ends_with("Amx") { "another, Avx2" } else { "another, Amx" };
-    report["machine"] = other.into();
+    let here = report["computed_in"].as_str().context("computed_in")?.to_string();
+    let other = if here == "bf16" { "f32" } else { "bf16" };
+    report["computed_in"] = other.into();
     std::fs::write(&path, report.to_string())?;
     lab.ablate("mixed", &two).assert_fails(1, &["train.dtype = \"bf16\" (a/ce-none seed 0", "one arithmetic", "--out"]);
     assert_eq!(lab.ablate("mixed", &one).json()["cells_done"], 1);
-    report["machine"] = here.into();
+    report["computed_in"] = here.into();
     std::fs::write(&path, report.to_string())?;
     assert_eq!(lab.ablate("mixed", &two).json()["cells_done"], 1);
-    report["machine"] = other.into();
+    report["computed_in"] = other.into();
     std::fs::write(&path, report.to_string())?;
     call(&["table", &lab.path("mixed")]).assert_fails(1, &["1 of 2 runs", "a/ce-none seed ", "one arithmetic"]);
     Ok(())

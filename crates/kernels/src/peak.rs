@@ -20,13 +20,13 @@ pub enum Numbers {
     F64,
     /// 32 bits.
     F32,
-    /// 16 bits with sums in 32, where the processor has products of them; else 32.
+    /// 16 bits with sums in 32, where the processor [has them](Isa::has_bf16); else 32.
     Bf16,
 }
 
 impl Numbers {
     fn wide(self, isa: Isa) -> bool {
-        self == Numbers::F32 || self == Numbers::Bf16 && isa < Isa::Avx512Bf16
+        self == Numbers::F32 || self == Numbers::Bf16 && !isa.has_bf16()
     }
 }
 

@@ -6,12 +6,13 @@
 //!
 //! What is stored and what is computed in may differ: activations in bf16 are widened to f32 vectors
 //! when they are loaded. Only the matrix product knows bf16 operands of its own ([`Simd::B`]): two
-//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`), or whole matrices at a time ([`Tiles`],
-//! AMX's `tdpbf16ps`).
+//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`, or [`split`] into f32 with the same
+//! bits), or whole matrices at a time ([`Tiles`], AMX's `tdpbf16ps`).
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod portable;
+mod split;
 mod vocabulary;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -101,6 +102,15 @@ impl Element for bf16 {
                 }
                 // SAFETY: the features were just detected.
                 return unsafe { x86::avx512_bf16(kernel) };
+            }
+            if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512f") {
+                // SAFETY: the feature was just detected.
+                return unsafe { x86::avx512_split(kernel) };
+            }
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if isa >= Isa::Avx2 && avx2 {
+                // SAFETY: the features were just detected.
+                return unsafe { x86::avx2_split(kernel) };
             }
         }
         let _ = isa;

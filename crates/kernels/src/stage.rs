@@ -26,8 +26,7 @@ pub enum Precision {
     /// f32, convolutions by Winograd's algorithm: to train.
     #[default]
     F32,
-    /// Activations and products in bf16 where the processor multiplies it faster ([`Isa::Avx512Bf16`]), and on a card;
-    /// else as `F32`.
+    /// Activations and products in bf16 on a processor that [has it](Isa::has_bf16), and on a card; else as `F32`.
     Bf16,
     /// On a card, products of f32 rounded to 10 bits behind the point (TF32); elsewhere as `F32`.
     Tf32,
@@ -111,7 +110,7 @@ impl Stage {
         let record = x.track_op() || parameters.track_op();
         let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
         match x.dtype() {
-            DType::F32 if precision == Precision::Bf16 && self.memory.f32.isa >= Isa::Avx512Bf16 => {
+            DType::F32 if precision == Precision::Bf16 && self.memory.f32.isa.has_bf16() => {
                 self.apply::<bf16>(&x, &parameters, running, (mode, precision), record)
             }
             DType::F32 => self.apply::<f32>(&x, &parameters, running, (mode, precision), record),

@@ -204,6 +204,11 @@ impl Isa {
         Isa::available().pop().unwrap_or(Isa::Portable)
     }
 
+    /// Whether networks that ask for bf16 get it: its products are at least as fast as those of f32.
+    pub fn has_bf16(self) -> bool {
+        self >= Isa::Avx2
+    }
+
     /// Whether what [`run`](Self::run) picks for these scalars multiplies matrices on [`Tiles`].
     pub fn on_tiles<E: Element>(self) -> bool {
         self.run::<E, _>(OnTiles)

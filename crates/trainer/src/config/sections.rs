@@ -94,7 +94,7 @@ pub enum Dtype {
     #[default]
     F32,
     /// Activations and products in bf16, sums, weights and the optimiser in f32: faster on a card and where the processor
-    /// has AVX512_BF16, the same as f32 on other processors.
+    /// has AVX512_BF16 or AMX; the same as f32 on processors without AVX2.
     Bf16,
     /// Single precision whose products a card rounds to TF32.
     Tf32,
@@ -155,8 +155,8 @@ impl Dtype {
 
     /// What this machine makes of it on a device.
     pub fn in_effect(self, device: &Device) -> Dtype {
-        let slow = self == Dtype::Bf16 && device.is_cpu() && kernels::Isa::best() < kernels::Isa::Avx512Bf16;
-        if slow { Dtype::F32 } else { self }
+        let lacking = self == Dtype::Bf16 && device.is_cpu() && !kernels::Isa::best().has_bf16();
+        if lacking { Dtype::F32 } else { self }
     }
 
     /// The tensors' type, and what our kernels make of f32 tensors.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::state::Inputs;
 use super::{COMMIT, Run};
 use crate::checkpoint::File;
+use crate::config::Dtype;
 use crate::data::Images;
 use crate::evaluate::agreement::{self, Agreement};
 use crate::evaluate::evaluate;
@@ -50,6 +51,9 @@ pub struct Report {
     pub machine: String,
     pub threads: usize,
     pub device: String,
+    /// What `train.dtype` was on that machine and device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computed_in: Option<Dtype>,
     /// Mean norm of each term's gradient over the logged steps, unweighted, and of the `total`.
     #[serde(default)]
     pub gradient_norms: BTreeMap<String, f64>,
@@ -120,6 +124,7 @@ impl Run<'_> {
             machine: machine(),
             threads: rayon::current_num_threads(),
             device: device.into(),
+            computed_in: Some(t.dtype.in_effect(student.device())),
             gradient_norms: self.state.norms.iter().map(|(name, [sum, n])| (name.clone(), sum / n.max(1.0))).collect(),
             curve: self.state.epochs.iter().map(|e| e.curve_error).collect(),
             agreement: agreement.transpose()?,
@@ -158,15 +163,17 @@ pub fn bits(bitmap: &str) -> Option<Vec<bool>> {
 }
 
 impl Report {
-    /// Whether the run multiplied numbers of bf16, if `train.dtype` asked for that: a processor that cannot multiplies f32.
+    /// Whether the run multiplied numbers of bf16, if `train.dtype` asked for that. Where a report doesn't say so, the program
+    /// was one that computed in f32 on processors without products of bf16.
     pub fn multiplied_bf16(&self) -> bool {
-        self.device != "cpu" || self.machine.ends_with("Bf16") || self.machine.ends_with("Amx")
+        let products = self.device != "cpu" || self.machine.ends_with("Bf16") || self.machine.ends_with("Amx");
+        self.computed_in.map_or(products, |dtype| dtype == Dtype::Bf16)
     }
 }
 
 /// The same of a run that this machine would do on a device.
 pub fn multiplies_bf16(device: &Device) -> bool {
-    !device.is_cpu() || kernels::Isa::best() >= kernels::Isa::Avx512Bf16
+    Dtype::Bf16.in_effect(device) == Dtype::Bf16
 }
 
 /// The processor's name and number of cores.
@@ -182,17 +189,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_tells_what_this_machine_multiplies() {
+    fn a_report_tells_what_its_machine_multiplied() {
         let mut report: Report = serde_json::from_value(serde_json::json!({
             "run": "", "test_error": 1.0, "test_loss": 0.3, "train_error": 1.0, "train_loss": 0.1, "epochs": 1,
             "steps": 1, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "flops_per_image": 1.0,
             "profile": "fast", "seed": 0, "commit": "abc", "machine": machine(), "threads": 1, "device": "cpu",
         }))
         .expect("a report");
-        assert_eq!(report.multiplied_bf16(), multiplies_bf16(&Device::Cpu), "{}", report.machine);
         for (isa, expected) in [("Avx2", false), ("Avx512", false), ("Avx512Bf16", true), ("Amx", true)] {
             report.machine = format!("a processor, 2 cores, {isa}");
             assert_eq!(report.multiplied_bf16(), expected, "{isa}");
+        }
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            report.computed_in = Some(dtype);
+            assert_eq!(report.multiplied_bf16(), dtype == Dtype::Bf16);
         }
     }
 

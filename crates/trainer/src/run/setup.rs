@@ -195,7 +195,7 @@ fn saved(config: &Config, options: &Options, start: &StateDict, inputs: &Inputs)
 pub fn notes(config: &Config, device: &Device) -> Vec<String> {
     let (l, mut notes) = (&config.loss, Vec::new());
     if config.train.dtype == Dtype::Bf16 && !multiplies_bf16(device) {
-        notes.push("this processor has no AVX512_BF16: train.dtype = \"bf16\" computes in f32".into());
+        notes.push("this processor has no AVX2: train.dtype = \"bf16\" computes in f32".into());
     }
     if l.weights.explanation == 0.0 {
         return notes;
