@@ -6,7 +6,7 @@
 //!
 //! What is stored and what is computed in may differ: activations in bf16 are widened to f32 vectors
 //! when they are loaded. Only the matrix product knows bf16 operands of its own ([`Simd::B`]): two
-//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`, or [`split`] into f32 with the same
+//! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`, or split into f32 with the same
 //! bits), or whole matrices at a time ([`Tiles`], AMX's `tdpbf16ps`).
 
 #[cfg(target_arch = "x86_64")]
