@@ -333,7 +333,8 @@ fn tables_from_folders_alone() -> Result<()> {
             "test_wrong": wrong, "inputs": { "teacher": "t" },
         });
         std::fs::write(run.join("report.json"), report.to_string())?;
-        std::fs::write(run.join("config.toml"), format!("[train]\nseed = {seed}\n[loss]\ninterpreter = \"{cell}\""))?;
+        let config = format!("[train]\nseed = {seed}\n[loss]\ninterpreter = \"{cell}\"");
+        std::fs::write(run.join("config.toml"), config)?;
         Ok(())
     };
     for (seed, a, b) in [(0, 6.8, 6.5), (1, 6.9, 6.6), (2, 6.7, 6.4)] {
@@ -370,6 +371,10 @@ fn tables_from_folders_alone() -> Result<()> {
     assert!(std::fs::read_to_string(plot)?.contains("<svg"));
     let csv = call(&["table", &path, "--format", "csv"]).stdout;
     assert_eq!(csv.lines().count(), 3, "{csv}");
+    // A program of later gave its reports a setting more, at its default.
+    let later = dir.path().join("published/kd-maps/s1/config.toml");
+    std::fs::write(&later, "[train]\nseed = 1\n[loss]\ninterpreter = \"kd-maps\"\ncontrol = \"none\"")?;
+    assert_eq!(call(&["table", &path, "--format", "csv"]).stdout, csv);
     // Profiles and settings are not mixed.
     write("kd-other", 0, 6.0, "00", "paper")?;
     call(&["table", &path]).assert_fails(1, &["profile fast", "profile paper", "one profile"]);

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use toml::Value;
+use toml::{Table, Value};
 
 use super::arithmetic;
+use crate::config::{Config, typed};
 use crate::report::statistics;
 use crate::run::Report;
 
@@ -91,10 +92,16 @@ fn finished(dir: &Path) -> Result<Option<Run>> {
     let bytes = fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
     let found: Report = serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", report.display()))?;
     let text = fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))?;
-    let config = Value::Table(text.parse().with_context(|| format!("{} is damaged", config.display()))?);
+    let config: Table = text.parse().with_context(|| format!("{} is damaged", config.display()))?;
     let epochs = config.get("train").and_then(|t| t.get("epochs")).and_then(Value::as_integer);
     let own = epochs.is_none_or(|n| n == found.epochs as i64);
-    Ok(own.then(|| Run { seed: found.seed, report: found, config }))
+    Ok(own.then(|| Run { seed: found.seed, report: found, config: complete(config) }))
+}
+
+/// A run's settings with those that its program did not have yet, at what they are unless somebody asks for another.
+fn complete(config: Table) -> Value {
+    let complete = typed::<Config>(config.clone()).ok().and_then(|config| Value::try_from(config).ok());
+    complete.unwrap_or(Value::Table(config))
 }
 
 /// Refuses to put together what does not belong together.
