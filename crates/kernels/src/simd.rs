@@ -12,6 +12,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod portable;
+#[cfg(target_arch = "x86_64")]
 mod split;
 mod vocabulary;
 #[cfg(target_arch = "x86_64")]
