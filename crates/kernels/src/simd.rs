@@ -9,6 +9,18 @@
 //! bf16 numbers a lane, whose products are added to an f32 (AVX512_BF16's `vdpbf16ps`, or split into f32 with the same
 //! bits), or whole matrices at a time ([`Tiles`], AMX's `tdpbf16ps`).
 
+/// Functions that pass their arguments on.
+#[cfg(target_arch = "x86_64")]
+macro_rules! pass {
+    ($($name:ident($($arg:ident: $t:ty),*) -> $r:ty = $to:expr);* $(;)?) => {$(
+        #[inline(always)]
+        unsafe fn $name($($arg: $t),*) -> $r {
+            // SAFETY: the trait's contract.
+            unsafe { $to($($arg),*) }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod portable;

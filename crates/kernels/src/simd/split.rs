@@ -40,17 +40,6 @@ impl<S> Clone for Split<S> {
 }
 impl<S> Copy for Split<S> {}
 
-/// Functions that pass their arguments on.
-macro_rules! pass {
-    ($($name:ident($($arg:ident: $t:ty),*) -> $r:ty = $to:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name($($arg: $t),*) -> $r {
-            // SAFETY: the trait's contract.
-            unsafe { $to($($arg),*) }
-        }
-    )*};
-}
-
 impl<S: Halves> Simd for Split<S> {
     type E = bf16;
     type W = S;

@@ -60,17 +60,6 @@ impl<T> Clone for Avx512Bf16<T> {
 }
 impl<T> Copy for Avx512Bf16<T> {}
 
-/// One function that passes its arguments on.
-macro_rules! pass {
-    ($name:ident($($arg:ident: $t:ty),*) -> $r:ty = $to:expr) => {
-        #[inline(always)]
-        unsafe fn $name($($arg: $t),*) -> $r {
-            // SAFETY: the trait's contract.
-            unsafe { $to($($arg),*) }
-        }
-    };
-}
-
 /// The wrappers differ in nothing but the intrinsics' names.
 macro_rules! simd {
     ($name:ident, $v:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident,
