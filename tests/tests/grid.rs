@@ -375,6 +375,38 @@ fn tables_from_folders_alone() -> Result<()> {
     let later = dir.path().join("published/kd-maps/s1/config.toml");
     std::fs::write(&later, "[train]\nseed = 1\n[loss]\ninterpreter = \"kd-maps\"\ncontrol = \"none\"")?;
     assert_eq!(call(&["table", &path, "--format", "csv"]).stdout, csv);
+    // A block may be compared with a cell of another, and be shown alone.
+    let control = dir.path().join("controls/other/s0");
+    std::fs::create_dir_all(&control)?;
+    let at = |file: &str| dir.path().join("published/kd-maps/s0").join(file);
+    std::fs::copy(at("report.json"), control.join("report.json"))?;
+    std::fs::copy(at("config.toml"), control.join("config.toml"))?;
+    let about = dir.path().join("table.toml");
+    std::fs::write(&about, "against = { controls = \"published/kd-none\" }")?;
+    let only = call(&["table", &path, "--block", "controls", "--json"]).json();
+    assert_eq!(only["rows"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        (&only["rows"][0]["cell"], &only["rows"][0]["against"]),
+        (&"controls/other".into(), &"published/kd-none".into())
+    );
+    // One run, the other cell's sd of 0.1 with 2 degrees of freedom: t = 0.3 / (0.1 sqrt(1 + 1/3)) = 2.598, p = 0.1217.
+    assert!((only["rows"][0]["p"].as_f64().unwrap() - 0.121_69).abs() < 1e-4, "{only}");
+    call(&["table", &path, "--block", "x"]).assert_fails(1, &["a block x", "controls, published"]);
+    std::fs::write(&about, "against = { controls = \"published/kd-later\" }")?;
+    let awaited = call(&["table", &path, "--json"]).json();
+    assert!(awaited["notes"].to_string().contains("published/kd-later, which has no finished run"), "{awaited}");
+    // What settings are chosen by is the images held out, and nothing is said of the test images.
+    std::fs::write(&about, "held_out = [\"controls\"]")?;
+    call(&["table", &path]).assert_fails(1, &["controls", "other seed 0 held none out"]);
+    let mut report: Value = serde_json::from_slice(&std::fs::read(at("report.json"))?)?;
+    report["curve"] = serde_json::json!([9.0, 8.25]);
+    std::fs::write(control.join("report.json"), report.to_string())?;
+    std::fs::write(control.join("config.toml"), "[train]\nseed = 0\n[data]\nvalidation = 10\n")?;
+    let chosen = call(&["table", &path, "--block", "controls", "--json"]).json();
+    let row = &chosen["rows"][0];
+    assert_eq!((&row["error"], &row["held_out"], &row["nll"]), (&8.25.into(), &1.into(), &Value::Null));
+    std::fs::remove_dir_all(dir.path().join("controls"))?;
+    std::fs::remove_file(&about)?;
     // Profiles and settings are not mixed.
     write("kd-other", 0, 6.0, "00", "paper")?;
     call(&["table", &path]).assert_fails(1, &["profile fast", "profile paper", "one profile"]);
@@ -386,6 +418,6 @@ fn tables_from_folders_alone() -> Result<()> {
     call(&["table", &path]).assert_fails(1, &["kd-maps", "different settings"]);
     std::fs::write(dir.path().join("published/kd-maps/s1/report.json"), "{")?;
     call(&["table", &path]).assert_fails(1, &["report.json is damaged"]);
-    call(&["table", &dir.path().join("table.toml").display().to_string()]).assert_fails(1, &["table.toml"]);
+    call(&["table", &dir.path().join("table.svg").display().to_string()]).assert_fails(1, &["table.svg"]);
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use trainer::grid::table::{self, Summary};
-use trainer::report::plot::{self, Place};
+use trainer::report::plot::{self, Panel, Place};
 
 use super::Done;
 
@@ -17,6 +17,9 @@ pub(super) struct TableArgs {
     /// Markdown, CSV or JSON instead of text for a terminal.
     #[arg(long, value_enum)]
     pub(super) format: Option<Format>,
+    /// Only these blocks of the grid: NAME, or NAME,NAME.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) block: Vec<String>,
     /// Write a picture of it, an SVG.
     #[arg(long, value_name = "FILE.svg")]
     pub(super) plot: Option<PathBuf>,
@@ -35,12 +38,16 @@ pub(super) enum Format {
 
 /// `trainer table`.
 pub(super) fn run(args: &TableArgs) -> Result<Done> {
-    let summary = table::read(&args.dir)?;
+    let mut summary = table::read(&args.dir)?;
+    if !args.block.is_empty() {
+        summary.retain(&args.block)?;
+    }
     if let Some(path) = &args.plot {
         draw(&summary, path)?;
     }
     let tables = [
-        ("Test error", summary.errors()),
+        ("Test error", summary.errors(false)),
+        ("Error of held-out images", summary.errors(true)),
         ("Differences", summary.differences()),
         ("What the term does", summary.effects()),
     ];
@@ -65,14 +72,18 @@ pub(super) fn run(args: &TableArgs) -> Result<Done> {
     Ok(Done::Result(text, json!({ "rows": summary.whole().json(), "sentences": sentences, "notes": notes })))
 }
 
+/// A panel a block.
 fn draw(summary: &Summary, path: &Path) -> Result<()> {
     let place = |r: &table::CellFigures| Place {
-        name: r.cell.clone(),
+        name: r.cell.strip_prefix(&format!("{}/", r.block)).unwrap_or(&r.cell).into(),
         points: r.runs.iter().map(|(_, error)| *error).collect(),
         interval: r.half_width.map(|half| (r.error, half)),
         published: r.published,
     };
-    let places: Vec<Place> = summary.cells.iter().map(place).collect();
-    let title = "A point a seed, mean and 95 % interval; red: published";
-    plot::places(path, title, "test error, %", &places)
+    let panels = summary.cells.chunk_by(|a, b| a.block == b.block).map(|cells| Panel {
+        title: cells[0].block.clone(),
+        axis: if cells[0].held_out { "held-out error, %" } else { "test error, %" }.into(),
+        places: cells.iter().map(place).collect(),
+    });
+    plot::panels(path, "A point a seed, mean and 95 % interval", &panels.collect::<Vec<_>>())
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use folders::{Cell, Run, check, walk};
+use anyhow::{Context, Result, ensure};
+use folders::{Cell, Run, check, id, walk};
 use serde::Deserialize;
 
 use crate::report::statistics::{self, Difference, Pooled};
@@ -24,19 +24,23 @@ struct About {
     margin: f64,
     /// `block/cell` and the error that somebody has published for it.
     published: BTreeMap<String, f64>,
-    /// `block/cell` and the cell of its block that it is compared with, where that is not `...-none`.
+    /// `block/cell`, or `block` for all its cells, and the cell that it is compared with, where that is not `...-none`: a cell
+    /// of its block, or another's `block/cell`.
     against: BTreeMap<String, String>,
+    /// Blocks that settings are chosen by: their figure is the error of the images held out, and what their runs' reports say
+    /// of the test images is not looked at.
+    held_out: BTreeSet<String>,
 }
 
 impl Default for About {
     fn default() -> Self {
-        About { margin: 0.2, published: BTreeMap::new(), against: BTreeMap::new() }
+        About { margin: 0.2, published: BTreeMap::new(), against: BTreeMap::new(), held_out: BTreeSet::new() }
     }
 }
 
 /// What a cell's difference to another is worth.
 pub struct Comparison {
-    /// The other's name.
+    /// The other's name, with its block where that is another.
     pub against: String,
     /// This cell's mean error less the other's.
     pub difference: Difference,
@@ -55,13 +59,17 @@ pub struct Comparison {
 
 /// A cell's figures.
 pub struct CellFigures {
+    /// Its block's name, empty outside a grid.
+    pub block: String,
     /// `block/cell`.
     pub cell: String,
+    /// Whether `error` is that of the images held out, not of the test images.
+    pub held_out: bool,
     /// Finished runs.
     pub n: usize,
     /// Runs that diverged.
     pub diverged: usize,
-    /// Mean test error in percent.
+    /// Mean error after the last epoch, in percent.
     pub error: f64,
     /// Half of its 95 % interval, with the block's standard deviation.
     pub half_width: Option<f64>,
@@ -99,6 +107,8 @@ pub struct Summary {
     pub commits: BTreeSet<String>,
     /// Processors.
     pub machines: BTreeSet<String>,
+    /// Cells that others are compared with, but that have no finished run.
+    pub awaited: BTreeSet<String>,
 }
 
 /// Reads the runs below `dir`.
@@ -118,6 +128,7 @@ pub fn read(dir: &Path) -> Result<Summary> {
     );
     let mut cells: Vec<Cell> = vec![];
     walk(dir, dir, &mut cells)?;
+    cells.iter_mut().for_each(|cell| cell.held_out = about.held_out.contains(&cell.block));
     ensure!(!cells.is_empty(), "there are no finished runs (folders with a report.json) below {}", dir.display());
     check(&cells)?;
     // Within a block a cell without the term comes first.
@@ -129,34 +140,52 @@ pub fn read(dir: &Path) -> Result<Summary> {
         profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
         commits: BTreeSet::new(),
         machines: BTreeSet::new(),
+        awaited: BTreeSet::new(),
     };
     for run in cells.iter().flat_map(|c| &c.runs) {
         summary.commits.extend(run.report.commits.iter().cloned().chain([run.report.commit.clone()]));
         summary.machines.insert(run.report.machine.clone());
     }
-    let blocks: BTreeSet<String> = cells.iter().map(|c| c.block.clone()).collect();
+    let blocks: BTreeSet<&String> = cells.iter().map(|c| &c.block).collect();
     for block in blocks {
-        let of_block: Vec<&Cell> = cells.iter().filter(|c| c.block == block).collect();
-        let errors: Vec<Vec<f64>> = of_block.iter().map(|c| c.errors()).collect();
-        let pooled = statistics::pooled(errors.iter().map(Vec::as_slice));
-        let mut rows = of_block.iter().map(|cell| figures(cell, pooled, &about)).collect::<Vec<_>>();
-        let mut compared = Vec::new();
-        for (at, cell) in of_block.iter().enumerate() {
-            if let (Some(pooled), Some(reference)) = (pooled, reference(cell, &of_block, &about)?) {
-                rows[at].comparison = compare(cell, reference, pooled, about.margin)?;
-                compared.extend(rows[at].comparison.is_some().then_some(at));
-            }
-        }
-        let p: Vec<f64> = compared.iter().filter_map(|at| Some(rows[*at].comparison.as_ref()?.difference.p)).collect();
-        for (at, holm) in compared.into_iter().zip(statistics::holm(&p)) {
-            if let Some(comparison) = &mut rows[at].comparison {
-                comparison.holm = holm;
-            }
-        }
-        summary.cells.extend(rows);
-        summary.pooled.extend(pooled.map(|p| (block, p)));
+        add_block(&mut summary, block, &cells, &about)?;
     }
     Ok(summary)
+}
+
+/// Adds the figures of a block's cells and its family of comparisons.
+fn add_block(summary: &mut Summary, block: &str, cells: &[Cell], about: &About) -> Result<()> {
+    let own = cells.iter().filter(|c| c.block == block);
+    let mut family = vec![];
+    for cell in own {
+        let reference = match reference(cell, about) {
+            Some(Named { block, name, asked }) => {
+                let found = cells.iter().find(|c| c.block == block && c.name == name && !c.runs.is_empty());
+                summary.awaited.extend((asked && found.is_none()).then(|| id(&block, &name)));
+                found
+            }
+            None => None,
+        };
+        family.push((cell, reference));
+    }
+    // The block's cells, and those of other blocks that they are compared with, once each.
+    let others: BTreeMap<String, &Cell> =
+        family.iter().filter_map(|(_, r)| r.filter(|r| r.block != block)).map(|r| (r.id(), r)).collect();
+    let of_one_sd = family.iter().map(|(cell, _)| *cell).chain(others.into_values());
+    let errors: Vec<Vec<f64>> = of_one_sd.map(Cell::errors).collect();
+    let pooled = statistics::pooled(errors.iter().map(Vec::as_slice));
+    let mut rows: Vec<CellFigures> = family.iter().map(|(cell, _)| figures(cell, pooled, about)).collect();
+    for (row, (cell, reference)) in rows.iter_mut().zip(&family) {
+        if let (Some(pooled), Some(reference)) = (pooled, reference) {
+            row.comparison = compare(cell, reference, pooled, about.margin)?;
+        }
+    }
+    let comparisons: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
+    let p: Vec<f64> = comparisons.iter().map(|c| c.difference.p).collect();
+    comparisons.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
+    summary.cells.extend(rows);
+    summary.pooled.extend(pooled.map(|p| (block.to_string(), p)));
+    Ok(())
 }
 
 /// A name without its last part: `kd` of `kd-grad_cam`.
@@ -164,16 +193,25 @@ fn stem(name: &str) -> &str {
     name.rsplit_once('-').map_or(name, |(stem, _)| stem)
 }
 
-/// The cell that another is compared with: the one that `table.toml` names, or the one without the term, `STEM-none`.
-fn reference<'c>(cell: &Cell, block: &[&'c Cell], about: &About) -> Result<Option<&'c Cell>> {
-    let find = |name: &str| block.iter().copied().find(|c| c.name == name && c.name != cell.name);
-    if let Some(name) = about.against.get(&cell.id()) {
-        return match find(name) {
-            Some(found) => Ok(Some(found)),
-            None => bail!("table.toml compares {} with {name}, which has no finished run in its block", cell.id()),
-        };
-    }
-    Ok(find(&format!("{}-none", stem(&cell.name))))
+/// A cell that another is compared with.
+struct Named {
+    block: String,
+    name: String,
+    /// By `table.toml`.
+    asked: bool,
+}
+
+/// The one that `table.toml` names for the cell or for its block, or the one without the term, `STEM-none`. None is compared
+/// with itself.
+fn reference(cell: &Cell, about: &About) -> Option<Named> {
+    let named = match about.against.get(&cell.id()).or_else(|| about.against.get(&cell.block)) {
+        Some(asked) => {
+            let (block, name) = asked.rsplit_once('/').unwrap_or((&cell.block, asked));
+            Named { block: block.into(), name: name.into(), asked: true }
+        }
+        None => Named { block: cell.block.clone(), name: format!("{}-none", stem(&cell.name)), asked: false },
+    };
+    (named.block != cell.block || named.name != cell.name).then_some(named)
 }
 
 fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
@@ -189,8 +227,11 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         let norms = &run.report.gradient_norms;
         Some(100.0 * weight? * norms.get("explanation")? / norms.get("total")?)
     };
+    let tested = |figure: Option<f64>| figure.filter(|_| !cell.held_out);
     CellFigures {
+        block: cell.block.clone(),
         cell: cell.id(),
+        held_out: cell.held_out,
         n: errors.len(),
         diverged: cell.diverged.len(),
         error: statistics::mean(&errors),
@@ -198,16 +239,16 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         sd: statistics::sd(&errors),
         published: about.published.get(&cell.id()).copied(),
         comparison: None,
-        nll: cell.mean(|r| Some(r.report.test_loss)),
-        same_class: cell.mean(|r| Some(r.report.agreement.as_ref()?.same_class)),
-        kl: cell.mean(|r| Some(r.report.agreement.as_ref()?.kl)),
+        nll: tested(cell.mean(|r| Some(r.report.test_loss))),
+        same_class: tested(cell.mean(|r| Some(r.report.agreement.as_ref()?.same_class))),
+        kl: tested(cell.mean(|r| Some(r.report.agreement.as_ref()?.kl))),
         maps: [
-            cell.mean(|r| Some(alike(r)?.pearson)),
-            cell.mean(|r| Some(alike(r)?.cosine)),
-            cell.mean(|r| Some(alike(r)?.top20)),
+            tested(cell.mean(|r| Some(alike(r)?.pearson))),
+            tested(cell.mean(|r| Some(alike(r)?.cosine))),
+            tested(cell.mean(|r| Some(alike(r)?.top20))),
         ],
         share: cell.mean(share),
-        runs: cell.runs.iter().map(|r| (r.seed, r.report.test_error)).collect(),
+        runs: cell.runs.iter().map(|r| r.seed).zip(errors).collect(),
     }
 }
 
@@ -218,18 +259,25 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result
             ensure!(a == b, "{} and {} have different {what}: they cannot be compared", cell.id(), reference.id());
         }
     }
+    ensure!(
+        cell.held_out == reference.held_out,
+        "table.toml compares the error of held-out images of one of {} and {} with the test error of the other",
+        cell.id(),
+        reference.id()
+    );
     let Some(difference) = statistics::unpaired(&cell.errors(), &reference.errors(), pooled) else { return Ok(None) };
     let pairs: Vec<(&Run, &Run)> =
         cell.runs.iter().filter_map(|a| Some((a, reference.runs.iter().find(|b| b.seed == a.seed)?))).collect();
-    let (a, b): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(a, b)| (a.report.test_error, b.report.test_error)).unzip();
+    let (a, b): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(a, b)| (cell.error(a), reference.error(b))).unzip();
     let discordant = pairs.iter().map(|(a, b)| {
         let (a, b) = (bits(&a.report.test_wrong)?, bits(&b.report.test_wrong)?);
         let only = |x: &[bool], y: &[bool]| x.iter().zip(y).filter(|(x, y)| **x && !**y).count() as u64;
         (!a.is_empty() && a.len() == b.len()).then(|| (only(&a, &b), only(&b, &a)))
     });
     let discordant: Option<Vec<(u64, u64)>> = discordant.collect();
+    let discordant = discordant.filter(|_| !cell.held_out);
     Ok(Some(Comparison {
-        against: reference.name.clone(),
+        against: if reference.block == cell.block { reference.name.clone() } else { reference.id() },
         holm: difference.p,
         equivalence: difference.equivalence(margin),
         // Two pairs always lie on a line.

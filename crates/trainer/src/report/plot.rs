@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::statistics::Interval;
 
@@ -20,41 +22,86 @@ pub struct Place {
     pub published: Option<f64>,
 }
 
-/// Writes an SVG of points over places.
-pub fn places(path: &Path, title: &str, axis: &str, places: &[Place]) -> Result<()> {
-    draw(path, title, axis, places).map_err(|e| anyhow!("drawing {}: {e}", path.display()))
+/// Places on one axis.
+pub struct Panel {
+    /// Written above.
+    pub title: String,
+    /// Written beside the axis.
+    pub axis: String,
+    /// From left to right.
+    pub places: Vec<Place>,
 }
 
-fn draw(path: &Path, title: &str, axis: &str, places: &[Place]) -> Result<(), Box<dyn std::error::Error>> {
-    let (blue, red) = (RGBColor(31, 88, 158), RGBColor(190, 60, 40));
-    let all = places.iter().flat_map(|p| {
-        let ends = p.interval.map(|(m, h)| [m - h, m + h]);
-        p.points.iter().copied().chain(ends.into_iter().flatten()).chain(p.published)
-    });
-    let (low, high) = all.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
-    if low > high {
+impl Panel {
+    /// The lowest and the highest value that it shows; None if it shows none.
+    fn span(&self) -> Option<(f64, f64)> {
+        let values = self.places.iter().flat_map(|p| {
+            let ends = p.interval.map(|(mean, half)| [mean - half, mean + half]);
+            p.points.iter().copied().chain(ends.into_iter().flatten()).chain(p.published)
+        });
+        values.fold(None, |span, v| Some(span.map_or((v, v), |(low, high): (f64, f64)| (low.min(v), high.max(v)))))
+    }
+}
+
+/// Writes an SVG of points over places, the panels below each other, each with its own axis.
+pub fn panels(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
+    draw_panels(path, title, panels).map_err(|e| anyhow!("drawing {}: {e}", path.display()))
+}
+
+/// Height of the title above all panels and of a panel, width of a place and of what stands beside the places.
+const HEAD: u32 = 40;
+const PANEL: u32 = 360;
+const PLACE: u32 = 78;
+const BESIDE: u32 = 92;
+
+fn draw_panels(path: &Path, title: &str, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>> {
+    let panels: Vec<(&Panel, (f64, f64))> = panels.iter().filter_map(|p| Some((p, p.span()?))).collect();
+    if panels.is_empty() {
         return Err("there is nothing to draw: no run is finished".into());
     }
-    let room = (high - low).max(0.1) * 0.08;
-    let width = 120 + 78 * places.len() as u32;
-    let root = SVGBackend::new(path, (width, 420)).into_drawing_area();
+    let wide = panels.iter().map(|(p, _)| p.places.len()).max().unwrap_or(0) as u32;
+    let size = (BESIDE + PLACE * wide.max(6), HEAD + PANEL * panels.len() as u32);
+    let root = SVGBackend::new(path, size).into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 16))
+    let published = panels.iter().any(|(p, _)| p.places.iter().any(|place| place.published.is_some()));
+    let title = format!("{title}{}", if published { "; red: published" } else { "" });
+    let (head, body) = root.split_vertically(HEAD);
+    head.draw(&Text::new(title, (16, 14), ("sans-serif", 16).into_font()))?;
+    let areas = body.split_evenly((panels.len(), 1));
+    for ((panel, span), area) in panels.into_iter().zip(&areas) {
+        draw_panel(area, panel, span)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn draw_panel(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    panel: &Panel,
+    (low, high): (f64, f64),
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (blue, red) = (RGBColor(31, 88, 158), RGBColor(190, 60, 40));
+    let room = (high - low).max(0.1) * 0.08;
+    let n = panel.places.len();
+    let (area, _) = area.split_horizontally(BESIDE + PLACE * n as u32);
+    let mut chart = ChartBuilder::on(&area)
+        .caption(&panel.title, ("sans-serif", 14))
         .margin(12)
-        .x_label_area_size(70)
+        .x_label_area_size(50)
         .y_label_area_size(56)
-        .build_cartesian_2d(-0.5..places.len() as f64 - 0.5, low - room..high + room)?;
+        .build_cartesian_2d(-0.5..n as f64 - 0.5, low - room..high + room)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(WHITE.mix(0.0))
-        .x_labels(places.len() * 2 + 1)
-        .x_label_formatter(&|_| String::new())
-        .y_desc(axis)
+        .x_labels(0)
+        .y_desc(&panel.axis)
         .label_style(("sans-serif", 12))
         .draw()?;
-    for (at, place) in places.iter().enumerate() {
+    let below = Pos::new(HPos::Center, VPos::Top);
+    let style = TextStyle::from(("sans-serif", 12).into_font()).color(&BLACK).pos(below);
+    let (left, top) = area.get_base_pixel();
+    for (at, place) in panel.places.iter().enumerate() {
         let x = at as f64;
         if let Some(published) = place.published {
             let line = vec![(x - 0.36, published), (x + 0.36, published)];
@@ -65,26 +112,17 @@ fn draw(path: &Path, title: &str, axis: &str, places: &[Place]) -> Result<(), Bo
             chart.draw_series(lines.into_iter().map(|l| PathElement::new(l, blue.stroke_width(2))))?;
         }
         // Runs side by side, in the order of their seeds.
-        let n = place.points.len().max(1) as f64;
+        let runs = place.points.len().max(1) as f64;
         let spot = |(i, v): (usize, &f64)| {
-            Circle::new((x + ((i as f64 + 0.5) / n - 0.5) * 0.4, *v), 3, blue.mix(0.6).filled())
+            Circle::new((x + ((i as f64 + 0.5) / runs - 0.5) * 0.4, *v), 3, blue.mix(0.6).filled())
         };
         chart.draw_series(place.points.iter().enumerate().map(spot))?;
         // A name's parts below each other, so that long names do not meet.
         let (px, py) = chart.backend_coord(&(x, low - room));
-        let style = TextStyle::from(("sans-serif", 12).into_font()).color(&BLACK);
         for (line, part) in place.name.split(['/', '-']).enumerate() {
-            root.draw_text(
-                part,
-                &style.pos(plotters::style::text_anchor::Pos::new(
-                    plotters::style::text_anchor::HPos::Center,
-                    plotters::style::text_anchor::VPos::Top,
-                )),
-                (px, py + 8 + 14 * line as i32),
-            )?;
+            area.draw_text(part, &style, (px - left, py - top + 8 + 14 * line as i32))?;
         }
     }
-    root.present()?;
     Ok(())
 }
 

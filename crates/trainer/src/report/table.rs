@@ -32,6 +32,8 @@ pub enum Entry {
     Number(f64),
     /// A number with another behind a plus-minus sign.
     Spread(f64, f64),
+    /// A probability: one that would be shown as zero is shown as below the last digit.
+    Probability(f64),
     /// A whole number.
     Count(u64),
     /// Nothing is known.
@@ -140,7 +142,7 @@ impl Table {
             let fields = row.iter().zip(&spread).flat_map(|(entry, two)| {
                 let (first, second) = match entry {
                     Entry::Text(text) => (text.clone(), String::new()),
-                    Entry::Number(x) => (x.to_string(), String::new()),
+                    Entry::Number(x) | Entry::Probability(x) => (x.to_string(), String::new()),
                     Entry::Spread(x, half) => (x.to_string(), half.to_string()),
                     Entry::Count(n) => (n.to_string(), String::new()),
                     Entry::Nothing => (String::new(), String::new()),
@@ -156,7 +158,7 @@ impl Table {
     pub fn json(&self) -> Value {
         let entry = |entry: &Entry| match entry {
             Entry::Text(text) => json!(text),
-            Entry::Number(x) => json!(x),
+            Entry::Number(x) | Entry::Probability(x) => json!(x),
             Entry::Spread(x, half) => json!([x, half]),
             Entry::Count(n) => json!(n),
             Entry::Nothing => Value::Null,
@@ -178,11 +180,18 @@ impl Entry {
         match self {
             Entry::Text(text) => text.clone(),
             Entry::Number(x) => rounded(*x, digits),
+            Entry::Probability(p) => probability(*p, digits),
             Entry::Spread(x, half) => format!("{} ± {}", rounded(*x, digits), rounded(*half, digits)),
             Entry::Count(n) => n.to_string(),
             Entry::Nothing => "-".into(),
         }
     }
+}
+
+/// A probability to so many digits: never zero, `< 0.001`.
+pub fn probability(p: f64, digits: usize) -> String {
+    let least = 0.1f64.powi(digits as i32);
+    if p < least { format!("< {least:.digits$}") } else { format!("{p:.digits$}") }
 }
 
 /// A number to so many digits; what rounds to zero has no sign.
@@ -218,6 +227,12 @@ mod tests {
     fn what_rounds_to_zero_has_no_sign() {
         assert_eq!(Entry::Spread(-0.004, 0.002).text(2), "0.00 ± 0.00");
         assert_eq!((Entry::Number(-0.4).text(0).as_str(), Entry::Number(-0.006).text(2).as_str()), ("0", "-0.01"));
+    }
+
+    #[test]
+    fn no_probability_is_zero() {
+        let shown = [1e-9, 0.000_999, 0.001, 0.0214, 1.0].map(|p| Entry::Probability(p).text(3));
+        assert_eq!(shown, ["< 0.001", "< 0.001", "0.001", "0.021", "1.000"]);
     }
 
     #[test]

@@ -19,21 +19,36 @@ pub(super) struct Run {
     pub(super) config: Value,
 }
 
+impl Run {
+    fn holds_out(&self) -> bool {
+        let count = self.config.get("data").and_then(|d| d.get("validation")).and_then(Value::as_integer);
+        count.is_some_and(|n| n > 0)
+    }
+}
+
 /// The runs of a cell, by seed.
 pub(super) struct Cell {
     pub(super) block: String,
     pub(super) name: String,
     pub(super) runs: Vec<Run>,
     pub(super) diverged: Vec<u64>,
+    /// Its figure is the error of the images held out.
+    pub(super) held_out: bool,
 }
 
 impl Cell {
+    /// A run's error after its last epoch, in percent.
+    pub(super) fn error(&self, run: &Run) -> f64 {
+        let held_out = run.report.curve.last().filter(|_| self.held_out);
+        held_out.copied().unwrap_or(run.report.test_error)
+    }
+
     pub(super) fn errors(&self) -> Vec<f64> {
-        self.runs.iter().map(|r| r.report.test_error).collect()
+        self.runs.iter().map(|run| self.error(run)).collect()
     }
 
     pub(super) fn id(&self) -> String {
-        if self.block.is_empty() { self.name.clone() } else { format!("{}/{}", self.block, self.name) }
+        id(&self.block, &self.name)
     }
 
     /// The mean of a figure over the runs that have it.
@@ -48,6 +63,11 @@ impl Cell {
         let found = config.and_then(|c| path.split('.').try_fold(c, |v, key| v.get(key)));
         found.map_or(String::new(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_string))
     }
+}
+
+/// `block/cell`, or the cell alone outside a grid.
+pub(super) fn id(block: &str, cell: &str) -> String {
+    if block.is_empty() { cell.into() } else { format!("{block}/{cell}") }
 }
 
 /// Adds the runs below `dir` to their cells.
@@ -71,7 +91,7 @@ pub(super) fn walk(root: &Path, dir: &Path, cells: &mut Vec<Cell>) -> Result<()>
         let name = names.pop().unwrap_or_else(|| "run".into());
         let block = names.join("/");
         let at = cells.iter().position(|c| c.block == block && c.name == name).unwrap_or_else(|| {
-            cells.push(Cell { block, name, runs: vec![], diverged: vec![] });
+            cells.push(Cell { block, name, runs: vec![], diverged: vec![], held_out: false });
             cells.len() - 1
         });
         let found = report.is_file().then(|| finished(dir)).transpose()?.flatten();
@@ -110,6 +130,13 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
     let mut profile: Option<(&str, String)> = None;
     for cell in cells {
         for run in &cell.runs {
+            ensure!(
+                !cell.held_out || (run.holds_out() && !run.report.curve.is_empty()),
+                "table.toml asks for the error of held-out images in the block {}, but {} seed {} held none out (data.validation)",
+                cell.block,
+                cell.name,
+                run.seed
+            );
             let own = run.report.profile.as_str();
             let (first, by) = profile.get_or_insert((own, cell.id()));
             ensure!(

@@ -1,8 +1,12 @@
 //! A summary as tables and sentences.
 
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+
 use super::{CellFigures, Comparison, Summary};
 use crate::report::statistics::{self, Pooled};
-use crate::report::table::{Entry, Table, column};
+use crate::report::table::{Entry, Table, column, probability};
 
 impl Comparison {
     /// McNemar's test of each pair of runs: the median of their p.
@@ -15,8 +19,23 @@ impl Comparison {
 }
 
 impl Summary {
-    /// Errors, seed by seed summarised, beside what was published.
-    pub fn errors(&self) -> Table {
+    /// Of some blocks alone. Their comparisons stay as they are, with cells of other blocks too.
+    pub fn retain(&mut self, blocks: &[String]) -> Result<()> {
+        let known: BTreeSet<&str> = self.cells.iter().map(|r| r.block.as_str()).collect();
+        for block in blocks {
+            ensure!(
+                known.contains(block.as_str()),
+                "there is no run of a block {block}; there are runs of {}",
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            );
+        }
+        self.cells.retain(|r| blocks.contains(&r.block));
+        self.pooled.retain(|block, _| blocks.contains(block));
+        Ok(())
+    }
+
+    /// Errors of the images held out or of the test images, seed by seed summarised, beside what was published.
+    pub fn errors(&self, held_out: bool) -> Table {
         let mut table = Table::new(vec![
             column("cell", "cell", 0),
             column("n", "n", 0),
@@ -25,7 +44,7 @@ impl Summary {
             column("published", "published", 2),
             column("nll", "NLL", 3),
         ]);
-        for r in &self.cells {
+        for r in self.cells.iter().filter(|r| r.held_out == held_out) {
             let error = r.half_width.map_or_else(|| r.error.into(), |half| Entry::Spread(r.error, half));
             table.rows.push(vec![
                 r.cell.clone().into(),
@@ -56,10 +75,10 @@ impl Summary {
                 r.cell.clone().into(),
                 c.against.clone().into(),
                 Entry::Spread(c.difference.mean, c.difference.half_width()),
-                c.holm.into(),
-                c.equivalence.into(),
+                Entry::Probability(c.holm),
+                Entry::Probability(c.equivalence),
                 c.paired.and_then(|(_, r)| r).into(),
-                c.mcnemar().into(),
+                c.mcnemar().map_or(Entry::Nothing, Entry::Probability),
             ]);
         }
         table
@@ -97,6 +116,7 @@ impl Summary {
             "cell",
             "n",
             "diverged",
+            "held_out",
             "error",
             "half_width",
             "sd",
@@ -132,6 +152,7 @@ impl Summary {
                 r.cell.clone().into(),
                 r.n.into(),
                 r.diverged.into(),
+                usize::from(r.held_out).into(),
                 r.error.into(),
                 r.half_width.into(),
                 r.sd.into(),
@@ -168,9 +189,9 @@ impl Summary {
             let (mean, half) = (c.difference.mean, c.difference.half_width());
             let found = format!("{mean:+.2} ± {half:.2} points against {}", c.against);
             let verdict = if c.holm < 0.05 {
-                format!("{} ({found}, p = {:.3} after Holm)", if mean < 0.0 { "better" } else { "worse" }, c.holm)
+                format!("{} ({found}, {} after Holm)", if mean < 0.0 { "better" } else { "worse" }, p(c.holm))
             } else if c.equivalence < 0.05 {
-                format!("equivalent to within {} points ({found}, p = {:.3})", self.margin, c.equivalence)
+                format!("equivalent to within {} points ({found}, {})", self.margin, p(c.equivalence))
             } else {
                 let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
                 format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
@@ -185,7 +206,16 @@ impl Summary {
         let sd =
             |(block, p): (&String, &Pooled)| format!("{:.3}{} ({} degrees of freedom)", p.sd, in_block(block), p.df);
         let shared: Vec<String> = self.pooled.iter().map(sd).collect();
-        let mut notes = vec![format!("Profile {}, test error after the last epoch.", self.profile)];
+        let mut notes = vec![format!("Profile {}, error after the last epoch.", self.profile)];
+        let held_out: BTreeSet<&str> = self.cells.iter().filter(|r| r.held_out).map(|r| r.block.as_str()).collect();
+        if !held_out.is_empty() {
+            let blocks = held_out.into_iter().collect::<Vec<_>>().join(", ");
+            notes.push(format!("Of images held out of the training set, not of the test set: {blocks}."));
+        }
+        if !self.awaited.is_empty() {
+            let cells = self.awaited.iter().cloned().collect::<Vec<_>>().join(", ");
+            notes.push(format!("Others are compared with {cells}, which has no finished run."));
+        }
         if !shared.is_empty() {
             notes.push(format!(
                 "Intervals and tests use the standard deviation over seeds that a block's cells share: {}. Three seeds a \
@@ -208,7 +238,7 @@ impl Summary {
         notes.push(format!(
             "Commit {}; {}.",
             self.commits.iter().cloned().collect::<Vec<_>>().join(", "),
-            self.machines.iter().cloned().collect::<Vec<_>>().join(", ")
+            self.machines.iter().cloned().collect::<Vec<_>>().join("; ")
         ));
         notes
     }
@@ -217,6 +247,12 @@ impl Summary {
     fn seen_by(&self, n: usize) -> f64 {
         statistics::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
     }
+}
+
+/// `p = 0.021`, or `p < 0.001`.
+fn p(of: f64) -> String {
+    let shown = probability(of, 3);
+    if shown.starts_with('<') { format!("p {shown}") } else { format!("p = {shown}") }
 }
 
 fn in_block(block: &str) -> String {
