@@ -394,7 +394,7 @@ fn tables_from_folders_alone() -> Result<()> {
     call(&["table", &path, "--block", "x"]).assert_fails(1, &["a block x", "controls, published"]);
     std::fs::write(&about, "against = { controls = \"published/kd-later\" }")?;
     let awaited = call(&["table", &path, "--json"]).json();
-    assert!(awaited["notes"].to_string().contains("published/kd-later, which has no finished run"), "{awaited}");
+    assert!(awaited["notes"].to_string().contains("controls/other with published/kd-later"), "{awaited}");
     // What settings are chosen by is the images held out, and nothing is said of the test images.
     std::fs::write(&about, "held_out = [\"controls\"]")?;
     call(&["table", &path]).assert_fails(1, &["controls", "other seed 0 held none out"]);
@@ -404,7 +404,13 @@ fn tables_from_folders_alone() -> Result<()> {
     std::fs::write(control.join("config.toml"), "[train]\nseed = 0\n[data]\nvalidation = 10\n")?;
     let chosen = call(&["table", &path, "--block", "controls", "--json"]).json();
     let row = &chosen["rows"][0];
-    assert_eq!((&row["error"], &row["held_out"], &row["nll"]), (&8.25.into(), &1.into(), &Value::Null));
+    assert_eq!((&row["error"], &row["error_of"], &row["nll"]), (&8.25.into(), &"held-out images".into(), &Value::Null));
+    // Nor are cells compared that were trained otherwise.
+    std::fs::write(control.join("config.toml"), "[train]\nseed = 0\nepochs = 2\n")?;
+    report["epochs"] = 2.into();
+    std::fs::write(control.join("report.json"), report.to_string())?;
+    std::fs::write(&about, "against = { controls = \"published/kd-none\" }")?;
+    call(&["table", &path]).assert_fails(1, &["controls/other was trained for 2 epochs", "cannot be compared"]);
     std::fs::remove_dir_all(dir.path().join("controls"))?;
     std::fs::remove_file(&about)?;
     // Profiles and settings are not mixed.

@@ -11,7 +11,9 @@ use super::Done;
 /// Arguments of `trainer table`.
 #[derive(Args)]
 pub(super) struct TableArgs {
-    /// A grid's folder, or any folder with run folders in it.
+    /// A grid's folder, or any folder with run folders in it. Its `table.toml` may hold `published` (a cell's published error),
+    /// `against` (what a cell or a block is compared with, where that is not `...-none`), `held_out` (blocks that are judged
+    /// by the images held out, never by the test set) and `margin` (of equivalence, in points).
     #[arg(value_name = "DIR")]
     pub(super) dir: PathBuf,
     /// Markdown, CSV or JSON instead of text for a terminal.

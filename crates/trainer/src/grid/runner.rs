@@ -20,7 +20,7 @@ use crate::config::{Config, Dtype};
 use crate::error::{Diverged, sentence};
 use crate::run::claim::Claim;
 use crate::run::prepare::{Prepared, prepare};
-use crate::run::{self, Inputs};
+use crate::run::{self, Inputs, Report};
 
 /// Exit code of a supervised run whose folder another process works in.
 pub const ELSEWHERE: u8 = 75;
@@ -56,7 +56,7 @@ pub enum Status {
     Running,
     /// Another launcher's does.
     Elsewhere,
-    /// It has a report: test error in percent, seconds.
+    /// It has a report: error in percent of the test images or of those held out, seconds.
     Done {
         /// Of the last epoch's weights.
         error: f64,
@@ -211,7 +211,7 @@ impl<'g> Work<'g> {
             },
         };
         Ok(match run::finished(&config, &inputs, &dir) {
-            Ok(Some(report)) => Status::Done { error: report.test_error, seconds: report.seconds },
+            Ok(Some(report)) => Status::Done { error: figure(&config, &report), seconds: report.seconds },
             Ok(None) => Status::Waiting,
             Err(error) => match error.downcast_ref::<Diverged>() {
                 Some(diverged) => Status::Diverged(diverged.to_string()),
@@ -348,7 +348,7 @@ impl<'g> Work<'g> {
             Status::Done { .. } | Status::Diverged(_) if self.is_older(at, process.since) => {}
             Status::Done { error, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
-                self.board.say(&format!("{id} done: test error {error:.2} %, {seconds:.0} s"));
+                self.board.say(&format!("{id} done: error {error:.2} %, {seconds:.0} s"));
             }
             Status::Diverged(what) => {
                 ledger::append(out, &id, Event::Diverged, what)?;
@@ -381,4 +381,11 @@ impl<'g> Work<'g> {
         self.board.finish();
         Summary { statuses: self.statuses, stopped }
     }
+}
+
+/// A run's error after its last epoch: of the images held out where there are some, so that whoever chooses by it does not
+/// look at the test set.
+fn figure(config: &Config, report: &Report) -> f64 {
+    let held_out = report.curve.last().filter(|_| config.data.validation > 0);
+    held_out.copied().unwrap_or(report.test_error)
 }

@@ -71,7 +71,7 @@ pub struct CellFigures {
     pub diverged: usize,
     /// Mean error after the last epoch, in percent.
     pub error: f64,
-    /// Half of its 95 % interval, with the block's standard deviation.
+    /// Half of its 95 % interval, with the standard deviation that its block's cells share.
     pub half_width: Option<f64>,
     /// Standard deviation over its own seeds.
     pub sd: Option<f64>,
@@ -79,6 +79,8 @@ pub struct CellFigures {
     pub published: Option<f64>,
     /// Against its reference, if it has one.
     pub comparison: Option<Comparison>,
+    /// The cell that `table.toml` compares it with, where that has no finished run.
+    pub awaits: Option<String>,
     /// Mean negative log-likelihood on the test images.
     pub nll: Option<f64>,
     /// Test images on which student and teacher name the same class, in percent.
@@ -91,6 +93,10 @@ pub struct CellFigures {
     pub share: Option<f64>,
     /// Every run's error, by seed.
     pub runs: Vec<(u64, f64)>,
+    /// Commits of the programs that made its runs.
+    pub commits: BTreeSet<String>,
+    /// Processors that they were made on.
+    pub machines: BTreeSet<String>,
 }
 
 /// Everything that is said of a grid.
@@ -103,12 +109,8 @@ pub struct Summary {
     pub pooled: BTreeMap<String, Pooled>,
     /// The runs' profile.
     pub profile: String,
-    /// Commits of the programs.
-    pub commits: BTreeSet<String>,
-    /// Processors.
-    pub machines: BTreeSet<String>,
-    /// Cells that others are compared with, but that have no finished run.
-    pub awaited: BTreeSet<String>,
+    /// Blocks and cells that `table.toml` speaks of and that have no run.
+    pub absent: BTreeSet<String>,
 }
 
 /// Reads the runs below `dir`.
@@ -131,21 +133,20 @@ pub fn read(dir: &Path) -> Result<Summary> {
     cells.iter_mut().for_each(|cell| cell.held_out = about.held_out.contains(&cell.block));
     ensure!(!cells.is_empty(), "there are no finished runs (folders with a report.json) below {}", dir.display());
     check(&cells)?;
-    // Within a block a cell without the term comes first.
-    cells.sort_by_key(|c| (c.block.clone(), stem(&c.name).to_string(), !c.name.ends_with("none"), c.name.clone()));
+    // Within a block a cell without the term comes first, and numbers in their order.
+    cells.sort_by(|a, b| {
+        let key = |c: &Cell| (c.block.clone(), stem(&c.name).to_string(), !c.name.ends_with("none"));
+        let number = |c: &Cell| c.name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(f64::INFINITY);
+        key(a).cmp(&key(b)).then(number(a).total_cmp(&number(b))).then(a.name.cmp(&b.name))
+    });
     let mut summary = Summary {
         cells: vec![],
         margin: about.margin,
         pooled: BTreeMap::new(),
         profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
-        commits: BTreeSet::new(),
-        machines: BTreeSet::new(),
-        awaited: BTreeSet::new(),
+        absent: about.held_out.iter().chain(about.against.keys()).cloned().collect(),
     };
-    for run in cells.iter().flat_map(|c| &c.runs) {
-        summary.commits.extend(run.report.commits.iter().cloned().chain([run.report.commit.clone()]));
-        summary.machines.insert(run.report.machine.clone());
-    }
+    summary.absent.retain(|name| !cells.iter().any(|c| c.block == *name || c.id() == *name));
     let blocks: BTreeSet<&String> = cells.iter().map(|c| &c.block).collect();
     for block in blocks {
         add_block(&mut summary, block, &cells, &about)?;
@@ -155,36 +156,32 @@ pub fn read(dir: &Path) -> Result<Summary> {
 
 /// Adds the figures of a block's cells and its family of comparisons.
 fn add_block(summary: &mut Summary, block: &str, cells: &[Cell], about: &About) -> Result<()> {
-    let own = cells.iter().filter(|c| c.block == block);
-    let mut family = vec![];
-    for cell in own {
-        let reference = match reference(cell, about) {
-            Some(Named { block, name, asked }) => {
-                let found = cells.iter().find(|c| c.block == block && c.name == name && !c.runs.is_empty());
-                summary.awaited.extend((asked && found.is_none()).then(|| id(&block, &name)));
-                found
-            }
-            None => None,
-        };
-        family.push((cell, reference));
+    let own: Vec<&Cell> = cells.iter().filter(|c| c.block == block).collect();
+    let shared = statistics::pooled(own.iter().map(|c| c.errors()).collect::<Vec<_>>().iter().map(Vec::as_slice));
+    let mut rows: Vec<CellFigures> = own.iter().map(|cell| figures(cell, shared, about)).collect();
+    let mut references: Vec<Option<&Cell>> = vec![];
+    for (cell, row) in own.iter().zip(&mut rows) {
+        let named = reference(cell, about);
+        let found = named
+            .as_ref()
+            .and_then(|n| cells.iter().find(|c| c.block == n.block && c.name == n.name && !c.runs.is_empty()));
+        row.awaits = named.filter(|n| n.asked && found.is_none()).map(|n| id(&n.block, &n.name));
+        references.push(found.filter(|_| !cell.runs.is_empty()));
     }
-    // The block's cells, and those of other blocks that they are compared with, once each.
+    // Tests: cells of other blocks that these are compared with say what seeds do, too, once each.
     let others: BTreeMap<String, &Cell> =
-        family.iter().filter_map(|(_, r)| r.filter(|r| r.block != block)).map(|r| (r.id(), r)).collect();
-    let of_one_sd = family.iter().map(|(cell, _)| *cell).chain(others.into_values());
-    let errors: Vec<Vec<f64>> = of_one_sd.map(Cell::errors).collect();
-    let pooled = statistics::pooled(errors.iter().map(Vec::as_slice));
-    let mut rows: Vec<CellFigures> = family.iter().map(|(cell, _)| figures(cell, pooled, about)).collect();
-    for (row, (cell, reference)) in rows.iter_mut().zip(&family) {
-        if let (Some(pooled), Some(reference)) = (pooled, reference) {
-            row.comparison = compare(cell, reference, pooled, about.margin)?;
+        references.iter().flatten().filter(|r| r.block != block).map(|r| (r.id(), *r)).collect();
+    let compared: Vec<Vec<f64>> = own.iter().copied().chain(others.into_values()).map(Cell::errors).collect();
+    if let Some(pooled) = statistics::pooled(compared.iter().map(Vec::as_slice)) {
+        for (row, (cell, reference)) in rows.iter_mut().zip(own.iter().zip(references)) {
+            row.comparison = reference.map(|r| compare(cell, r, pooled, about.margin)).transpose()?.flatten();
         }
     }
-    let comparisons: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
-    let p: Vec<f64> = comparisons.iter().map(|c| c.difference.p).collect();
-    comparisons.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
+    let family: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
+    let p: Vec<f64> = family.iter().map(|c| c.difference.p).collect();
+    family.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
     summary.cells.extend(rows);
-    summary.pooled.extend(pooled.map(|p| (block.to_string(), p)));
+    summary.pooled.extend(shared.map(|p| (block.to_string(), p)));
     Ok(())
 }
 
@@ -239,6 +236,7 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         sd: statistics::sd(&errors),
         published: about.published.get(&cell.id()).copied(),
         comparison: None,
+        awaits: None,
         nll: tested(cell.mean(|r| Some(r.report.test_loss))),
         same_class: tested(cell.mean(|r| Some(r.report.agreement.as_ref()?.same_class))),
         kl: tested(cell.mean(|r| Some(r.report.agreement.as_ref()?.kl))),
@@ -249,22 +247,36 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         ],
         share: cell.mean(share),
         runs: cell.runs.iter().map(|r| r.seed).zip(errors).collect(),
+        commits: cell.runs.iter().flat_map(|r| r.report.commits.iter().chain([&r.report.commit])).cloned().collect(),
+        machines: cell.runs.iter().map(|r| r.report.machine.clone()).collect(),
     }
 }
 
 fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result<Option<Comparison>> {
     let input = |c: &Cell, what: &str| c.runs.first().and_then(|r| r.report.inputs.get(what).cloned());
-    for what in ["teacher", "test images"] {
+    ensure!(
+        cell.held_out == reference.held_out,
+        "of {} and {} one is judged by held-out images (held_out in table.toml), one by test images: they cannot be compared",
+        cell.id(),
+        reference.id()
+    );
+    let judged_by = if cell.held_out { "held-out images" } else { "test images" };
+    let mut same = vec!["teacher", judged_by];
+    if cell.block != reference.block {
+        same.push("training images");
+        let [a, b] = [cell, reference].map(|c| c.setting("train.epochs"));
+        ensure!(
+            a == b,
+            "{} was trained for {a} epochs, {} for {b}: they cannot be compared",
+            cell.id(),
+            reference.id()
+        );
+    }
+    for what in same {
         if let (Some(a), Some(b)) = (input(cell, what), input(reference, what)) {
             ensure!(a == b, "{} and {} have different {what}: they cannot be compared", cell.id(), reference.id());
         }
     }
-    ensure!(
-        cell.held_out == reference.held_out,
-        "table.toml compares the error of held-out images of one of {} and {} with the test error of the other",
-        cell.id(),
-        reference.id()
-    );
     let Some(difference) = statistics::unpaired(&cell.errors(), &reference.errors(), pooled) else { return Ok(None) };
     let pairs: Vec<(&Run, &Run)> =
         cell.runs.iter().filter_map(|a| Some((a, reference.runs.iter().find(|b| b.seed == a.seed)?))).collect();

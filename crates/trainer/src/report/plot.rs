@@ -83,11 +83,12 @@ fn draw_panel(
     let (blue, red) = (RGBColor(31, 88, 158), RGBColor(190, 60, 40));
     let room = (high - low).max(0.1) * 0.08;
     let n = panel.places.len();
+    let parts = panel.places.iter().map(|p| p.name.split(['/', '-']).count()).max().unwrap_or(1);
     let (area, _) = area.split_horizontally(BESIDE + PLACE * n as u32);
     let mut chart = ChartBuilder::on(&area)
         .caption(&panel.title, ("sans-serif", 14))
         .margin(12)
-        .x_label_area_size(50)
+        .x_label_area_size(22 + 14 * parts as u32)
         .y_label_area_size(56)
         .build_cartesian_2d(-0.5..n as f64 - 0.5, low - room..high + room)?;
     chart

@@ -32,7 +32,7 @@ pub enum Entry {
     Number(f64),
     /// A number with another behind a plus-minus sign.
     Spread(f64, f64),
-    /// A probability: one that would be shown as zero is shown as below the last digit.
+    /// A probability: one below the last digit is shown as that, `< 0.001`.
     Probability(f64),
     /// A whole number.
     Count(u64),
@@ -188,9 +188,9 @@ impl Entry {
     }
 }
 
-/// A probability to so many digits: never zero, `< 0.001`.
+/// A probability to so many digits; below the last of them `< 0.001`, never zero.
 pub fn probability(p: f64, digits: usize) -> String {
-    let least = 0.1f64.powi(digits as i32);
+    let least = 1.0 / 10f64.powi(digits as i32);
     if p < least { format!("< {least:.digits$}") } else { format!("{p:.digits$}") }
 }
 

@@ -37,10 +37,12 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// A run's error after its last epoch, in percent.
+    /// A run's error after its last epoch, in percent; [`check`] sees to it that what is held out has a curve.
     pub(super) fn error(&self, run: &Run) -> f64 {
-        let held_out = run.report.curve.last().filter(|_| self.held_out);
-        held_out.copied().unwrap_or(run.report.test_error)
+        match self.held_out {
+            true => run.report.curve.last().copied().unwrap_or(f64::NAN),
+            false => run.report.test_error,
+        }
     }
 
     pub(super) fn errors(&self) -> Vec<f64> {

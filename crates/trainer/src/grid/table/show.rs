@@ -36,24 +36,23 @@ impl Summary {
 
     /// Errors of the images held out or of the test images, seed by seed summarised, beside what was published.
     pub fn errors(&self, held_out: bool) -> Table {
-        let mut table = Table::new(vec![
+        let mut columns = vec![
             column("cell", "cell", 0),
             column("n", "n", 0),
             column("error", "error % (95 %)", 2),
             column("sd", "sd", 2),
-            column("published", "published", 2),
-            column("nll", "NLL", 3),
-        ]);
+        ];
+        if !held_out {
+            columns.extend([column("published", "published", 2), column("nll", "NLL", 3)]);
+        }
+        let mut table = Table::new(columns);
         for r in self.cells.iter().filter(|r| r.held_out == held_out) {
             let error = r.half_width.map_or_else(|| r.error.into(), |half| Entry::Spread(r.error, half));
-            table.rows.push(vec![
-                r.cell.clone().into(),
-                r.n.into(),
-                error,
-                r.sd.into(),
-                r.published.into(),
-                r.nll.into(),
-            ]);
+            let mut row = vec![r.cell.clone().into(), r.n.into(), error, r.sd.into()];
+            if !held_out {
+                row.extend([r.published.into(), r.nll.into()]);
+            }
+            table.rows.push(row);
         }
         table
     }
@@ -95,7 +94,7 @@ impl Summary {
             column("top20", "top 20 %", 3),
             column("share", "gradient %", 2),
         ]);
-        for r in self.cells.iter().filter(|r| r.same_class.is_some()) {
+        for r in self.cells.iter().filter(|r| r.same_class.or(r.share).is_some()) {
             let [pearson, cosine, top20] = r.maps;
             table.rows.push(vec![
                 r.cell.clone().into(),
@@ -116,7 +115,7 @@ impl Summary {
             "cell",
             "n",
             "diverged",
-            "held_out",
+            "error_of",
             "error",
             "half_width",
             "sd",
@@ -146,13 +145,14 @@ impl Summary {
         for r in &self.cells {
             let c = r.comparison.as_ref();
             let of = |figure: &dyn Fn(&Comparison) -> Option<f64>| Entry::from(c.and_then(figure));
+            let discordant = c.filter(|c| !c.discordant.is_empty());
             let [pearson, cosine, top20] = r.maps;
             let count = |n: Option<u64>| n.map_or(Entry::Nothing, Entry::Count);
             table.rows.push(vec![
                 r.cell.clone().into(),
                 r.n.into(),
                 r.diverged.into(),
-                usize::from(r.held_out).into(),
+                if r.held_out { "held-out images" } else { "test images" }.into(),
                 r.error.into(),
                 r.half_width.into(),
                 r.sd.into(),
@@ -166,8 +166,8 @@ impl Summary {
                 of(&|c| Some(c.paired?.0.mean)),
                 of(&|c| Some(c.paired?.0.p)),
                 of(&|c| c.paired?.1),
-                count(c.map(|c| c.discordant.iter().map(|d| d.0).sum())),
-                count(c.map(|c| c.discordant.iter().map(|d| d.1).sum())),
+                count(discordant.map(|c| c.discordant.iter().map(|d| d.0).sum())),
+                count(discordant.map(|c| c.discordant.iter().map(|d| d.1).sum())),
                 of(&Comparison::mcnemar),
                 count(c.and_then(|c| Some(c.needed? as u64))),
                 r.nll.into(),
@@ -196,7 +196,7 @@ impl Summary {
                 let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
                 format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
             };
-            Some(format!("{}: {verdict}", r.cell))
+            Some(format!("{}{}: {verdict}", r.cell, if r.held_out { " (held-out images)" } else { "" }))
         };
         self.cells.iter().filter_map(of).collect()
     }
@@ -212,9 +212,13 @@ impl Summary {
             let blocks = held_out.into_iter().collect::<Vec<_>>().join(", ");
             notes.push(format!("Of images held out of the training set, not of the test set: {blocks}."));
         }
-        if !self.awaited.is_empty() {
-            let cells = self.awaited.iter().cloned().collect::<Vec<_>>().join(", ");
-            notes.push(format!("Others are compared with {cells}, which has no finished run."));
+        let waiting: BTreeSet<String> =
+            self.cells.iter().filter_map(|r| Some(format!("{} with {}", r.cell, r.awaits.as_ref()?))).collect();
+        if !waiting.is_empty() {
+            notes.push(format!("Not compared, as the other has no finished run: {}.", joined(&waiting, ", ")));
+        }
+        if !self.absent.is_empty() {
+            notes.push(format!("table.toml speaks of what has no run: {}.", joined(&self.absent, ", ")));
         }
         if !shared.is_empty() {
             notes.push(format!(
@@ -227,19 +231,20 @@ impl Summary {
             ));
         }
         notes.push(
-            "Differences: Holm over the comparisons of a block; the tests of equivalence are not corrected; McNemar: the median of the \
-             pairs of runs of one seed."
+            "Differences: Holm over the comparisons of a block; their standard deviation takes in a compared cell of another \
+             block; the tests of equivalence are not corrected; McNemar: the median of the pairs of runs of one seed."
                 .into(),
         );
         let diverged: usize = self.cells.iter().map(|r| r.diverged).sum();
         if diverged > 0 {
             notes.push(format!("{diverged} runs diverged; their cells' means are of the others."));
         }
-        notes.push(format!(
-            "Commit {}; {}.",
-            self.commits.iter().cloned().collect::<Vec<_>>().join(", "),
-            self.machines.iter().cloned().collect::<Vec<_>>().join("; ")
-        ));
+        let [mut commits, mut machines] = [const { BTreeSet::new() }; 2];
+        for cell in &self.cells {
+            commits.extend(cell.commits.iter().cloned());
+            machines.extend(cell.machines.iter().cloned());
+        }
+        notes.push(format!("Commit {}; {}.", joined(&commits, ", "), joined(&machines, "; ")));
         notes
     }
 
@@ -247,6 +252,10 @@ impl Summary {
     fn seen_by(&self, n: usize) -> f64 {
         statistics::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
     }
+}
+
+fn joined(names: &BTreeSet<String>, by: &str) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(by)
 }
 
 /// `p = 0.021`, or `p < 0.001`.
