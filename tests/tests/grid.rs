@@ -303,6 +303,21 @@ fn runs_in_bf16_are_of_one_arithmetic() -> Result<()> {
     Ok(())
 }
 
+/// What holds images out is chosen by them: the launcher says nothing of the test images.
+#[test]
+fn the_launcher_tells_the_error_of_held_out_images() -> Result<()> {
+    let lab = Lab::new()?;
+    let told = lab.ablate("held", &["--set", "data.validation=16", "--run", "a/ce-none/s0"]);
+    assert_eq!(told.json()["cells_done"], 1);
+    let report = std::fs::read(Path::new(&lab.path("held")).join("a/ce-none/s0/report.json"))?;
+    let report: Value = serde_json::from_slice(&report)?;
+    let last = report["curve"].as_array().and_then(|c| c.last()).and_then(Value::as_f64).context("a curve")?;
+    assert_ne!(Some(last), report["test_error"].as_f64());
+    let line = format!("a/ce-none/s0 done: {last:.2} % of the held-out images wrong");
+    assert!([&told.stdout, &told.stderr].iter().any(|s| s.contains(&line)), "{line}\n{}\n{}", told.stdout, told.stderr);
+    Ok(())
+}
+
 #[test]
 fn a_dry_run_tells_the_cost() -> Result<()> {
     let lab = Lab::new()?;
@@ -405,6 +420,10 @@ fn tables_from_folders_alone() -> Result<()> {
     let chosen = call(&["table", &path, "--block", "controls", "--json"]).json();
     let row = &chosen["rows"][0];
     assert_eq!((&row["error"], &row["error_of"], &row["nll"]), (&8.25.into(), &"held-out images".into(), &Value::Null));
+    // Nor by way of the block's own folder.
+    let folder = dir.path().join("controls").display().to_string();
+    let within = &call(&["table", &folder, "--json"]).json()["rows"][0];
+    assert_eq!((&within["cell"], &within["error"]), (&"controls/other".into(), &8.25.into()));
     // Nor are cells compared that were trained otherwise.
     std::fs::write(control.join("config.toml"), "[train]\nseed = 0\nepochs = 2\n")?;
     report["epochs"] = 2.into();

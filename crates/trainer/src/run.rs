@@ -29,7 +29,7 @@ use crate::nn::Network;
 use claim::Claim;
 pub use folder::Divergence;
 use recorder::Recorder;
-pub use report::{Report, bits, machine, multiplies_bf16};
+pub use report::{JudgedBy, Report, bits, machine, multiplies_bf16};
 pub(crate) use setup::{architecture, loader};
 pub use state::Inputs;
 use state::State;

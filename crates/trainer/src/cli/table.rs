@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::json;
 use trainer::grid::table::{self, Summary};
 use trainer::report::plot::{self, Panel, Place};
+use trainer::run::JudgedBy;
 
 use super::Done;
 
@@ -48,8 +49,8 @@ pub(super) fn run(args: &TableArgs) -> Result<Done> {
         draw(&summary, path)?;
     }
     let tables = [
-        ("Test error", summary.errors(false)),
-        ("Error of held-out images", summary.errors(true)),
+        ("Test error", summary.errors(JudgedBy::TestImages)),
+        ("Error of held-out images", summary.errors(JudgedBy::HeldOutImages)),
         ("Differences", summary.differences()),
         ("What the term does", summary.effects()),
     ];
@@ -84,7 +85,7 @@ fn draw(summary: &Summary, path: &Path) -> Result<()> {
     };
     let panels = summary.cells.chunk_by(|a, b| a.block == b.block).map(|cells| Panel {
         title: cells[0].block.clone(),
-        axis: if cells[0].held_out { "held-out error, %" } else { "test error, %" }.into(),
+        axis: format!("{} wrong, %", cells[0].judged_by.name()),
         places: cells.iter().map(place).collect(),
     });
     plot::panels(path, "A point a seed, mean and 95 % interval", &panels.collect::<Vec<_>>())

@@ -20,7 +20,7 @@ use crate::config::{Config, Dtype};
 use crate::error::{Diverged, sentence};
 use crate::run::claim::Claim;
 use crate::run::prepare::{Prepared, prepare};
-use crate::run::{self, Inputs, Report};
+use crate::run::{self, Inputs, JudgedBy};
 
 /// Exit code of a supervised run whose folder another process works in.
 pub const ELSEWHERE: u8 = 75;
@@ -56,10 +56,12 @@ pub enum Status {
     Running,
     /// Another launcher's does.
     Elsewhere,
-    /// It has a report: error in percent of the test images or of those held out, seconds.
+    /// It has a report.
     Done {
-        /// Of the last epoch's weights.
+        /// Of the last epoch's weights, in percent.
         error: f64,
+        /// Whoever chooses by images held out does not look at the test set.
+        judged_by: JudgedBy,
         /// It took.
         seconds: f64,
     },
@@ -211,7 +213,10 @@ impl<'g> Work<'g> {
             },
         };
         Ok(match run::finished(&config, &inputs, &dir) {
-            Ok(Some(report)) => Status::Done { error: figure(&config, &report), seconds: report.seconds },
+            Ok(Some(report)) => {
+                let judged_by = if config.data.validation > 0 { JudgedBy::HeldOutImages } else { JudgedBy::TestImages };
+                Status::Done { error: report.error(judged_by), judged_by, seconds: report.seconds }
+            }
             Ok(None) => Status::Waiting,
             Err(error) => match error.downcast_ref::<Diverged>() {
                 Some(diverged) => Status::Diverged(diverged.to_string()),
@@ -346,9 +351,9 @@ impl<'g> Work<'g> {
         };
         match &status {
             Status::Done { .. } | Status::Diverged(_) if self.is_older(at, process.since) => {}
-            Status::Done { error, seconds } => {
+            Status::Done { error, judged_by, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
-                self.board.say(&format!("{id} done: error {error:.2} %, {seconds:.0} s"));
+                self.board.say(&format!("{id} done: {error:.2} % of the {} wrong, {seconds:.0} s", judged_by.name()));
             }
             Status::Diverged(what) => {
                 ledger::append(out, &id, Event::Diverged, what)?;
@@ -381,11 +386,4 @@ impl<'g> Work<'g> {
         self.board.finish();
         Summary { statuses: self.statuses, stopped }
     }
-}
-
-/// A run's error after its last epoch: of the images held out where there are some, so that whoever chooses by it does not
-/// look at the test set.
-fn figure(config: &Config, report: &Report) -> f64 {
-    let held_out = report.curve.last().filter(|_| config.data.validation > 0);
-    held_out.copied().unwrap_or(report.test_error)
 }

@@ -14,7 +14,7 @@ use folders::{Cell, Run, check, id, walk};
 use serde::Deserialize;
 
 use crate::report::statistics::{self, Difference, Pooled};
-use crate::run::bits;
+use crate::run::{JudgedBy, bits};
 
 /// What a `table.toml` beside the runs may add: the published values, the margin, and what is compared with what.
 #[derive(Clone, Debug, Deserialize)]
@@ -63,8 +63,8 @@ pub struct CellFigures {
     pub block: String,
     /// `block/cell`.
     pub cell: String,
-    /// Whether `error` is that of the images held out, not of the test images.
-    pub held_out: bool,
+    /// The images that `error` is of.
+    pub judged_by: JudgedBy,
     /// Finished runs.
     pub n: usize,
     /// Runs that diverged.
@@ -115,7 +115,9 @@ pub struct Summary {
 
 /// Reads the runs below `dir`.
 pub fn read(dir: &Path) -> Result<Summary> {
-    let about = dir.join("table.toml");
+    // Of a folder within a grid's the names, and what is said of them, are the grid's.
+    let root = dir.ancestors().take(3).find(|above| above.join("table.toml").is_file()).unwrap_or(dir);
+    let about = root.join("table.toml");
     let about: About = match fs::read_to_string(&about) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => About::default(),
         text => {
@@ -129,8 +131,10 @@ pub fn read(dir: &Path) -> Result<Summary> {
         about.margin
     );
     let mut cells: Vec<Cell> = vec![];
-    walk(dir, dir, &mut cells)?;
-    cells.iter_mut().for_each(|cell| cell.held_out = about.held_out.contains(&cell.block));
+    walk(root, dir, &mut cells)?;
+    for cell in cells.iter_mut().filter(|cell| about.held_out.contains(&cell.block)) {
+        cell.judged_by = JudgedBy::HeldOutImages;
+    }
     ensure!(!cells.is_empty(), "there are no finished runs (folders with a report.json) below {}", dir.display());
     check(&cells)?;
     // Within a block a cell without the term comes first, and numbers in their order.
@@ -224,11 +228,11 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         let norms = &run.report.gradient_norms;
         Some(100.0 * weight? * norms.get("explanation")? / norms.get("total")?)
     };
-    let tested = |figure: Option<f64>| figure.filter(|_| !cell.held_out);
+    let tested = |figure: Option<f64>| figure.filter(|_| cell.judged_by == JudgedBy::TestImages);
     CellFigures {
         block: cell.block.clone(),
         cell: cell.id(),
-        held_out: cell.held_out,
+        judged_by: cell.judged_by,
         n: errors.len(),
         diverged: cell.diverged.len(),
         error: statistics::mean(&errors),
@@ -255,13 +259,14 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
 fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result<Option<Comparison>> {
     let input = |c: &Cell, what: &str| c.runs.first().and_then(|r| r.report.inputs.get(what).cloned());
     ensure!(
-        cell.held_out == reference.held_out,
-        "of {} and {} one is judged by held-out images (held_out in table.toml), one by test images: they cannot be compared",
+        cell.judged_by == reference.judged_by,
+        "{} is judged by {}, {} by {} (held_out in table.toml): they cannot be compared",
         cell.id(),
-        reference.id()
+        cell.judged_by.name(),
+        reference.id(),
+        reference.judged_by.name()
     );
-    let judged_by = if cell.held_out { "held-out images" } else { "test images" };
-    let mut same = vec!["teacher", judged_by];
+    let mut same = vec!["teacher", cell.judged_by.name()];
     if cell.block != reference.block {
         same.push("training images");
         let [a, b] = [cell, reference].map(|c| c.setting("train.epochs"));
@@ -287,7 +292,7 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result
         (!a.is_empty() && a.len() == b.len()).then(|| (only(&a, &b), only(&b, &a)))
     });
     let discordant: Option<Vec<(u64, u64)>> = discordant.collect();
-    let discordant = discordant.filter(|_| !cell.held_out);
+    let discordant = discordant.filter(|_| cell.judged_by == JudgedBy::TestImages);
     Ok(Some(Comparison {
         against: if reference.block == cell.block { reference.name.clone() } else { reference.id() },
         holm: difference.p,

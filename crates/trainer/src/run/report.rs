@@ -72,6 +72,36 @@ pub struct Report {
     pub inputs: Inputs,
 }
 
+/// The images that an error is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JudgedBy {
+    /// The test set: what is reported.
+    #[default]
+    TestImages,
+    /// Images held out of the training set (`data.validation`): what settings are chosen by.
+    HeldOutImages,
+}
+
+impl JudgedBy {
+    /// As [`Report::inputs`] names them.
+    pub fn name(self) -> &'static str {
+        match self {
+            JudgedBy::TestImages => "test images",
+            JudgedBy::HeldOutImages => "held-out images",
+        }
+    }
+}
+
+impl Report {
+    /// The error after the last epoch, in percent; NaN of held-out images that no epoch was judged by.
+    pub fn error(&self, judged_by: JudgedBy) -> f64 {
+        match judged_by {
+            JudgedBy::TestImages => self.test_error,
+            JudgedBy::HeldOutImages => self.curve.last().copied().unwrap_or(f64::NAN),
+        }
+    }
+}
+
 impl Run<'_> {
     /// Reads the test set, once, and writes the final weights and `report.json`.
     pub(super) fn report(&self, images: usize, test: &Images, held_out: bool, dir: &Path) -> Result<Report> {

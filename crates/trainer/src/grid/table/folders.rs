@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use super::arithmetic;
 use crate::config::{Config, typed};
 use crate::report::statistics;
-use crate::run::Report;
+use crate::run::{JudgedBy, Report};
 
 /// A finished run.
 pub(super) struct Run {
@@ -32,17 +32,12 @@ pub(super) struct Cell {
     pub(super) name: String,
     pub(super) runs: Vec<Run>,
     pub(super) diverged: Vec<u64>,
-    /// Its figure is the error of the images held out.
-    pub(super) held_out: bool,
+    pub(super) judged_by: JudgedBy,
 }
 
 impl Cell {
-    /// A run's error after its last epoch, in percent; [`check`] sees to it that what is held out has a curve.
     pub(super) fn error(&self, run: &Run) -> f64 {
-        match self.held_out {
-            true => run.report.curve.last().copied().unwrap_or(f64::NAN),
-            false => run.report.test_error,
-        }
+        run.report.error(self.judged_by)
     }
 
     pub(super) fn errors(&self) -> Vec<f64> {
@@ -93,7 +88,7 @@ pub(super) fn walk(root: &Path, dir: &Path, cells: &mut Vec<Cell>) -> Result<()>
         let name = names.pop().unwrap_or_else(|| "run".into());
         let block = names.join("/");
         let at = cells.iter().position(|c| c.block == block && c.name == name).unwrap_or_else(|| {
-            cells.push(Cell { block, name, runs: vec![], diverged: vec![], held_out: false });
+            cells.push(Cell { block, name, runs: vec![], diverged: vec![], judged_by: JudgedBy::default() });
             cells.len() - 1
         });
         let found = report.is_file().then(|| finished(dir)).transpose()?.flatten();
@@ -133,7 +128,7 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
     for cell in cells {
         for run in &cell.runs {
             ensure!(
-                !cell.held_out || (run.holds_out() && !run.report.curve.is_empty()),
+                cell.judged_by == JudgedBy::TestImages || (run.holds_out() && !run.report.curve.is_empty()),
                 "table.toml asks for the error of held-out images in the block {}, but {} seed {} held none out (data.validation)",
                 cell.block,
                 cell.name,

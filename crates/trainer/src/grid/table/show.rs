@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::{CellFigures, Comparison, Summary};
 use crate::report::statistics::{self, Pooled};
 use crate::report::table::{Entry, Table, column, probability};
+use crate::run::JudgedBy;
 
 impl Comparison {
     /// McNemar's test of each pair of runs: the median of their p.
@@ -34,22 +35,22 @@ impl Summary {
         Ok(())
     }
 
-    /// Errors of the images held out or of the test images, seed by seed summarised, beside what was published.
-    pub fn errors(&self, held_out: bool) -> Table {
+    /// Errors of the test images beside what was published, or of the images held out.
+    pub fn errors(&self, of: JudgedBy) -> Table {
         let mut columns = vec![
             column("cell", "cell", 0),
             column("n", "n", 0),
             column("error", "error % (95 %)", 2),
             column("sd", "sd", 2),
         ];
-        if !held_out {
+        if of == JudgedBy::TestImages {
             columns.extend([column("published", "published", 2), column("nll", "NLL", 3)]);
         }
         let mut table = Table::new(columns);
-        for r in self.cells.iter().filter(|r| r.held_out == held_out) {
+        for r in self.cells.iter().filter(|r| r.judged_by == of) {
             let error = r.half_width.map_or_else(|| r.error.into(), |half| Entry::Spread(r.error, half));
             let mut row = vec![r.cell.clone().into(), r.n.into(), error, r.sd.into()];
-            if !held_out {
+            if of == JudgedBy::TestImages {
                 row.extend([r.published.into(), r.nll.into()]);
             }
             table.rows.push(row);
@@ -152,7 +153,7 @@ impl Summary {
                 r.cell.clone().into(),
                 r.n.into(),
                 r.diverged.into(),
-                if r.held_out { "held-out images" } else { "test images" }.into(),
+                r.judged_by.name().into(),
                 r.error.into(),
                 r.half_width.into(),
                 r.sd.into(),
@@ -196,7 +197,11 @@ impl Summary {
                 let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
                 format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
             };
-            Some(format!("{}{}: {verdict}", r.cell, if r.held_out { " (held-out images)" } else { "" }))
+            let of = match r.judged_by {
+                JudgedBy::TestImages => "",
+                JudgedBy::HeldOutImages => " (held-out images)",
+            };
+            Some(format!("{}{of}: {verdict}", r.cell))
         };
         self.cells.iter().filter_map(of).collect()
     }
@@ -207,9 +212,10 @@ impl Summary {
             |(block, p): (&String, &Pooled)| format!("{:.3}{} ({} degrees of freedom)", p.sd, in_block(block), p.df);
         let shared: Vec<String> = self.pooled.iter().map(sd).collect();
         let mut notes = vec![format!("Profile {}, error after the last epoch.", self.profile)];
-        let held_out: BTreeSet<&str> = self.cells.iter().filter(|r| r.held_out).map(|r| r.block.as_str()).collect();
-        if !held_out.is_empty() {
-            let blocks = held_out.into_iter().collect::<Vec<_>>().join(", ");
+        let chosen_by = self.cells.iter().filter(|r| r.judged_by == JudgedBy::HeldOutImages);
+        let blocks: BTreeSet<String> = chosen_by.map(|r| r.block.clone()).collect();
+        if !blocks.is_empty() {
+            let blocks = joined(&blocks, ", ");
             notes.push(format!("Of images held out of the training set, not of the test set: {blocks}."));
         }
         let waiting: BTreeSet<String> =
