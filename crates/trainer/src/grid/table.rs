@@ -115,8 +115,8 @@ pub struct Summary {
 
 /// Reads the runs below `dir`.
 pub fn read(dir: &Path) -> Result<Summary> {
-    // Of a folder within a grid's the names, and what is said of them, are the grid's.
-    let root = dir.ancestors().take(3).find(|above| above.join("table.toml").is_file()).unwrap_or(dir);
+    // A folder within a grid (block, cell, seed) has the names of the grid, and what is said of them holds.
+    let root = dir.ancestors().take(4).find(|above| above.join("table.toml").is_file()).unwrap_or(dir);
     let about = root.join("table.toml");
     let about: About = match fs::read_to_string(&about) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => About::default(),
