@@ -15,7 +15,7 @@ echo "== 1/4 building (some minutes the first time)"
 cargo build --release --quiet --package trainer
 trainer=target/release/trainer
 
-echo "== 2/4 distilling a student (about two minutes on two cores; stop it, run it again, and it goes on)"
+echo "== 2/4 distilling a student (half a minute to three minutes on two cores; stop it, run it again, and it goes on)"
 "$trainer" train configs/quickstart.toml --seed "$seed" --run "$run" --resume
 
 echo "== 3/4 its error on the test images"
@@ -25,6 +25,7 @@ echo "== 4/4 where it looks, and where its teacher does"
 "$trainer" explain --checkpoint "$run/last.safetensors" --images 'cifar10-mini:test[0..8]' \
     --method grad_cam,grad_cam_pp,layer_cam,eigen_cam,score_cam,shap_cam,random --gallery "$run/maps" \
     --beside checkpoints/wrn-40-2-cifar10.safetensors
+"$trainer" report "$run"
 
 echo
-echo "Open $run/maps/index.html for the maps, or: tensorboard --logdir runs"
+echo "Open $run/report.html for all of it, $run/maps/index.html for more maps, or: tensorboard --logdir runs"

@@ -16,3 +16,9 @@ pub mod localization;
 pub mod road;
 
 pub use agreement::{cosine, pearson, ranks, spearman, top_overlap};
+
+/// Whether a map is made of numbers alone. Of any other there is no figure: comparisons, `max(NaN, 0)` and a model's own
+/// ReLU make of it what looks like one.
+pub fn is_finite(map: &[f64]) -> bool {
+    map.iter().all(|value| value.is_finite())
+}

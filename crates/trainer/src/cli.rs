@@ -12,6 +12,7 @@ mod explain;
 mod interrupt;
 mod list;
 mod model;
+mod report;
 mod table;
 mod train;
 
@@ -23,6 +24,7 @@ use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use trainer::error::sentence;
+use trainer::terminal::say;
 
 /// Trains image classifiers, distils them with explanation maps, and explains them.
 #[derive(Parser)]
@@ -47,7 +49,8 @@ pub struct Global {
     #[arg(long, global = true)]
     pub quiet: bool,
     /// Seed, where chance is involved.
-    #[arg(long, global = true, value_name = "N")]
+    // Settings are TOML, whose whole numbers have a sign.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,
     /// Make the last line of stdout one JSON object.
     #[arg(long, global = true)]
@@ -69,6 +72,11 @@ enum Command {
         after_help = "Example:\n  trainer table results/table4\n  trainer table results/table4 --format md --plot table.svg"
     )]
     Table(table::TableArgs),
+    /// One HTML file of a run or a grid, with everything in it: figures, curves, maps, settings.
+    #[command(
+        after_help = "Example:\n  trainer report runs/quickstart-s0\n  trainer report results/table4 --out table4.html"
+    )]
+    Report(report::ReportArgs),
     /// Measures the error of a model.
     #[command(
         after_help = "Example:\n  trainer eval --checkpoint checkpoints/wrn-40-2-cifar10.safetensors --data cifar10-mini"
@@ -159,24 +167,27 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(Done::Result(text, value)) => {
-            // A reader that has gone away (`| head`) is no error.
+            let text = if json { format!("{text}{value}\n") } else { text };
             let mut out = std::io::stdout().lock();
-            let _ = write!(out, "{text}");
-            if json {
-                let _ = writeln!(out, "{value}");
+            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                // A reader that has gone away (`| head`) is no error; a full disk is.
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                    say(format!("Error: writing the result: {e}"));
+                    ExitCode::from(1)
+                }
+                _ => ExitCode::SUCCESS,
             }
-            ExitCode::SUCCESS
         }
         Ok(Done::Told(code, what)) => {
-            eprintln!("Error: {what}");
+            say(format!("Error: {what}"));
             ExitCode::from(code)
         }
         Ok(Done::Interrupted(how)) => {
-            eprintln!("{how}");
+            say(how);
             ExitCode::from(130)
         }
         Err(e) => {
-            eprintln!("Error: {}", sentence(&e));
+            say(format!("Error: {}", sentence(&e)));
             ExitCode::from(1)
         }
     }
@@ -190,10 +201,17 @@ fn run(cli: Cli) -> Result<Done> {
     // woken. With one thread there is no other in the pool, so threads of our own must not use rayon.
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global().context("starting the threads")?;
     let global = &cli.global;
+    if matches!(
+        cli.command,
+        Command::Table(_) | Command::Report(_) | Command::Data(_) | Command::Convert(_) | Command::List { .. }
+    ) {
+        global.device()?; // They compute on the CPU or not at all; a device that cannot be had is told all the same.
+    }
     match cli.command {
         Command::Train(args) => train::run(&args, global),
         Command::Ablate(args) => ablate::run(&args, global),
         Command::Table(args) => table::run(&args),
+        Command::Report(args) => report::run(&args, global),
         Command::Eval(args) => eval::run(&args, global),
         Command::Explain(args) => explain::run(&args, global),
         Command::Evaluate(command) => evaluate::run(&command, global),

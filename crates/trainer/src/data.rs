@@ -178,6 +178,14 @@ impl Splits {
     /// Reads and splits what `[data]` names.
     pub fn load(data: &Data) -> Result<Splits> {
         let all = data.source().load(Split::Train)?;
+        if let Some(size) = data.size {
+            let [_, h, w] = all.shape;
+            ensure!(
+                [h, w] == [size; 2],
+                "data.size is {size}, but the images of {} are {h} x {w}: leave it out",
+                data.name
+            );
+        }
         let mut positions: Vec<usize> = (0..all.len()).collect();
         let mut held_out = Vec::new();
         if data.validation > 0 {

@@ -23,6 +23,7 @@
 pub mod cost;
 mod file;
 pub mod ledger;
+pub mod page;
 mod progress;
 pub mod runner;
 pub mod slurm;
@@ -119,6 +120,12 @@ impl Grid {
         }
         let distinct: BTreeSet<_> = names.iter().collect();
         ensure!(distinct.len() == names.len(), "two blocks have the same name: {}", names.join(", "));
+        for key in &file.seed_keys {
+            // Runs of one cell differ in their seeds alone, or no table could put them together.
+            ensure!(key.ends_with(".seed"), "seed_keys: \"{key}\" is no seed: expected keys like \"train.seed\"");
+            let set = choice.set.iter().find(|set| set.split_once('=').is_some_and(|(k, _)| k.trim() == key));
+            ensure!(set.is_none(), "--set {key}: the grid gives every run its seed; choose them with --seeds A..B");
+        }
         let everything = || file.block.iter().map(|b| Stage { block: b.name.clone(), seeds: None }).collect();
         let stages = if file.stages.is_empty() { everything() } else { file.stages.clone() };
         let (mut cells, mut seen) = (Vec::new(), BTreeSet::new());
@@ -253,6 +260,10 @@ mod tests {
             (
                 "[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
                 "two blocks have the same name",
+            ),
+            (
+                "seed_keys = ['data.limit']\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "\"data.limit\" is no seed",
             ),
             ("stages = [{ block = 'c' }]\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "unknown block \"c\""),
         ] {

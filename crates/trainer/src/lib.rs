@@ -15,6 +15,7 @@
 //!
 //! The data path of a step is drawn in [`distill`]. Nothing below calls what is above it.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod bench;
 pub mod checkpoint;
@@ -31,3 +32,4 @@ pub mod nn;
 pub mod random;
 pub mod report;
 pub mod run;
+pub mod terminal;

@@ -1,4 +1,5 @@
 //! The program: the command line on top of the library.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod cli;
 

@@ -1,5 +1,6 @@
 //! What is shown of results.
 
+pub mod page;
 pub mod plot;
 pub mod statistics;
 pub mod table;

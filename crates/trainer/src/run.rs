@@ -4,6 +4,7 @@ pub mod claim;
 mod epoch;
 mod events;
 mod folder;
+pub mod page;
 pub mod prepare;
 mod recorder;
 mod report;

@@ -60,3 +60,16 @@ fn a_full_disk() -> Result<()> {
     assert_eq!(call(&["train", &config, "--run", &run, "--resume", "--quiet"]).code, 0);
     Ok(())
 }
+
+/// Nobody can be told anything: the run is done all the same; a result that cannot be written is no success.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_terminal_that_takes_nothing() -> Result<()> {
+    let dir = lab()?;
+    let (config, run) = (path(&dir, "quick.toml"), path(&dir, "run"));
+    let silent = limited("exec 2>/dev/full", &["train", &config, "--run", &run]);
+    assert_eq!(silent.code, 0);
+    assert!(std::path::Path::new(&run).join("report.json").exists());
+    limited("exec >/dev/full", &["list", "datasets"]).assert_fails(1, &["writing the result"]);
+    Ok(())
+}

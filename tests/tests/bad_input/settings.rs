@@ -10,7 +10,8 @@ use crate::{lab, path, train};
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 45] = [
+    let cases: [(&[&str], &[&str]); 46] = [
+        (&["data.size=64"], &["data.size is 64", "cifar10-mini are 32 x 32"]),
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
         (
             &["loss.weights.explanation=1.0", "loss.interpreter=mask"],
@@ -153,6 +154,7 @@ fn wrong_devices() {
         [("gpu", "accepted: cpu, cuda, cuda:N, metal"), ("cuda:x", "expected a number"), ("metal", "Metal")]
     {
         call(&[&checkpoint[..], &[device]].concat()).assert_fails(1, &[part]);
+        call(&["list", "--device", device]).assert_fails(1, &[part]);
     }
 }
 

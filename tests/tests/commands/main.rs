@@ -3,6 +3,7 @@
 mod bench;
 mod evaluate;
 mod explain;
+mod report;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -174,6 +175,8 @@ fn help() {
         &["data", "convert"],
         &["convert"],
         &["list"],
+        &["table"],
+        &["report"],
     ] {
         let help = call(&[arguments, &["--help"]].concat());
         assert_eq!(help.code, 0);

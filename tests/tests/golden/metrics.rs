@@ -49,6 +49,7 @@ fn golden_metrics() -> Result<()> {
             let stated = expected(&format!("{name}.average_drop_percent"))?[0];
             assert!((mean(&drops) - stated).abs() < 1e-4, "{name}: {} and {stated}", mean(&drops));
             let rises = increases(&expected("prob")?, &expected(&format!("{name}.masked_prob"))?);
+            let rises: Vec<f64> = rises.into_iter().flatten().collect();
             assert_eq!(mean(&rises), expected(&format!("{name}.average_increase_percent"))?[0], "{name}");
         }
 

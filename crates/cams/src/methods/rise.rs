@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -42,7 +44,8 @@ pub struct Rise {
     pub centred: bool,
     /// Seed of the masks.
     pub seed: u64,
-    /// Memory for one pass, in MB.
+    /// Memory for one pass, and for masks that are kept, in MB. Where twice all of them do not fit, each is drawn again
+    /// when it is needed.
     pub memory_mb: f64,
 }
 
@@ -79,10 +82,15 @@ const FIRST_LOOK: usize = 100;
 
 impl Rise {
     /// The masks for images of this size, (masks, height, width): each has a random stream of its own.
-    pub fn draw(&self, (height, width): (usize, usize), like: &Tensor) -> Result<Tensor> {
+    pub fn draw(&self, size: (usize, usize), like: &Tensor) -> Result<Tensor> {
+        self.draw_some(0..self.masks, size, like)
+    }
+
+    /// Some of these, by their numbers.
+    fn draw_some(&self, numbers: Range<usize>, (height, width): (usize, usize), like: &Tensor) -> Result<Tensor> {
         let cell = (height.div_ceil(self.cells), width.div_ceil(self.cells));
-        let mut cut = Vec::with_capacity(self.masks);
-        for i in 0..self.masks {
+        let mut cut = Vec::with_capacity(numbers.len());
+        for i in numbers {
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
             rng.set_stream(i as u64);
             let grid: Vec<f64> =
@@ -90,7 +98,8 @@ impl Rise {
             let (y, x) = (rng.random_range(0..cell.0), rng.random_range(0..cell.1));
             let grid = Tensor::from_vec(grid, (self.cells, self.cells), like.device())?.to_dtype(like.dtype())?;
             let large = maps::resize(&grid, (self.cells + 1) * cell.0, (self.cells + 1) * cell.1)?;
-            cut.push(large.narrow(0, y, height)?.narrow(1, x, width)?);
+            // A copy, so that what was cut off is not kept.
+            cut.push(large.narrow(0, y, height)?.narrow(1, x, width)?.force_contiguous()?);
         }
         Tensor::stack(&cut, 0)
     }
@@ -137,17 +146,19 @@ impl Rise {
     }
 
     /// One image's map and its error, (1, h, w) each, and how many masks they took.
-    fn map_of(&self, forward: &Forward, classes: &Tensor, masks: &Tensor, i: usize) -> Result<(Tensor, Tensor, usize)> {
+    fn map_of(&self, forward: &Forward, classes: &Tensor, masks: &Masks, i: usize) -> Result<(Tensor, Tensor, usize)> {
         let background = self.background(forward, i)?;
+        let chunk = images_per_pass(forward, self.memory_mb);
         let mut scores = Vec::new();
         let (mut taken, mut look) = (0, if self.tolerance > 0.0 { FIRST_LOOK } else { self.masks });
         loop {
-            let count = look.min(self.masks) - taken;
-            scores.push(self.scores_of(forward, classes, &masks.narrow(0, taken, count)?, i, background.as_ref())?);
-            (taken, look) = (taken + count, 2 * look);
-            let (seen, scores) = (masks.narrow(0, 0, taken)?, Tensor::cat(&scores, 1)?);
-            let map = self.combine(&seen, &scores)?;
-            let error = self.standard_error(&seen, &scores, &map)?;
+            let end = look.min(self.masks);
+            for first in (taken..end).step_by(chunk) {
+                let some = masks(first, chunk.min(end - first))?;
+                scores.push(self.scores_of(forward, classes, &some, i, background.as_ref())?);
+            }
+            (taken, look) = (end, 2 * look);
+            let (map, error) = self.estimate(masks, &Tensor::cat(&scores, 1)?, chunk)?;
             let largest = |t: &Tensor| t.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
             let range = largest(&map)? + largest(&map.neg()?)?;
             if taken == self.masks || 1.96 * largest(&error)? <= self.tolerance * range {
@@ -158,26 +169,42 @@ impl Rise {
 
     /// The map of given masks (m, h, w) and the scores under them (n, m).
     pub fn combine(&self, masks: &Tensor, scores: &Tensor) -> Result<Tensor> {
-        let (m, h, w) = masks.dims3()?;
-        let n = scores.dim(0)?;
-        let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
-        // Not matrix products: they may be rounded differently in a batch of another size or on more threads.
-        let masks = masks.reshape((m, h * w))?;
-        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.reshape((m, 1))?.broadcast_mul(&masks)?.sum_keepdim(0));
-        (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p))?.contiguous()
+        let given = |first, count| masks.narrow(0, first, count);
+        let rows =
+            (0..scores.dim(0)?).map(|i| Ok(self.estimate(&given, &scores.narrow(0, i, 1)?, masks.dim(0)?.max(1))?.0));
+        Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
     }
 
-    /// The standard error of [`combine`](Self::combine).
-    fn standard_error(&self, masks: &Tensor, scores: &Tensor, map: &Tensor) -> Result<Tensor> {
-        let (m, h, w) = masks.dims3()?;
-        let n = scores.dim(0)?;
+    /// The map of one image's scores (1, m) and its standard error, (1, h, w) each, from `chunk` masks at a time.
+    fn estimate(&self, masks: &Masks, scores: &Tensor, chunk: usize) -> Result<(Tensor, Tensor)> {
+        let m = scores.dim(1)?;
         let scores = if self.centred { scores.broadcast_sub(&scores.mean_keepdim(1)?)? } else { scores.clone() };
-        let (scores, masks) = (scores.detach().sqr()?, masks.sqr()?.reshape((m, h * w))?);
-        let rows = (0..n).map(|i| scores.narrow(0, i, 1)?.reshape((m, 1))?.broadcast_mul(&masks)?.sum_keepdim(0));
-        let square =
-            (Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?.reshape((n, h, w))? / (m as f64 * self.p * self.p))?;
-        let variance = maps::relu(&(square - map.detach().sqr()?)?)?;
-        (variance / (m.max(2) - 1) as f64)?.sqrt()
+        let (mut sum, mut squares) = (None, None);
+        for first in (0..m).step_by(chunk) {
+            let count = chunk.min(m - first);
+            let (some, scores) = (masks(first, count)?, scores.narrow(1, first, count)?.reshape((count, 1, 1))?);
+            sum = Some(add(sum, &scores, &some)?);
+            squares = Some(add(squares, &scores.detach().sqr()?, &some.sqr()?)?);
+        }
+        let (Some(sum), Some(squares)) = (sum, squares) else { bail!("rise needs at least one mask to make a map of") };
+        let map = (sum / (m as f64 * self.p))?.contiguous()?;
+        let squares = (squares / (m as f64 * self.p * self.p))?;
+        let variance = maps::relu(&(squares - map.detach().sqr()?)?)?;
+        Ok((map, (variance / (m.max(2) - 1) as f64)?.sqrt()?))
+    }
+}
+
+/// Masks by their numbers, (count, h, w): the first one, and how many.
+type Masks<'a> = dyn Fn(usize, usize) -> Result<Tensor> + 'a;
+
+/// A sum (1, h, w), where one has begun, and scores (m, 1, 1) times masks (m, h, w). What there was is the first
+/// summand, so that a CPU adds mask by mask, with the same rounding however many come at a time.
+fn add(sum: Option<Tensor>, scores: &Tensor, masks: &Tensor) -> Result<Tensor> {
+    // Not matrix products: they may be rounded differently in a batch of another size or on more threads.
+    let product = scores.broadcast_mul(masks)?;
+    match sum {
+        Some(sum) => Tensor::cat(&[&sum, &product], 0)?.sum_keepdim(0),
+        None => product.sum_keepdim(0),
     }
 }
 
@@ -194,7 +221,14 @@ impl Interpreter for Rise {
             );
         }
         let (_, _, h, w) = forward.images.dims4()?;
-        let masks = self.draw((h, w), &forward.images)?;
+        let bytes = self.masks as f64 * (h * w * forward.images.dtype().size_in_bytes()) as f64;
+        // Twice: drawn one by one, then put together.
+        let fits = 2.0 * bytes <= self.memory_mb * 1e6;
+        let kept = fits.then(|| self.draw((h, w), &forward.images)).transpose()?;
+        let masks = |first: usize, count: usize| match &kept {
+            Some(kept) => kept.narrow(0, first, count),
+            None => self.draw_some(first..first + count, (h, w), &forward.images),
+        };
         let (mut all, mut errors, mut evaluations) = (Vec::new(), Vec::new(), 0);
         for i in 0..forward.images.dim(0)? {
             let (map, error, taken) = self.map_of(forward, classes, &masks, i)?;
@@ -250,21 +284,80 @@ mod tests {
         Ok(())
     }
 
+    /// One class, whose logit is the sum of squares.
+    struct Sum;
+
+    impl crate::CamModel for Sum {
+        fn features(&self, images: &Tensor) -> Result<Tensor> {
+            Ok(images.clone())
+        }
+        fn head(&self, features: &Tensor) -> Result<Tensor> {
+            features.sqr()?.sum((1, 2, 3))?.unsqueeze(1)
+        }
+        fn linear_head(&self) -> Option<crate::LinearHead> {
+            None
+        }
+    }
+
+    /// A mask is what it is with all the others, and a few at a time make the same map and error to the bit, whether or
+    /// not all are kept.
+    #[test]
+    fn memory_changes_no_bit() -> Result<()> {
+        let images = testkit::tensor(&[2, 1, 6, 5], 3, DType::F64, &Device::Cpu)?;
+        let (forward, classes) = (Forward::new(&Sum, &images)?, Tensor::new(&[0u32, 0], &Device::Cpu)?);
+        for (centred, tolerance) in [(false, 0.0), (true, 0.0), (false, 0.6)] {
+            let base = Rise { score: Score::Logit, masks: 250, cells: 3, centred, tolerance, ..Rise::default() };
+            let all = base.draw((6, 5), &images)?;
+            let some = base.draw_some(37..41, (6, 5), &images)?;
+            assert_eq!(testkit::values(&some)?, testkit::values(&all.narrow(0, 37, 4)?)?);
+            let of = |memory_mb| {
+                let found = Rise { memory_mb, ..base }.signed(&forward, &classes)?;
+                let error = testkit::values(found.error.as_ref().expect("an error"))?;
+                Ok::<_, candle_core::Error>((testkit::values(&found.map)?, error, found.evaluations))
+            };
+            // One mask at a time, four, and all that are wanted.
+            let whole = of(256.0)?;
+            assert_eq!(of(1e-6)?, whole, "{centred} {tolerance}");
+            assert_eq!(of(0.01)?, whole, "{centred} {tolerance}");
+            if tolerance == 0.0 {
+                let by_definition = base.combine(&all, &base.scores(&forward, &classes, &all)?)?;
+                assert_eq!(testkit::values(&by_definition)?, whole.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drawn in advance, ten million masks would take minutes and gigabytes.
+    #[test]
+    fn masks_that_are_not_needed_are_not_drawn() -> Result<()> {
+        let image = Tensor::new(&[[[[4f64, 0.0], [0.0, 0.0]]]], &Device::Cpu)?;
+        let forward = Forward::new(&Sum, &image)?;
+        let rise = Rise { score: Score::Logit, masks: 10_000_000, cells: 2, tolerance: 10.0, ..Rise::default() };
+        let found = rise.signed(&forward, &Tensor::new(&[0u32], &Device::Cpu)?)?;
+        assert_eq!(found.evaluations, FIRST_LOOK);
+        Ok(())
+    }
+
+    /// A loss sees through masks that come a few at a time.
+    #[test]
+    fn the_gradient_goes_through_every_chunk() -> Result<()> {
+        let images = testkit::tensor(&[1, 1, 4, 3], 5, DType::F64, &Device::Cpu)?;
+        let classes = Tensor::new(&[0u32], &Device::Cpu)?;
+        for centred in [false, true] {
+            let rise = Rise { score: Score::Logit, masks: 30, cells: 2, centred, memory_mb: 0.004, ..Rise::default() };
+            let off = testkit::gradcheck(&images, 12, 1e-4, |images| {
+                let forward = Forward::new(&Sum, images)?;
+                assert_eq!(images_per_pass(&forward, rise.memory_mb), 4);
+                rise.signed(&forward, &classes)?.map.sqr()?.sum_all()
+            })?;
+            assert!(off < 1e-6, "off by {off:.1e}");
+        }
+        Ok(())
+    }
+
     /// Nothing masked is the image, everything masked is its background.
     #[test]
     fn backgrounds() -> Result<()> {
-        struct Sum;
-        impl crate::CamModel for Sum {
-            fn features(&self, images: &Tensor) -> Result<Tensor> {
-                Ok(images.clone())
-            }
-            fn head(&self, features: &Tensor) -> Result<Tensor> {
-                features.sqr()?.sum((1, 2, 3))?.unsqueeze(1)
-            }
-            fn linear_head(&self) -> Option<crate::LinearHead> {
-                None
-            }
-        }
         let image = Tensor::new(&[[[[4f64, 0.0], [0.0, 0.0]]]], &Device::Cpu)?;
         let forward = Forward::new(&Sum, &image)?;
         let masks =

@@ -1,5 +1,7 @@
 //! How alike two maps are. Plain numbers in, plain numbers out.
 
+use super::is_finite;
+
 /// Pearson correlation; None if either side is constant, where there is nothing to correlate.
 pub fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     let n = a.len() as f64;
@@ -15,9 +17,10 @@ pub fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     defined.then(|| (sums[0] / scale).clamp(-1.0, 1.0))
 }
 
-/// Spearman correlation: Pearson's, of the ranks; equal values share their mean rank.
+/// Spearman correlation: Pearson's, of the ranks; equal values share their mean rank. None too of a map that is not
+/// finite, although it has ranks.
 pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
-    pearson(&ranks(a), &ranks(b))
+    if is_finite(a) && is_finite(b) { pearson(&ranks(a), &ranks(b)) } else { None }
 }
 
 /// Ranks from 0, equal values at the mean of theirs.
@@ -88,6 +91,16 @@ mod tests {
             assert_eq!(spearman(&constant, &constant), None);
         }
         assert_eq!(cosine(&[0.0; 3], &other), None);
+    }
+
+    #[test]
+    fn what_is_not_finite_correlates_with_nothing() {
+        let other = [1.0, 2.0, 5.0];
+        for broken in [[f64::NAN, 1.0, 2.0], [f64::NAN; 3], [1.0, f64::INFINITY, 2.0]] {
+            assert_eq!((pearson(&broken, &other), pearson(&other, &broken)), (None, None));
+            assert_eq!((spearman(&broken, &other), spearman(&other, &broken)), (None, None));
+            assert_eq!(cosine(&broken, &other), None);
+        }
     }
 
     #[test]

@@ -2,20 +2,22 @@
 //! favours it.
 
 use super::agreement::pearson;
+use super::is_finite;
 
-/// Mean of a mask in [0, 1] (Poppi et al. 2021, equation 5).
-pub fn complexity(mask: &[f64]) -> f64 {
-    mask.iter().sum::<f64>() / mask.len().max(1) as f64
+/// Mean of a mask in [0, 1] (Poppi et al. 2021, equation 5); None of one that is not finite.
+pub fn complexity(mask: &[f64]) -> Option<f64> {
+    is_finite(mask).then(|| mask.iter().sum::<f64>() / mask.len().max(1) as f64)
 }
 
-/// Entropy in nats of a map, behind a ReLU, as a distribution over its positions; None of a map without any.
+/// Entropy in nats of a map, behind a ReLU, as a distribution over its positions; None of a map without any, or that is
+/// not finite.
 pub fn entropy(map: &[f64]) -> Option<f64> {
     let total: f64 = map.iter().map(|v| v.max(0.0)).sum();
     let part = |v: &f64| {
         let p = v.max(0.0) / total;
         if p > 0.0 { -p * p.ln() } else { 0.0 }
     };
-    (total > 0.0 && total.is_finite()).then(|| map.iter().map(part).sum())
+    (total > 0.0 && total.is_finite() && is_finite(map)).then(|| map.iter().map(part).sum())
 }
 
 /// How alike a map and the map of the image under it are, 0 to 1 (Poppi et al. 2021, equation 4).
@@ -36,11 +38,20 @@ mod tests {
 
     #[test]
     fn figures_by_hand() {
-        assert_eq!(complexity(&[0.0, 1.0, 0.5, 0.5]), 0.5);
+        assert_eq!(complexity(&[0.0, 1.0, 0.5, 0.5]), Some(0.5));
         assert!((entropy(&[1.0, 1.0, -3.0, 0.0]).unwrap() - 2f64.ln()).abs() < 1e-15);
         assert_eq!(entropy(&[0.0, -1.0]), None);
         assert!(coherency(&[0.0, 1.0, 2.0], &[2.0, 1.0, 0.0]).unwrap() < 1e-15);
         assert!((adcc(1.0, 0.5, 0.5) - 3.0 / 5.0).abs() < 1e-15);
         assert_eq!(adcc(1.0, 1.0, 0.0), 0.0);
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_figure() {
+        for broken in [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(complexity(&[0.5, broken]), None);
+            assert_eq!(entropy(&[1.0, 1.0, broken]), None);
+            assert_eq!(coherency(&[0.0, 1.0, broken], &[2.0, 1.0, 0.0]), None);
+        }
     }
 }

@@ -5,6 +5,7 @@ use candle_nn::ops::{sigmoid, softmax};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
+use super::is_finite;
 use crate::maps::{minmax, resize};
 use crate::random::stream;
 use crate::{CamModel, SampleId};
@@ -45,7 +46,7 @@ impl Mute {
     pub const HALF: Mute = Mute { share: 0.5, binary: false };
 }
 
-/// Masks (n, height, width) in [0, 1] of maps (n, h, w), resized bilinearly.
+/// Masks (n, height, width) in [0, 1] of maps (n, h, w), resized bilinearly. That of a map that is not finite has NaN.
 pub fn masks(maps: &Tensor, [height, width]: [usize; 2], mute: Mute, ties: Ties, ids: &[SampleId]) -> Result<Tensor> {
     let large = resize(&maps.detach(), height, width)?;
     let scaled = minmax(&large)?;
@@ -57,6 +58,11 @@ pub fn masks(maps: &Tensor, [height, width]: [usize; 2], mute: Mute, ties: Ties,
     let (values, shades) = (rows(&large)?, rows(&scaled)?);
     let mut masks = vec![0f64; n * pixels];
     for ((row, shades), (mask, id)) in values.iter().zip(&shades).zip(masks.chunks_exact_mut(pixels.max(1)).zip(ids)) {
+        // What is no number has no place in an order.
+        if !is_finite(row) {
+            mask.fill(f64::NAN);
+            continue;
+        }
         order(row, ties, *id)[..kept].iter().for_each(|&p| mask[p] = if mute.binary { 1.0 } else { shades[p] });
     }
     Tensor::from_vec(masks, (n, height, width), maps.device())?.to_dtype(scaled.dtype())
@@ -99,15 +105,20 @@ impl Scorer<'_> {
 }
 
 /// Each image's drop in percent, `100 max(0, Y - O) / Y`: their mean is the Average Drop (Chattopadhay et al. 2018,
-/// section 4.1.1). None where Y is 0.
+/// section 4.1.1). None where Y is 0, and where one of the two is not finite: max(0, NaN) would be 0, the best drop.
 pub fn drops(whole: &[f64], masked: &[f64]) -> Vec<Option<f64>> {
-    let of = |(y, o): (&f64, &f64)| (*y > 0.0).then(|| 100.0 * (y - o).max(0.0) / y);
+    let of = |(y, o): (&f64, &f64)| (*y > 0.0 && y.is_finite() && o.is_finite()).then(|| 100.0 * (y - o).max(0.0) / y);
     whole.iter().zip(masked).map(of).collect()
 }
 
-/// 100 for each image whose probability rises, 0 for the others: their mean is the Average Increase.
-pub fn increases(whole: &[f64], masked: &[f64]) -> Vec<f64> {
-    whole.iter().zip(masked).map(|(y, o)| if y < o { 100.0 } else { 0.0 }).collect()
+/// 100 for each image whose probability rises, 0 for the others: their mean is the Average Increase. None where one of
+/// the two is not finite.
+pub fn increases(whole: &[f64], masked: &[f64]) -> Vec<Option<f64>> {
+    let of = |(y, o): (&f64, &f64)| {
+        let rise = if y < o { 100.0 } else { 0.0 };
+        (y.is_finite() && o.is_finite()).then_some(rise)
+    };
+    whole.iter().zip(masked).map(of).collect()
 }
 
 /// Which way pixels go.
@@ -170,9 +181,10 @@ pub fn curve(scorer: &Scorer, course: &Course, class: u32, budget: usize) -> Res
     Ok(found)
 }
 
-/// Area under a curve over the part of the pixels that have gone, by trapezoids; None of fewer than two points.
+/// Area under a curve over the part of the pixels that have gone, by trapezoids; None of fewer than two points, or
+/// where one of them is not finite.
 pub fn area(curve: &[f64]) -> Option<f64> {
-    let intervals = curve.len().checked_sub(1).filter(|n| *n > 0)?;
+    let intervals = curve.len().checked_sub(1).filter(|n| *n > 0 && is_finite(curve))?;
     Some(curve.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).sum::<f64>() / intervals as f64)
 }
 
@@ -205,7 +217,27 @@ mod tests {
     #[test]
     fn drops_and_increases_by_hand() {
         assert_eq!(drops(&[0.8, 0.5, 0.0], &[0.6, 0.7, 0.1]), [Some(100.0 * (0.8 - 0.6) / 0.8), Some(0.0), None]);
-        assert_eq!(increases(&[0.8, 0.5, 0.5], &[0.6, 0.7, 0.5]), [0.0, 100.0, 0.0]);
+        assert_eq!(increases(&[0.8, 0.5, 0.5], &[0.6, 0.7, 0.5]), [Some(0.0), Some(100.0), Some(0.0)]);
+    }
+
+    /// Neither the best drop nor no increase: no figure.
+    #[test]
+    fn what_is_no_number_counts_as_nothing() -> Result<()> {
+        for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let (whole, masked) = ([0.8, broken, 0.8], [broken, 0.5, 0.6]);
+            assert_eq!(drops(&whole, &masked), [None, None, Some(100.0 * (0.8 - 0.6) / 0.8)]);
+            assert_eq!(increases(&whole, &masked), [None, None, Some(0.0)]);
+            assert_eq!(area(&[1.0, broken, 0.0]), None);
+        }
+        // A mask of a map that is no number is none either, however it is muted; its neighbour's is what it was.
+        let map = Tensor::new(&[[[1f64, f64::NAN], [2.0, 5.0]], [[1.0, 3.0], [2.0, 5.0]]], &Device::Cpu)?;
+        for mute in [Mute::NONE, Mute::HALF, Mute { share: 0.5, binary: true }] {
+            let found = rows(&masks(&map, [2, 2], mute, Ties::ByPosition, &[SampleId::default(); 2])?)?;
+            let alone = rows(&masks(&map.narrow(0, 1, 1)?, [2, 2], mute, Ties::ByPosition, &[SampleId::default()])?)?;
+            assert!(found[0].iter().any(|v| v.is_nan()), "{mute:?}: {:?}", found[0]);
+            assert_eq!(found[1], alone[0], "{mute:?}");
+        }
+        Ok(())
     }
 
     #[test]

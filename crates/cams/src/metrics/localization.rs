@@ -1,6 +1,8 @@
 //! Whether a map finds the object. A map is (height, width) in the image's own pixels, a box is (x0, y0, x1, y1), x0 <=
 //! x < x1.
 
+use super::is_finite;
+
 /// A box, or several of one class: pixels that lie in any of them.
 pub fn inside(boxes: &[[u32; 4]], height: usize, width: usize) -> Vec<bool> {
     let mut inside = vec![false; height * width];
@@ -13,13 +15,13 @@ pub fn inside(boxes: &[[u32; 4]], height: usize, width: usize) -> Vec<bool> {
 }
 
 /// The part of the map's energy, behind a ReLU, that lies inside (Wang et al. 2020, section 4.3); None of a map without
-/// any.
+/// any, or that is not finite.
 pub fn energy(map: &[f64], inside: &[bool]) -> Option<f64> {
     let sums = map.iter().zip(inside).fold([0.0; 2], |[within, all], (value, inside)| {
         let value = value.max(0.0);
         [within + if *inside { value } else { 0.0 }, all + value]
     });
-    (sums[1] > 0.0 && sums[1].is_finite()).then(|| sums[0] / sums[1])
+    (sums[1] > 0.0 && sums[1].is_finite() && is_finite(map)).then(|| sums[0] / sums[1])
 }
 
 /// The part of the image that is inside: the energy of a map that is the same everywhere.
@@ -28,11 +30,12 @@ pub fn area(inside: &[bool]) -> f64 {
 }
 
 /// The pointing game (Zhang et al. 2018): whether the highest pixel lies inside, or within `tolerance` pixels of it. Of
-/// several highest pixels each counts with its part. None of a map that is the same everywhere: it points at nothing.
+/// several highest pixels each counts with its part. None of a map that is the same everywhere, which points at nothing,
+/// or that is not finite.
 pub fn hit(map: &[f64], inside: &[bool], width: usize, tolerance: f64) -> Option<f64> {
     let highest = map.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lowest = map.iter().copied().fold(f64::INFINITY, f64::min);
-    if highest <= lowest || !highest.is_finite() {
+    if highest <= lowest || !is_finite(map) {
         return None;
     }
     let (peaks, reach) = (map.iter().enumerate().filter(|(_, v)| **v == highest), tolerance.ceil() as isize);
@@ -81,5 +84,14 @@ mod tests {
         assert_eq!(hit(&map, &within, 3, 0.0), Some(0.5));
         assert_eq!(hit(&map, &within, 3, 2.9), Some(1.0));
         assert_eq!(hit(&[0.5; 9], &within, 3, 0.0), None);
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_figure() {
+        let within = inside(&[[0, 0, 1, 2]], 2, 2);
+        for broken in [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(energy(&[3.0, 1.0, broken, 0.0], &within), None);
+            assert_eq!(hit(&[3.0, 1.0, broken, 0.0], &within, 2, 0.0), None);
+        }
     }
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
 use trainer::config::profiles;
@@ -10,6 +10,7 @@ use trainer::grid::runner::{self, Options, Status};
 use trainer::grid::{Choice, Grid, cost, parse_seeds, slurm};
 use trainer::report::table::{Entry, Table, column};
 use trainer::run::prepare::{Prepared, prepare};
+use trainer::terminal::say;
 
 use super::{Done, Global, interrupt};
 
@@ -72,10 +73,11 @@ pub(super) enum Launcher {
 
 /// `trainer ablate`.
 pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
-    let mut seeds = args.seeds.as_deref().map(parse_seeds).transpose()?;
-    if let (None, Some(seed)) = (&seeds, global.seed) {
-        seeds = Some(vec![seed]);
-    }
+    let seeds = match (&args.seeds, global.seed) {
+        (Some(_), Some(_)) => bail!("--seeds and --seed name the same thing: give one of them"),
+        (Some(seeds), None) => Some(parse_seeds(seeds)?),
+        (None, seed) => seed.map(|seed| vec![seed]),
+    };
     let choice = Choice {
         profile: args.profile.clone(),
         seeds,
@@ -100,7 +102,7 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         let stop = || interrupted.load(Ordering::Relaxed);
         let done = prepare(&configs.iter().collect::<Vec<_>>(), &device, &stop, &mut |line| {
             if !global.quiet {
-                eprintln!("{line}");
+                say(line);
             }
         })?;
         let value = json!({ "out": out, "cells_done": 0, "cells_total": grid.cells.len() });
@@ -144,6 +146,8 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
     if summary.stopped {
         return Ok(Done::Interrupted(format!("{text}The same command goes on where this was left.")));
     }
+    // One cell's mistake is that cell's; a grid of which nothing could run, or the one run of a cluster's task, has failed.
+    ensure!(failed < total, "{}", text.trim_end());
     let value = json!({
         "out": out, "cells_done": done, "cells_total": total, "cells_diverged": diverged, "cells_failed": failed,
     });

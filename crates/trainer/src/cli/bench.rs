@@ -6,7 +6,7 @@ mod maps;
 mod step;
 
 use ::kernels::Isa;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 use trainer::config::Dtype;
 use trainer::nn::Backend;
@@ -44,7 +44,10 @@ pub(super) fn run(command: &BenchCommand, global: &Global) -> Result<Done> {
         BenchCommand::Step(args) => step::run(args, global),
         BenchCommand::Forward(args) => forward::run(args, global),
         BenchCommand::Maps(args) => maps::run(args, global),
-        BenchCommand::Kernels(args) => kernels::run(args),
+        BenchCommand::Kernels(args) => {
+            ensure!(global.device == "cpu", "bench kernels times the CPU's kernels: leave --device out");
+            kernels::run(args)
+        }
     }
 }
 

@@ -82,13 +82,16 @@ fn verified(fetch: &Fetch, dir: &Path) -> Result<Done> {
 }
 
 fn convert(name: &str, dir: Option<&Path>) -> Result<Done> {
-    let dir = dir.map_or_else(|| Path::new("data").join(format!("{name}-png")), Path::to_path_buf);
-    std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    let source = Source::parse(name)?;
+    let dir = dir.map_or_else(|| Path::new("data").join(format!("{}-png", source.name)), Path::to_path_buf);
+    let create = || std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()));
     let mut files = Vec::new();
-    if let Some(make) = Source::parse(name)?.entry()?.make {
+    if let Some(make) = source.entry()?.make {
+        create()?;
         files.extend(make(&dir)?);
     } else {
-        let images = Source::parse(name)?.load(Split::Test)?;
+        let images = source.load(Split::Test)?;
+        create()?;
         let [_, h, w] = images.shape;
         for i in 0..images.len() {
             let class = dir.join(format!("{:03}", images.labels[i]));

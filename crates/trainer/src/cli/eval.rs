@@ -3,6 +3,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use trainer::data::{self, Source};
 use trainer::evaluate::evaluate;
+use trainer::terminal::say;
 
 use super::model::ModelArgs;
 use super::{Done, Global};
@@ -37,7 +38,7 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<Done> {
     };
     let images = Source::parse(&args.data)?.of_size(network.architecture.graph.shapes[0].h).load(split)?;
     if !global.quiet {
-        images.notes.iter().for_each(|note| eprintln!("{note}"));
+        images.notes.iter().for_each(say);
     }
     let e = evaluate(&network, &images)?;
     let map = e.mean_average_precision.map_or(String::new(), |map| format!("  mean average precision {map:.2} %"));

@@ -11,6 +11,7 @@ use trainer::error::unknown;
 use trainer::explain::gallery::{self, Strip};
 use trainer::explain::{Class, Explained, Input, Outcome, explain, input};
 use trainer::report::table::{Table, column};
+use trainer::terminal::say;
 
 use super::model::{ModelArgs, load};
 use super::{Done, Global};
@@ -67,13 +68,13 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let classes = Class::Given(found.classes.clone());
     let beside = other.map(|other| explain(&asked, &other, &args.layer, &input.images, &classes)).transpose()?;
     for note in &input.images.notes {
-        eprintln!("{note}");
+        say(note);
     }
     for line in input.bad.iter().chain(found.skipped.iter().map(|(_, why)| why)) {
-        eprintln!("skipped {line}");
+        say(format!("skipped {line}"));
     }
     for (_, line) in beside.iter().flat_map(|e| &e.skipped) {
-        eprintln!("beside: skipped {line}");
+        say(format!("beside: skipped {line}"));
     }
     if let Some(path) = &args.out {
         write(path, &found, input.images.len())?;

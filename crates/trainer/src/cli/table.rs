@@ -1,10 +1,10 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use trainer::grid::table::{self, Summary};
-use trainer::report::plot::{self, Panel, Place};
+use trainer::files::write_atomically;
+use trainer::grid::table;
 use trainer::run::JudgedBy;
 
 use super::Done;
@@ -46,7 +46,7 @@ pub(super) fn run(args: &TableArgs) -> Result<Done> {
         summary.retain(&args.block)?;
     }
     if let Some(path) = &args.plot {
-        draw(&summary, path)?;
+        write_atomically(path, summary.plot()?.as_bytes())?;
     }
     let tables = [
         ("Test error", summary.errors(JudgedBy::TestImages)),
@@ -73,20 +73,4 @@ pub(super) fn run(args: &TableArgs) -> Result<Done> {
         Some(Format::Json) => text = serde_json::to_string_pretty(&summary.whole().json())? + "\n",
     }
     Ok(Done::Result(text, json!({ "rows": summary.whole().json(), "sentences": sentences, "notes": notes })))
-}
-
-/// A panel a block.
-fn draw(summary: &Summary, path: &Path) -> Result<()> {
-    let place = |r: &table::CellFigures| Place {
-        name: r.cell.strip_prefix(&format!("{}/", r.block)).unwrap_or(&r.cell).into(),
-        points: r.runs.iter().map(|(_, error)| *error).collect(),
-        interval: r.half_width.map(|half| (r.error, half)),
-        published: r.published,
-    };
-    let panels = summary.cells.chunk_by(|a, b| a.block == b.block).map(|cells| Panel {
-        title: cells[0].block.clone(),
-        axis: format!("{} wrong, %", cells[0].judged_by.name()),
-        places: cells.iter().map(place).collect(),
-    });
-    plot::panels(path, "A point a seed, mean and 95 % interval", &panels.collect::<Vec<_>>())
 }

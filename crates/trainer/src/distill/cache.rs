@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::data::Images;
 use crate::data::augment::Augment;
 use crate::data::loader::Batch;
-use crate::files::sha256;
-use crate::files::write_atomically;
+use crate::files::{sha256, write_atomically};
+use crate::terminal::say;
 
 /// All that an output depends on beside the image and the number of its view, and beside what the part's own name says.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -140,7 +140,7 @@ impl Cache {
         match decode(&bytes, self.rows.len()) {
             Some((shape, values)) => Ok(Table { shape, values, complete: true }),
             None => {
-                eprintln!("{} is damaged; the teacher is asked again", path.display());
+                say(format!("{} is damaged; the teacher is asked again", path.display()));
                 Ok(Table::default())
             }
         }

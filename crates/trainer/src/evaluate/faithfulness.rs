@@ -151,7 +151,6 @@ impl Measured<'_> {
                 of.values.extend(value.map(|value| (name.to_string(), value)));
             }
         };
-        let some = |values: Vec<f64>| values.into_iter().map(Some).collect::<Vec<_>>();
         for (suffix, mute) in
             [("", Mute::NONE), ("_muted", Mute { share: o.mute, binary: o.mute_values == MuteValues::Binary })]
         {
@@ -165,22 +164,22 @@ impl Measured<'_> {
             let masked = images.broadcast_mul(&masks.to_dtype(images.dtype())?.unsqueeze(1)?)?;
             let left = scorer.probabilities(&masked, classes)?;
             let drops = drops(whole, &left);
-            put(&format!("average_increase{suffix}"), some(increases(whole, &left)));
+            put(&format!("average_increase{suffix}"), increases(whole, &left));
             if suffix.is_empty() {
                 let rows = masks.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-                let complexities: Vec<f64> = rows.iter().map(|mask| complexity(mask)).collect();
+                let complexities: Vec<Option<f64>> = rows.iter().map(|mask| complexity(mask)).collect();
                 if o.adcc && constant {
                     // Of complexity 1: 0, whatever the coherency.
-                    put("adcc", (0..n).map(|i| Some(adcc(1.0, complexities[i], drops[i]? / 100.0))).collect());
+                    put("adcc", (0..n).map(|i| Some(adcc(1.0, complexities[i]?, drops[i]? / 100.0))).collect());
                 }
                 if let (true, Some(method)) = (o.adcc, *method) {
                     let again = self.seen.large(&self.seen.explain(method, &masked)?)?;
                     let coherencies: Vec<_> = large.iter().zip(&again).map(|(a, b)| coherency(a, b)).collect();
-                    let of = |i: usize| Some(adcc(coherencies[i]?, complexities[i], drops[i]? / 100.0));
+                    let of = |i: usize| Some(adcc(coherencies[i]?, complexities[i]?, drops[i]? / 100.0));
                     put("adcc", (0..n).map(of).collect());
                     put("coherency", coherencies);
                 }
-                put("complexity", some(complexities));
+                put("complexity", complexities);
             }
             put(&format!("average_drop{suffix}"), drops);
         }
@@ -202,15 +201,16 @@ impl Measured<'_> {
                 }
             }
             if o.road {
-                all[i].values.insert("road".into(), self.road(&image, classes[i], &order, ids[i])?);
+                let road = self.road(&image, classes[i], &order, ids[i])?;
+                all[i].values.extend(road.map(|road| ("road".to_string(), road)));
             }
         }
         Ok(all)
     }
 
     /// (LeRF - MoRF) / 2: how much more is lost where the important pixels go than where the others do, mean over 10 to
-    /// 90 %.
-    fn road(&self, image: &Tensor, class: u32, order: &[usize], id: SampleId) -> Result<f64> {
+    /// 90 %; None where a probability is no number.
+    fn road(&self, image: &Tensor, class: u32, order: &[usize], id: SampleId) -> Result<Option<f64>> {
         let (c, h, w) = image.dims3()?;
         let plain = image.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
         let mut stages = Vec::new();
@@ -224,6 +224,7 @@ impl Measured<'_> {
         let images = Tensor::from_vec(stages, (n, c, h, w), image.device())?.to_dtype(image.dtype())?;
         let found = self.seen.scorer().probabilities(&images, &Tensor::full(class, n, image.device())?)?;
         let halves = found.chunks_exact(2).map(|pair| (pair[1] - pair[0]) / 2.0);
-        Ok(halves.sum::<f64>() / (n / 2).max(1) as f64)
+        let road = halves.sum::<f64>() / (n / 2).max(1) as f64;
+        Ok(road.is_finite().then_some(road))
     }
 }

@@ -1,15 +1,22 @@
 //! The loop that every table of maps shares: images, a few at a time, times methods; each image's figures are kept as
 //! they are measured.
 
+mod likeness;
+mod rows;
+
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
 use cams::metrics::faithfulness::{Probability, Scorer};
-use cams::metrics::pearson;
+use cams::metrics::is_finite;
 use cams::{CamModel, Interpreter, SampleId, maps};
 use candle_core::{DType, Device, Tensor};
+pub use likeness::LIKENESS;
+use likeness::likenesses;
+pub use rows::Row;
+use rows::found;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Figures, Record};
@@ -18,30 +25,9 @@ use crate::data::loader::Loader;
 use crate::data::{Images, Object};
 use crate::explain::{Class, Outcome, explain};
 use crate::nn::{Model as _, Network};
-use crate::report::statistics::{Interval, bootstrap, mean};
 
 /// The map that calls everything important: it drops nothing, and its energy in a box is the box's area.
 pub const ONES: &str = "ones";
-
-/// How alike a map is to the others of its image.
-pub const LIKENESS: &str = "likeness";
-
-/// A method's figures over all images.
-#[derive(Clone, Debug, Serialize)]
-pub struct Row {
-    /// Its name.
-    pub method: String,
-    /// Images of which it was measured.
-    pub n: usize,
-    /// Means, standard errors and 95 % intervals, by figure.
-    pub figures: BTreeMap<String, Interval>,
-    /// The same of its figures less the first method's, on the images of which both have them.
-    pub differences: BTreeMap<String, Interval>,
-    /// The same of every point of a curve.
-    pub curves: BTreeMap<String, Vec<Interval>>,
-    /// Mean seconds of a map.
-    pub seconds: f64,
-}
 
 /// Figures that somebody has published.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +118,14 @@ pub struct OfImage {
     pub values: BTreeMap<String, f64>,
     /// Those of many points.
     pub curves: BTreeMap<String, Vec<f64>>,
+}
+
+impl OfImage {
+    /// What is left of it for this map: nothing for one that is not finite. An order and a mask can be made of that too,
+    /// and a ReLU makes a probability of an image of NaN.
+    fn of_map(self, map: &[f64]) -> OfImage {
+        if is_finite(map) { self } else { OfImage::default() }
+    }
 }
 
 /// One method's maps of some images.
@@ -282,9 +276,10 @@ pub fn judge(
         for (maps, likeness) in maps.iter().zip(likenesses(&maps, few.len())) {
             let (outcome, measured) = (maps.outcome, measure(&seen, maps)?);
             let seconds = outcome.seconds / few.len() as f64;
-            figures.extend(measured.into_iter().zip(&batch.ids).zip(likeness).map(|((mut of, id), likeness)| {
-                of.values.extend(likeness.map(|likeness| (LIKENESS.to_string(), likeness)));
-                let OfImage { values, curves } = of;
+            let of_images = measured.into_iter().zip(&maps.large).zip(&batch.ids).zip(likeness);
+            figures.extend(of_images.map(|(((of, map), id), likeness)| {
+                let OfImage { mut values, curves } = of.of_map(map);
+                values.extend(likeness.map(|likeness| (LIKENESS.to_string(), likeness)));
                 Figures { image: id.sample, method: outcome.method.clone(), values, curves, left_out: None, seconds }
             }));
         }
@@ -293,108 +288,24 @@ pub fn judge(
     plan.walk.run(&subject.images, named, &[ONES], say, &mut few)
 }
 
-/// How alike each map is to the other methods' of the same image: the median of its correlations with them, by methods
-/// and images. None of a single method, and of a map that is the same everywhere, as that of ones is.
-fn likenesses(all: &[Maps], n: usize) -> Vec<Vec<Option<f64>>> {
-    let mut likenesses = vec![vec![None; n]; all.len()];
-    for i in 0..n {
-        let mut with: Vec<Vec<f64>> = vec![vec![]; all.len()];
-        for a in 0..all.len() {
-            for b in 0..a {
-                if let Some(r) = pearson(&all[a].large[i], &all[b].large[i]) {
-                    with[a].push(r);
-                    with[b].push(r);
-                }
-            }
-        }
-        for (likenesses, mut with) in likenesses.iter_mut().zip(with) {
-            with.sort_by(f64::total_cmp);
-            likenesses[i] = with.get(with.len() / 2).copied();
-        }
-    }
-    likenesses
-}
-
-/// The table of what a record holds of these methods, the first of which the others are compared with.
-fn found(record: &Record, methods: &[String], seed: u64, mut notes: Vec<String>) -> Found {
-    let of: Vec<BTreeMap<u64, &Figures>> = methods.iter().map(|method| record.of(method)).collect();
-    let rows = methods.iter().zip(&of).enumerate();
-    let rows: Vec<Row> =
-        rows.map(|(at, (method, of_method))| row(method, of_method, (at > 0).then(|| &of[0]), seed)).collect();
-    // A map that is nothing, or the same everywhere, points nowhere.
-    for row in &rows {
-        let mut fewer: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-        for (figure, interval) in row.figures.iter().filter(|(_, interval)| interval.n < row.n) {
-            fewer.entry(interval.n).or_default().push(figure);
-        }
-        notes.extend(fewer.iter().map(|(n, figures)| {
-            format!("{}: {n} of {} images have a value of {}", row.method, row.n, figures.join(", "))
-        }));
-    }
-    let mut likeness: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-    for (image, figures) in of.iter().flatten() {
-        likeness.entry(*image).or_default().extend(figures.values.get(LIKENESS));
-    }
-    let mut disputed: Vec<(f64, u64)> =
-        likeness.into_iter().filter(|(_, of)| !of.is_empty()).map(|(image, of)| (mean(&of), image)).collect();
-    disputed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    Found { rows, disputed: disputed.into_iter().map(|(_, image)| image).collect(), notes }
-}
-
-fn row(method: &str, of: &BTreeMap<u64, &Figures>, reference: Option<&BTreeMap<u64, &Figures>>, seed: u64) -> Row {
-    let mut figures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let mut differences: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let mut curves: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
-    for (image, f) in of {
-        let other = reference.and_then(|of| of.get(image));
-        for (name, value) in &f.values {
-            figures.entry(name.clone()).or_default().push(*value);
-            if let Some(other) = other.and_then(|other| other.values.get(name)) {
-                differences.entry(name.clone()).or_default().push(value - other);
-            }
-        }
-        for (name, points) in &f.curves {
-            let all = curves.entry(name.clone()).or_insert_with(|| vec![vec![]; points.len()]);
-            all.iter_mut().zip(points).for_each(|(all, point)| all.push(*point));
-        }
-    }
-    let seconds = of.values().map(|f| f.seconds).sum::<f64>() / of.len().max(1) as f64;
-    let each = |all: BTreeMap<String, Vec<f64>>| -> BTreeMap<String, Interval> {
-        all.into_iter().map(|(name, values)| (name, bootstrap(&values, seed))).collect()
-    };
-    let curve = |points: Vec<Vec<f64>>| points.iter().map(|values| bootstrap(values, seed)).collect();
-    Row {
-        method: method.into(),
-        n: of.len(),
-        figures: each(figures),
-        differences: each(differences),
-        curves: curves.into_iter().map(|(name, points)| (name, curve(points))).collect(),
-        seconds,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A row's n is that of its images; a figure that some of them do not have says of how many it is.
+    /// Whatever was measured of a map that is no number counts for no image's figure.
     #[test]
-    fn a_figure_of_fewer_images_is_named() -> Result<()> {
-        let mut record = Record::open(None, "k")?;
-        let one = |image: u64, method: &str, figures: &[(&str, f64)]| Figures {
-            image,
-            method: method.into(),
-            values: figures.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
-            ..Figures::default()
+    fn a_map_that_is_not_finite_has_no_figure() {
+        let measured = || OfImage {
+            values: BTreeMap::from([("average_drop".into(), 0.0)]),
+            curves: BTreeMap::from([("insertion".into(), vec![0.5, 1.0])]),
         };
-        record.add(vec![one(0, "a", &[("drop", 0.5), ("hit", 1.0)]), one(0, "b", &[("drop", 0.25), ("hit", 0.0)])])?;
-        record.add(vec![one(1, "a", &[("drop", 0.75)]), one(1, "b", &[])])?;
-        let found = found(&record, &["a".into(), "b".into()], 0, vec!["before".into()]);
-        assert_eq!(
-            found.notes,
-            ["before", "a: 1 of 2 images have a value of hit", "b: 1 of 2 images have a value of drop, hit"]
-        );
-        assert_eq!((found.rows[1].n, found.rows[1].figures["drop"].n), (2, 1));
-        Ok(())
+        let left = |map: &[f64]| {
+            let OfImage { values, curves } = measured().of_map(map);
+            (values.len(), curves.len())
+        };
+        assert_eq!(left(&[0.0, -1.0]), (1, 1));
+        for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(left(&[0.0, broken]), (0, 0));
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::judge::{Found, ONES};
 use super::subject::{Named, Subject};
 use crate::explain::gallery::{self, Strip};
 use crate::explain::{Class, explain};
+use crate::files::write_atomically;
 use crate::report::plot::{self, Curve, Spot};
 use crate::report::statistics::Interval;
 
@@ -26,7 +27,8 @@ pub fn faithfulness(dir: &Path, found: &Found) -> Result<()> {
         };
         let curves: Vec<Curve> = found.rows.iter().filter_map(of).collect();
         if !curves.is_empty() {
-            plot::curves(&dir.join(format!("{name}.svg")), [axis, "mean probability of the class"], &curves)?;
+            let svg = plot::curves([axis, "mean probability of the class"], &curves)?;
+            write_atomically(&dir.join(format!("{name}.svg")), svg.as_bytes())?;
         }
     }
     let spots = found.rows.iter().filter_map(|row| {
@@ -34,7 +36,8 @@ pub fn faithfulness(dir: &Path, found: &Found) -> Result<()> {
         Some(Spot { name: row.method.clone(), x: figure("complexity")?, y: figure("average_drop")? })
     });
     let axes = ["complexity: mean of the mask", "Average Drop, %"];
-    plot::spots(&dir.join("drop-complexity.svg"), axes, &spots.collect::<Vec<_>>())
+    let svg = plot::spots(axes, &spots.collect::<Vec<_>>())?;
+    write_atomically(&dir.join("drop-complexity.svg"), svg.as_bytes())
 }
 
 /// `index.html` with the images whose maps are least alike, and every method's maps of them.

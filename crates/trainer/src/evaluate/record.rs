@@ -5,10 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Deserializer, Serialize};
 
-/// One method's figures of one image; a figure that is not defined is absent.
+/// One method's figures of one image; a figure that is not defined is absent, and so is one that is not finite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Position of the image in its data set.
@@ -16,15 +16,57 @@ pub struct Figures {
     /// The method's name.
     pub method: String,
     /// By name.
+    #[serde(deserialize_with = "values")]
     pub values: BTreeMap<String, f64>,
     /// Figures of many points, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "curves", skip_serializing_if = "BTreeMap::is_empty")]
     pub curves: BTreeMap<String, Vec<f64>>,
     /// Why the method was left out from here on, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
     /// Seconds that the map took, its share of the pass included.
     pub seconds: f64,
+}
+
+impl Figures {
+    /// Without what is not finite: JSON has no word for it.
+    fn finite(mut self) -> Figures {
+        self.values.retain(|_, value| value.is_finite());
+        self.curves.retain(|_, points| points.iter().all(|point| point.is_finite()));
+        self
+    }
+}
+
+/// Older records hold `null` for what was not finite: it is absent.
+fn values<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let all = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+}
+
+/// The same of curves: one that lacks a point is absent.
+fn curves<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Vec<f64>>, D::Error> {
+    let all = BTreeMap::<String, Vec<Option<f64>>>::deserialize(from)?;
+    let whole = |points: Vec<Option<f64>>| points.into_iter().collect::<Option<Vec<f64>>>();
+    Ok(all.into_iter().filter_map(|(name, points)| Some((name, whole(points)?))).collect())
+}
+
+/// The figures in the lines behind a record's head. The last line may be what a killed process has left half-written:
+/// it is dropped. A broken line before others is none of that, and what stands behind it must not be lost.
+fn read<'t>(path: &Path, lines: impl Iterator<Item = &'t str>) -> Result<Vec<Figures>> {
+    let mut lines = lines.zip(2..).peekable();
+    let mut figures = vec![];
+    while let Some((line, number)) = lines.next() {
+        match serde_json::from_str(line) {
+            Ok(of_image) => figures.push(of_image),
+            Err(_) if lines.peek().is_none() => {}
+            Err(error) => bail!(
+                "{}, line {number}: expected the figures of an image ({error}); remove this line to have that image \
+                 measured again, or delete the file to have all of them measured again",
+                path.display()
+            ),
+        }
+    }
+    Ok(figures)
 }
 
 /// A file of figures, a line each, or none: then they are kept in memory alone.
@@ -48,7 +90,7 @@ impl Record {
                 "{} holds another evaluation (other settings, images or weights): choose another file",
                 path.display()
             );
-            figures = lines.map_while(|line| serde_json::from_str(line).ok()).collect();
+            figures = read(path, lines)?;
         }
         let mut text = head + "\n";
         for line in &figures {
@@ -75,10 +117,9 @@ impl Record {
                     ensure!(first == head, "{} holds another evaluation than {}", file.display(), path.display());
                 }
             }
-            for line in of_file {
-                let Ok(figures) = serde_json::from_str::<Figures>(line) else { break };
-                if known.insert((figures.image, figures.method)) {
-                    lines.push(line.into());
+            for figures in read(file, of_file)? {
+                if known.insert((figures.image, figures.method.clone())) {
+                    lines.push(serde_json::to_string(&figures)?);
                 }
             }
         }
@@ -100,8 +141,9 @@ impl Record {
             .collect()
     }
 
-    /// Keeps the figures of some images.
+    /// Keeps the figures of some images, those that are finite.
     pub fn add(&mut self, figures: Vec<Figures>) -> Result<()> {
+        let figures: Vec<Figures> = figures.into_iter().map(Figures::finite).collect();
         if let Some(file) = &mut self.file {
             let lines: Result<Vec<String>> = figures.iter().map(|f| Ok(serde_json::to_string(f)? + "\n")).collect();
             file.write_all(lines?.concat().as_bytes()).and_then(|()| file.sync_data()).context("writing figures")?;
@@ -164,6 +206,72 @@ mod tests {
         fs::remove_file(&part)?;
         Record::open(Some(&part), "other")?;
         assert!(Record::merge(&path, &[part]).is_err());
+        Ok(())
+    }
+
+    /// A figure that is no number is absent, in the record as in memory, and costs no other line.
+    #[test]
+    fn what_is_not_finite_is_absent() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("figures.jsonl");
+        let mut record = Record::open(Some(&path), "k")?;
+        let one = |image, drop: f64| Figures {
+            image,
+            method: "a".into(),
+            values: BTreeMap::from([("drop".into(), drop), ("hit".into(), 1.0)]),
+            curves: BTreeMap::from([("insertion".into(), vec![0.5, drop]), ("deletion".into(), vec![0.5])]),
+            ..Figures::default()
+        };
+        record.add(vec![one(0, f64::NAN), one(1, f64::INFINITY), one(2, 0.25)])?;
+        let again = Record::open(Some(&path), "k")?;
+        for record in [&record, &again] {
+            let of = record.of("a");
+            assert_eq!(of.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
+            for image in [0u64, 1] {
+                assert_eq!(of[&image].values, BTreeMap::from([("hit".to_string(), 1.0)]));
+                assert_eq!(of[&image].curves, BTreeMap::from([("deletion".to_string(), vec![0.5])]));
+            }
+            assert_eq!(of[&2], &one(2, 0.25));
+        }
+        // As older records have it.
+        let old = "{\"key\":\"k\"}\n\
+                   {\"image\":4,\"method\":\"a\",\"values\":{\"drop\":null,\"hit\":1.0},\
+                   \"curves\":{\"insertion\":[0.5,null]},\"seconds\":0.5}\n\
+                   {\"image\":6,\"method\":\"a\",\"values\":{\"drop\":0.75},\"seconds\":0.5}\n";
+        fs::write(&path, old)?;
+        let record = Record::open(Some(&path), "k")?;
+        let of = record.of("a");
+        assert_eq!(of[&4].values, BTreeMap::from([("hit".to_string(), 1.0)]));
+        assert!(of[&4].curves.is_empty());
+        assert_eq!(of[&6].values, BTreeMap::from([("drop".to_string(), 0.75)]));
+        Ok(())
+    }
+
+    /// Only the last line can be what a crash has cut: any other that is broken is said, before anything is lost.
+    #[test]
+    fn a_broken_line_before_others_is_told() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("figures.jsonl");
+        let line = |image| {
+            serde_json::to_string(&Figures { image, method: "a".into(), ..Figures::default() }).expect("plain numbers")
+        };
+        let cut = "{\"image\":5,\"meth";
+        let broken = format!("{{\"key\":\"k\"}}\n{}\n{cut}\n{}\n", line(3), line(7));
+        fs::write(&path, &broken)?;
+        let other = dir.path().join("other.jsonl");
+        for error in [
+            Record::open(Some(&path), "k").err().context("opened")?,
+            Record::merge(&path, &[]).err().context("merged")?,
+            Record::merge(&other, std::slice::from_ref(&path)).err().context("merged")?,
+        ] {
+            let error = format!("{error:#}");
+            for part in ["figures.jsonl, line 3", "remove this line", "delete the file"] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+        assert_eq!(fs::read_to_string(&path)?, broken, "an error changes nothing");
+        fs::write(&path, broken.replace(&format!("{cut}\n"), ""))?;
+        assert_eq!(Record::open(Some(&path), "k")?.done(&["a".into()]), BTreeSet::from([3, 7]));
         Ok(())
     }
 }

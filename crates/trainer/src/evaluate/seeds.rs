@@ -2,17 +2,21 @@
 
 use anyhow::{Result, ensure};
 use cams::methods::{Computation, Fill, ShapCam};
-use cams::metrics::pearson;
+use cams::metrics::faithfulness::drops;
+use cams::metrics::{is_finite, pearson};
+use cams::ranges::{Range, Ranges, from};
 use cams::{Interpreter, Score, maps};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::subject::{Model, Subject};
+use crate::config::check_table;
 use crate::data::Images;
 use crate::data::loader::Loader;
 use crate::explain::{Class, explain};
 use crate::nn::{Model as _, Network, Pass};
 use crate::report::statistics::{mean, sd};
+use crate::terminal::say;
 
 /// The configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,7 +30,7 @@ pub struct Seeds {
 }
 
 /// `[seeds]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Comparison {
     /// Numbers of sampled permutations.
@@ -38,6 +42,7 @@ pub struct Comparison {
     /// How many seeds.
     pub count: u64,
     /// The first one.
+    #[serde(skip_serializing)] // It is checked apart, and may be beyond what TOML can say.
     pub first: u64,
     /// Permutations of the reference, where there is no exact one.
     pub reference: usize,
@@ -56,6 +61,29 @@ impl Default for Comparison {
     }
 }
 
+/// Numbers of permutations: a standard error needs a few.
+const PERMUTATIONS: Range = from(4.0, 1e9);
+
+impl Comparison {
+    /// What its numbers may be.
+    pub const RANGES: Ranges =
+        &[("count", from(2.0, 1000.0)), ("permutations", PERMUTATIONS), ("reference", PERMUTATIONS)];
+
+    fn check(&self) -> Result<()> {
+        check_table("seeds", self, Comparison::RANGES)?;
+        // Which looks at no number in a list.
+        for (i, given) in self.permutations.iter().enumerate() {
+            ensure!(PERMUTATIONS.holds(*given as f64), "seeds.permutations.{i} is {given}; it must be {PERMUTATIONS}");
+        }
+        ensure!(
+            self.first.checked_add(self.count).is_some_and(|end| end < u64::MAX),
+            "seeds.first is {}: the last seed would be out of range",
+            self.first
+        );
+        Ok(())
+    }
+}
+
 /// A mean and its standard error over images.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Estimate {
@@ -63,11 +91,14 @@ pub struct Estimate {
     pub mean: f64,
     /// Standard error.
     pub se: f64,
+    /// Images that have a figure.
+    pub n: usize,
 }
 
 impl Estimate {
     fn of(values: &[f64]) -> Estimate {
-        Estimate { mean: mean(values), se: sd(values).unwrap_or(0.0) / (values.len() as f64).sqrt() }
+        let n = values.len();
+        Estimate { mean: mean(values), se: sd(values).unwrap_or(0.0) / (n as f64).sqrt(), n }
     }
 }
 
@@ -125,8 +156,9 @@ impl Bench {
         each.collect()
     }
 
-    /// Each image's drop of its class's probability under its own map, in percent.
-    fn drops(&self, map: &Tensor) -> Result<Vec<f64>> {
+    /// Each image's drop of its class's probability under its own map, in percent; `rows` are the maps as numbers. None
+    /// of a map that is not finite, whatever the network makes of it.
+    fn drops(&self, map: &Tensor, rows: &[Vec<f64>]) -> Result<Vec<Option<f64>>> {
         let (_, _, h, w) = self.images.dims4()?;
         let masks = maps::minmax(&maps::resize(map, h, w)?)?.unsqueeze(1)?;
         let masked = self.network.observe(&self.images.broadcast_mul(&masks)?)?;
@@ -134,15 +166,21 @@ impl Bench {
             Ok(Score::Prob.of(logits, &self.classes)?.to_dtype(DType::F64)?.to_vec1()?)
         };
         let (whole, left) = (prob(&self.pass.logits)?, prob(&masked.logits)?);
-        Ok(whole.iter().zip(&left).map(|(y, o)| 100.0 * (y - o).max(0.0) / y).collect())
+        Ok(drops(&whole, &left).into_iter().zip(rows).map(|(drop, map)| drop.filter(|_| is_finite(map))).collect())
     }
 }
 
-/// Root mean square of the difference, over that of `b`.
-fn off(a: &[f64], b: &[f64]) -> f64 {
+/// Root mean square of the difference, over that of `b`; None of maps that are not finite.
+fn off(a: &[f64], b: &[f64]) -> Option<f64> {
     let difference: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
     let size: f64 = b.iter().map(|b| b * b).sum();
-    (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+    let off = (difference / size.max(f64::MIN_POSITIVE)).sqrt();
+    off.is_finite().then_some(off)
+}
+
+/// Every seed's figure of each image of which all seeds have one, so that seeds are compared on the same images.
+fn complete(of_seeds: &[Vec<Option<f64>>], images: usize) -> Vec<Vec<f64>> {
+    (0..images).filter_map(|i| of_seeds.iter().map(|of| of[i]).collect::<Option<Vec<f64>>>()).collect()
 }
 
 /// The word of a serde enum.
@@ -153,13 +191,7 @@ fn word(value: impl Serialize) -> Result<String> {
 /// Compares seeds for every score, fill and number of permutations.
 pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
     let c = &config.seeds;
-    ensure!(c.count >= 2, "seeds.count is {}: two seeds at least can be compared", c.count);
-    ensure!(
-        c.first.checked_add(c.count).is_some_and(|end| end < u64::MAX),
-        "seeds.first is {}: the last seed would be out of range",
-        c.first
-    );
-    ensure!(c.permutations.iter().all(|m| *m >= 4), "seeds.permutations: 4 at least, for a standard error");
+    c.check()?;
     let bench = Bench::new(&config.model, device)?;
     let n = bench.set.len();
     let mut rows = Vec::new();
@@ -176,13 +208,13 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
             let truth = bench.maps(&[reference])?.swap_remove(0).1;
             for &permutations in &c.permutations {
                 if !quiet {
-                    eprintln!("{} {} {permutations}", word(score)?, word(fill)?);
+                    say(format!("{} {} {permutations}", word(score)?, word(fill)?));
                 }
                 let (mut of_seed, mut drops) = (Vec::new(), Vec::new());
                 let seeds = c.first..c.first + c.count;
                 let variants: Vec<_> = seeds.map(|seed| ShapCam { permutations, seed, ..sampled }).collect();
                 for (map, values) in bench.maps(&variants)? {
-                    drops.push(bench.drops(&map)?);
+                    drops.push(bench.drops(&map, &values)?);
                     of_seed.push(values);
                 }
                 // Of the pairs that have one: a constant map correlates with nothing.
@@ -191,12 +223,15 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
                     let found: Vec<f64> = all.filter_map(|(a, b)| pearson(&of_seed[a][i], &of_seed[b][i])).collect();
                     (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
                 };
-                let over_seeds =
-                    |f: &dyn Fn(usize) -> f64| (0..of_seed.len()).map(f).sum::<f64>() / of_seed.len() as f64;
                 let correlations: Vec<f64> = (0..n).filter_map(pairs).collect();
-                let errors: Vec<f64> = (0..n).map(|i| over_seeds(&|s| off(&of_seed[s][i], &truth[i]))).collect();
-                let drop: Vec<f64> = (0..n).map(|i| over_seeds(&|s| drops[s][i])).collect();
-                let means: Vec<f64> = drops.iter().map(|d| d.iter().sum::<f64>() / n as f64).collect();
+                let errors: Vec<Vec<Option<f64>>> = of_seed
+                    .iter()
+                    .map(|maps: &Vec<Vec<f64>>| maps.iter().zip(&truth).map(|(map, truth)| off(map, truth)).collect())
+                    .collect();
+                let over_seeds = |of: &[Vec<f64>]| of.iter().map(|seeds| mean(seeds)).collect::<Vec<f64>>();
+                let (errors, drops) = (complete(&errors, n), complete(&drops, n));
+                let of_drops = |seed: usize| mean(&drops.iter().map(|seeds| seeds[seed]).collect::<Vec<f64>>());
+                let means: Vec<f64> = (0..of_seed.len()).map(of_drops).collect();
                 rows.push(Game {
                     method: "shap_cam",
                     score: word(score)?,
@@ -206,8 +241,8 @@ pub fn run(config: &Seeds, device: &Device, quiet: bool) -> Result<Vec<Game>> {
                     seeds: c.count,
                     n,
                     correlation: Estimate::of(&correlations),
-                    error: Estimate::of(&errors),
-                    average_drop: Estimate::of(&drop),
+                    error: Estimate::of(&over_seeds(&errors)),
+                    average_drop: Estimate::of(&over_seeds(&drops)),
                     average_drop_seed_sd: Estimate::of(&means).se * (means.len() as f64).sqrt(),
                 });
             }
@@ -222,8 +257,38 @@ mod tests {
 
     #[test]
     fn figures_by_hand() {
-        assert!((off(&[3.0, 4.0], &[0.0, 5.0]) - 10f64.sqrt() / 5.0).abs() < 1e-12);
+        assert!((off(&[3.0, 4.0], &[0.0, 5.0]).unwrap() - 10f64.sqrt() / 5.0).abs() < 1e-12);
         let e = Estimate::of(&[1.0, 3.0]);
-        assert!((e.mean - 2.0).abs() < 1e-12 && (e.se - 1.0).abs() < 1e-12);
+        assert!((e.mean - 2.0).abs() < 1e-12 && (e.se - 1.0).abs() < 1e-12 && e.n == 2);
+    }
+
+    /// An image that lacks a seed's figure counts for no seed.
+    #[test]
+    fn what_is_no_number_is_left_out() {
+        assert_eq!(off(&[f64::NAN, 4.0], &[0.0, 5.0]), None);
+        assert_eq!(off(&[3.0, 4.0], &[0.0, f64::NAN]), None);
+        let of_seeds = [vec![Some(1.0), None, Some(3.0)], vec![Some(2.0), Some(7.0), Some(5.0)]];
+        assert_eq!(complete(&of_seeds, 3), [[1.0, 2.0], [3.0, 5.0]]);
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused_by_name() {
+        assert!(Comparison::default().check().is_ok());
+        let with = |change: &dyn Fn(&mut Comparison)| {
+            let mut c = Comparison::default();
+            change(&mut c);
+            c.check().expect_err("refused").to_string()
+        };
+        assert_eq!(
+            with(&|c| c.count = 1_000_000_000_000_000),
+            "seeds.count is 1000000000000000; it must be at least 2 and at most 1000"
+        );
+        assert_eq!(with(&|c| c.count = 1), "seeds.count is 1; it must be at least 2 and at most 1000");
+        assert_eq!(with(&|c| c.reference = 3), "seeds.reference is 3; it must be at least 4 and at most 1e9");
+        assert_eq!(
+            with(&|c| c.permutations = vec![10, 2_000_000_000]),
+            "seeds.permutations.1 is 2000000000; it must be at least 4 and at most 1e9"
+        );
+        assert!(with(&|c| c.first = u64::MAX - 5).contains("seeds.first is 18446744073709551610"));
     }
 }

@@ -35,6 +35,22 @@ impl Strip<'_> {
         let maps = self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1)).map(range);
         maps.map(|(low, high)| high - low).fold(0.0, f32::max)
     }
+
+    /// Its maps over the images, on a scale of `span`.
+    pub fn overlays(&self, originals: &[RgbImage], span: f32) -> Result<Vec<RgbImage>> {
+        let maps = self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1));
+        originals.iter().zip(maps).map(|(original, map)| overlay(original, map, self.shape, span)).collect()
+    }
+}
+
+/// The scale of a method: the largest range of its maps, whichever model's.
+pub fn span(strips: &[Strip], method: &str) -> f32 {
+    strips.iter().filter(|strip| strip.method == method).map(Strip::span).fold(0.0, f32::max)
+}
+
+/// The images, enlarged by whole pixels.
+pub fn originals(images: &Images) -> Result<Vec<RgbImage>> {
+    (0..images.len()).map(|i| picture(images, i)).collect()
 }
 
 /// Lowest and highest value.
@@ -46,7 +62,7 @@ fn range(values: &[f32]) -> (f32, f32) {
 /// the images. A method has one scale.
 pub fn write(dir: &Path, images: &Images, captions: &[String], strips: &[Strip]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let originals = (0..captions.len()).map(|i| picture(images, i)).collect::<Result<Vec<_>>>()?;
+    let originals = originals(images)?;
     let mut page = String::from(HEAD);
     page += "<tr><th></th>";
     for (i, (original, caption)) in originals.iter().zip(captions).enumerate() {
@@ -55,19 +71,18 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], strips: &[Strip])
         page += &format!("<td><img src=\"original-{i}.png\" alt=\"the image\"><p>{caption}</p></td>");
     }
     page += "</tr>\n";
-    for Strip { method, model, estimator, shape: [h, w], values } in strips {
-        let same = strips.iter().filter(|row| row.method == *method);
-        let span = same.map(Strip::span).fold(0.0, f32::max);
+    for strip in strips {
+        let Strip { method, model, estimator, .. } = strip;
+        let span = span(strips, method);
         let whose = if model.is_empty() { String::new() } else { format!(", {model}") };
         page += &format!("<tr><th>{}{whose}<p>{estimator}</p>", encode_text(method));
         page += &format!(
             "<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>"
         );
-        for (i, original) in originals.iter().enumerate() {
+        for (i, picture) in strip.overlays(&originals, span)?.iter().enumerate() {
             let prefix = if model.is_empty() { String::new() } else { format!("{model}-") };
             let file = format!("{prefix}{}-{i}.png", plain(method));
-            let map = &values[i * h * w..][..h * w];
-            save(&overlay(original, map, [*h, *w], span)?, &dir.join(&file))?;
+            save(picture, &dir.join(&file))?;
             page += &format!("<td><img src=\"{file}\" alt=\"{}\"></td>", encode_double_quoted_attribute(method));
         }
         page += "</tr>\n";
@@ -129,7 +144,7 @@ pub fn overlay(original: &RgbImage, map: &[f32], [h, w]: [usize; 2], span: f32) 
 
 /// A row of images and, under it, a row a network of its maps (count, h, w).
 pub fn sheet(images: &Images, maps: &[Tensor]) -> Result<RgbImage> {
-    let originals = (0..images.len()).map(|i| picture(images, i)).collect::<Result<Vec<_>>>()?;
+    let originals = originals(images)?;
     let (width, height) = originals.first().map_or((0, 0), RgbImage::dimensions);
     let mut sheet = RgbImage::new(width * originals.len() as u32, height * (maps.len() + 1) as u32);
     for (i, original) in originals.iter().enumerate() {

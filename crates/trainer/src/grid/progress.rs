@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Grid;
 use super::runner::Status;
+use crate::terminal::say;
 
 /// Time between two looks at the running ones' measurements.
 const LOOK: Duration = Duration::from_secs(2);
@@ -48,7 +49,7 @@ impl Board {
     /// A line that stays.
     pub fn say(&self, line: &str) {
         if self.plain {
-            eprintln!("{line}");
+            say(line);
         } else {
             let _ = self.all.println(line);
         }

@@ -93,6 +93,8 @@ pub struct CellFigures {
     pub share: Option<f64>,
     /// Every run's error, by seed.
     pub runs: Vec<(u64, f64)>,
+    /// The mean error after each epoch, as far as all its runs have one.
+    pub curve: Vec<f64>,
     /// Commits of the programs that made its runs.
     pub commits: BTreeSet<String>,
     /// Processors that they were made on.
@@ -115,7 +117,9 @@ pub struct Summary {
 
 /// Reads the runs below `dir`.
 pub fn read(dir: &Path) -> Result<Summary> {
-    // A folder within a grid (block, cell, seed) has the names of the grid, and what is said of them holds.
+    // A folder within a grid (block, cell, seed) has the names of the grid, and what is said of them holds; `.` has no ancestors.
+    let whole = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
+    let dir = whole.as_path();
     let root = dir.ancestors().take(4).find(|above| above.join("table.toml").is_file()).unwrap_or(dir);
     let about = root.join("table.toml");
     let about: About = match fs::read_to_string(&about) {
@@ -251,9 +255,16 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         ],
         share: cell.mean(share),
         runs: cell.runs.iter().map(|r| r.seed).zip(errors).collect(),
+        curve: (0..).map_while(|at| mean_at(&cell.runs, at)).collect(),
         commits: cell.runs.iter().flat_map(|r| r.report.commits.iter().chain([&r.report.commit])).cloned().collect(),
         machines: cell.runs.iter().map(|r| r.report.machine.clone()).collect(),
     }
+}
+
+/// The mean of the runs' errors after an epoch, if all have it.
+fn mean_at(runs: &[Run], at: usize) -> Option<f64> {
+    let errors: Option<Vec<f64>> = runs.iter().map(|run| run.report.curve.get(at).copied()).collect();
+    errors.filter(|errors| !errors.is_empty()).map(|errors| statistics::mean(&errors))
 }
 
 fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result<Option<Comparison>> {

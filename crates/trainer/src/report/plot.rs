@@ -1,6 +1,4 @@
-//! Pictures of tables.
-
-use std::path::Path;
+//! Pictures of tables, as SVG.
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
@@ -43,9 +41,14 @@ impl Panel {
     }
 }
 
-/// Writes an SVG of points over places, the panels below each other, each with its own axis.
-pub fn panels(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
-    draw_panels(path, title, panels).map_err(|e| anyhow!("drawing {}: {e}", path.display()))
+/// Points over places, the panels below each other, each with its own axis.
+///
+/// # Errors
+/// If no panel shows a value.
+pub fn panels(title: &str, panels: &[Panel]) -> Result<String> {
+    let mut svg = String::new();
+    draw_panels(&mut svg, title, panels).map_err(|e| anyhow!("drawing: {e}"))?;
+    Ok(svg)
 }
 
 /// Height of the title above all panels and of a panel, width of a place and of what stands beside the places.
@@ -54,14 +57,14 @@ const PANEL: u32 = 360;
 const PLACE: u32 = 78;
 const BESIDE: u32 = 92;
 
-fn draw_panels(path: &Path, title: &str, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw_panels(svg: &mut String, title: &str, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>> {
     let panels: Vec<(&Panel, (f64, f64))> = panels.iter().filter_map(|p| Some((p, p.span()?))).collect();
     if panels.is_empty() {
         return Err("there is nothing to draw: no run is finished".into());
     }
     let wide = panels.iter().map(|(p, _)| p.places.len()).max().unwrap_or(0) as u32;
     let size = (BESIDE + PLACE * wide.max(6), HEAD + PANEL * panels.len() as u32);
-    let root = SVGBackend::new(path, size).into_drawing_area();
+    let root = SVGBackend::with_string(svg, size).into_drawing_area();
     root.fill(&WHITE)?;
     let published = panels.iter().any(|(p, _)| p.places.iter().any(|place| place.published.is_some()));
     let title = format!("{title}{}", if published { "; red: published" } else { "" });
@@ -145,8 +148,8 @@ pub struct Spot {
     pub y: Interval,
 }
 
-/// Writes an SVG of curves with their 95 % bands; x runs from 0 to 1.
-pub fn curves(path: &Path, axes: [&str; 2], curves: &[Curve]) -> Result<()> {
+/// Curves with their 95 % bands; x runs from 0 to 1.
+pub fn curves(axes: [&str; 2], curves: &[Curve]) -> Result<String> {
     let names: Vec<&str> = curves.iter().map(|c| c.name.as_str()).collect();
     let of = |c: &Curve| c.points.iter().flat_map(|(_, p)| ends(p)).collect::<Vec<_>>();
     let spans = [(0.0, 1.0), span(curves.iter().flat_map(of))];
@@ -156,11 +159,11 @@ pub fn curves(path: &Path, axes: [&str; 2], curves: &[Curve]) -> Result<()> {
         let line = c.points.iter().map(|(x, p)| (*x, p.mean)).collect();
         Series { area: upper.chain(lower).collect(), lines: vec![line], middle: None }
     });
-    chart(path, axes, spans, &names, &series.collect::<Vec<_>>())
+    chart(axes, spans, &names, &series.collect::<Vec<_>>())
 }
 
-/// Writes an SVG of spots with their 95 % intervals both ways.
-pub fn spots(path: &Path, axes: [&str; 2], spots: &[Spot]) -> Result<()> {
+/// Spots with their 95 % intervals both ways.
+pub fn spots(axes: [&str; 2], spots: &[Spot]) -> Result<String> {
     let names: Vec<&str> = spots.iter().map(|s| s.name.as_str()).collect();
     let spans = [span(spots.iter().flat_map(|s| ends(&s.x))), span(spots.iter().flat_map(|s| ends(&s.y)))];
     let series = spots.iter().map(|s| {
@@ -168,7 +171,19 @@ pub fn spots(path: &Path, axes: [&str; 2], spots: &[Spot]) -> Result<()> {
         let lines = vec![vec![(left, s.y.mean), (right, s.y.mean)], vec![(s.x.mean, low), (s.x.mean, high)]];
         Series { area: vec![], lines, middle: Some((s.x.mean, s.y.mean)) }
     });
-    chart(path, axes, spans, &names, &series.collect::<Vec<_>>())
+    chart(axes, spans, &names, &series.collect::<Vec<_>>())
+}
+
+/// A line for the legend and its points.
+pub type Line = (String, Vec<(f64, f64)>);
+
+/// Plain lines.
+pub fn lines(axes: [&str; 2], lines: &[Line]) -> Result<String> {
+    let names: Vec<&str> = lines.iter().map(|(name, _)| name.as_str()).collect();
+    let points = || lines.iter().flat_map(|(_, points)| points.iter());
+    let spans = [span(points().map(|p| p.0)), span(points().map(|p| p.1))];
+    let series = lines.iter().map(|(_, points)| Series { area: vec![], lines: vec![points.clone()], middle: None });
+    chart(axes, spans, &names, &series.collect::<Vec<_>>())
 }
 
 /// What is drawn in one colour.
@@ -198,19 +213,21 @@ fn colour(at: usize) -> (RGBColor, bool) {
     (RGBColor(c.r, c.g, c.b), at < colorous::TABLEAU10.len())
 }
 
-fn chart(path: &Path, axes: [&str; 2], spans: [(f64, f64); 2], names: &[&str], series: &[Series]) -> Result<()> {
-    draw_chart(path, axes, spans, names, series).map_err(|e| anyhow!("drawing {}: {e}", path.display()))
+fn chart(axes: [&str; 2], spans: [(f64, f64); 2], names: &[&str], series: &[Series]) -> Result<String> {
+    let mut svg = String::new();
+    draw_chart(&mut svg, axes, spans, names, series).map_err(|e| anyhow!("drawing: {e}"))?;
+    Ok(svg)
 }
 
 fn draw_chart(
-    path: &Path,
+    svg: &mut String,
     [x, y]: [&str; 2],
     [across, up]: [(f64, f64); 2],
     names: &[&str],
     series: &[Series],
 ) -> Result<(), Box<dyn std::error::Error>> {
     const LINE: i32 = 18;
-    let root = SVGBackend::new(path, (780, 420.max(40 + LINE as u32 * names.len() as u32))).into_drawing_area();
+    let root = SVGBackend::with_string(svg, (780, 420.max(40 + LINE as u32 * names.len() as u32))).into_drawing_area();
     root.fill(&WHITE)?;
     let (left, right) = root.split_horizontally(560);
     let mut chart = ChartBuilder::on(&left)

@@ -11,6 +11,14 @@ pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// The middle value, of an even number the mean of the two in the middle; None of nothing.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    Some((sorted[last / 2] + sorted[sorted.len() / 2]) / 2.0)
+}
+
 /// The sample's standard deviation, n - 1 in the denominator; None of fewer than two.
 pub fn sd(values: &[f64]) -> Option<f64> {
     let m = mean(values);
@@ -123,6 +131,18 @@ pub fn mcnemar(b: u64, c: u64) -> f64 {
     }
 }
 
+/// Wilson's 95 % interval of a probability of which `n` cases have shown `k`: [0, 1] of no cases.
+pub fn wilson(k: usize, n: usize) -> [f64; 2] {
+    const Z: f64 = 1.959_963_984_540_054;
+    if n == 0 {
+        return [0.0, 1.0];
+    }
+    let (n, p) = (n as f64, k as f64 / n as f64);
+    let middle = p + Z * Z / (2.0 * n);
+    let half = Z * (p * (1.0 - p) / n + (Z / (2.0 * n)).powi(2)).sqrt();
+    [middle - half, middle + half].map(|end| (end / (1.0 + Z * Z / n)).clamp(0.0, 1.0))
+}
+
 /// The difference that `n` runs per side show at 5 % (two-sided) in 80 % of cases, unpaired, as a multiple of the
 /// standard deviation.
 pub fn visible(n: usize) -> f64 {
@@ -172,6 +192,15 @@ pub fn bootstrap(values: &[f64], seed: u64) -> Interval {
 mod tests {
     use super::*;
 
+    #[test]
+    fn medians_by_hand() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[4.0, 1.0]), Some(2.5));
+        assert_eq!(median(&[9.0, -1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[8.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
     /// The interval covers the true mean in about 95 of 100 samples, and is as wide as the normal one.
     #[test]
     fn a_bootstrap_s_interval_covers() {
@@ -186,5 +215,16 @@ mod tests {
         assert!((272..=298).contains(&covered), "{covered} of 300");
         assert_eq!(bootstrap(&[1.0, 2.0], 3), bootstrap(&[1.0, 2.0], 3));
         assert!(bootstrap(&[1.0], 0).low.is_nan());
+    }
+
+    #[test]
+    fn an_error_of_few_images_has_a_wide_interval() {
+        // statsmodels 0.14: proportion_confint(543, 10000, method="wilson"), and of 0 and 8 of 8.
+        for (k, n, expected) in
+            [(543, 10_000, [0.050_027_255, 0.058_915_041]), (0, 8, [0.0, 0.324_407_565]), (8, 8, [0.675_592_435, 1.0])]
+        {
+            let found = wilson(k, n);
+            assert!((0..2).all(|end| (found[end] - expected[end]).abs() < 1e-6), "{k} of {n}: {found:?}");
+        }
     }
 }

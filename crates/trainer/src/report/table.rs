@@ -1,6 +1,7 @@
 //! A table: columns with a unit and digits, as text, Markdown, CSV and JSON.
 
 use anyhow::{Context, Result};
+use html_escape::encode_text;
 use serde_json::{Map, Value, json};
 
 /// Characters in a line of text, and between two columns.
@@ -125,6 +126,19 @@ impl Table {
             (0..self.columns.len()).map(|at| if self.is_of_words(at) { "---".into() } else { "---:".into() }).collect();
         let body: String = texts[1..].iter().map(line).collect();
         line(&texts[0]) + &line(&rule) + &body
+    }
+
+    /// For a page: a `<table>`.
+    pub fn html(&self) -> String {
+        let texts = self.texts();
+        let side = |at: usize| if self.is_of_words(at) { "" } else { " class=\"number\"" };
+        let line = |row: &Vec<String>, kind: &str| {
+            let places = row.iter().enumerate();
+            let places = places.map(|(at, text)| format!("<{kind}{}>{}</{kind}>", side(at), encode_text(text)));
+            format!("<tr>{}</tr>\n", places.collect::<String>())
+        };
+        let body: String = texts[1..].iter().map(|row| line(row, "td")).collect();
+        format!("<table>\n<thead>{}</thead>\n<tbody>{body}</tbody></table>\n", line(&texts[0], "th"))
     }
 
     /// With the columns' keys as its first line and numbers in full; a spread is two columns.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::error::Claimed;
 use crate::files::host;
+use crate::terminal::say;
 
 /// The right to work in a folder, until it is dropped or the process dies, however it dies.
 ///
@@ -70,10 +71,10 @@ impl Claim {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
-                    eprintln!(
+                    say(format!(
                         "{} lies on a file system without locks: let no second process work in it",
                         dir.display()
-                    );
+                    ));
                 }
                 Err(TryLockError::Error(e)) => return Err(e).with_context(context),
             }

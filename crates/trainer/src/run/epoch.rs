@@ -11,6 +11,7 @@ use super::{COMMIT, Run};
 use crate::checkpoint::{self, Metadata};
 use crate::data::Images;
 use crate::data::loader::Loader;
+use crate::error::sentence;
 use crate::evaluate::evaluate_quickly;
 use crate::explain::gallery;
 use crate::nn::{Network, StateDict};
@@ -80,9 +81,16 @@ impl Run<'_> {
         let networks: Vec<&Network> =
             [Some(&learner.model), learner.teacher.as_ref().map(|t| &t.model)].into_iter().flatten().collect();
         let map = |n: &Network| shown.shown(n, &batch.pixels, &batch.labels_on(n.device())?, &batch.ids);
-        let maps = networks.into_iter().map(map).collect::<Result<Vec<_>>>()?;
-        let sheet = gallery::sheet(&chosen, &maps)?;
-        recorder.image("maps", &sheet, self.state.step)
+        match networks.into_iter().map(map).collect::<Result<Vec<_>>>() {
+            Ok(maps) => recorder.image("maps", &gallery::sheet(&chosen, &maps)?, self.state.step),
+            // A run that matches no maps may well have a layer or a head that this method cannot explain.
+            Err(e) => {
+                if self.state.epochs.is_empty() {
+                    recorder.say(&format!("no picture of maps by {}: {}", self.config.loss.interpreter, sentence(&e)));
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Writes all that resuming needs.

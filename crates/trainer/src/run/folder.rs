@@ -91,7 +91,7 @@ pub fn outcome(config: &Config, inputs: &Inputs, dir: &Path) -> Result<Option<Re
     Ok(report.filter(|r| r.epochs == config.train.epochs))
 }
 
-fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
+pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
     }

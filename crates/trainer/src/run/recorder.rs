@@ -14,6 +14,7 @@ use tensorboard_rs::summary_writer::SummaryWriter;
 
 use crate::distill::Measurements;
 use crate::files::write_atomically;
+use crate::terminal::say;
 
 /// Writes measurements.
 pub struct Recorder {
@@ -122,7 +123,7 @@ impl Recorder {
             self.bar.set_message(message());
         } else if self.plain && self.last_line.elapsed() > QUIET {
             self.last_line = Instant::now();
-            eprintln!("step {step}/{}  {}", self.bar.length().unwrap_or(0), message());
+            say(format!("step {step}/{}  {}", self.bar.length().unwrap_or(0), message()));
         }
     }
 
@@ -130,7 +131,7 @@ impl Recorder {
     pub fn say(&mut self, line: &str) {
         self.last_line = Instant::now();
         if self.plain {
-            eprintln!("{line}");
+            say(line);
         } else {
             self.bar.println(line);
         }

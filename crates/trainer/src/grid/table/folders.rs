@@ -180,12 +180,19 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
     Ok(())
 }
 
-/// A configuration without its seeds and paths.
+/// A configuration without its seeds (the run's, its methods', ...) and paths.
 fn without_seed(config: &Value) -> Value {
+    fn remove_seeds(value: &mut Value) {
+        if let Some(table) = value.as_table_mut() {
+            table.remove("seed");
+            table.iter_mut().for_each(|(_, inner)| remove_seeds(inner));
+        }
+    }
     let mut config = config.clone();
+    remove_seeds(&mut config);
     for (section, keys) in [
-        ("train", &["seed", "max_minutes", "log_every", "save_every"][..]),
-        ("data", &["seed", "dir"]),
+        ("train", &["max_minutes", "log_every", "save_every"][..]),
+        ("data", &["dir"]),
         ("teacher", &["checkpoint", "cache", "cache_limit_mb"]),
         ("student", &["checkpoint"]),
     ] {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 
 use super::{CellFigures, Comparison, Summary};
+use crate::report::plot::{self, Panel, Place};
 use crate::report::statistics::{self, Pooled};
 use crate::report::table::{Entry, Table, column, probability};
 use crate::run::JudgedBy;
@@ -12,10 +13,8 @@ use crate::run::JudgedBy;
 impl Comparison {
     /// McNemar's test of each pair of runs: the median of their p.
     pub fn mcnemar(&self) -> Option<f64> {
-        let mut p: Vec<f64> = self.discordant.iter().map(|(b, c)| statistics::mcnemar(*b, *c)).collect();
-        p.sort_by(f64::total_cmp);
-        let middle = |at: usize| p.get(at).copied();
-        Some((middle(p.len().checked_sub(1)? / 2)? + middle(p.len() / 2)?) / 2.0)
+        let p: Vec<f64> = self.discordant.iter().map(|(b, c)| statistics::mcnemar(*b, *c)).collect();
+        statistics::median(&p)
     }
 }
 
@@ -187,7 +186,8 @@ impl Summary {
     pub fn sentences(&self) -> Vec<String> {
         let of = |r: &CellFigures| {
             let c = r.comparison.as_ref()?;
-            let (mean, half) = (c.difference.mean, c.difference.half_width());
+            // Nothing has a sign.
+            let (mean, half) = (cent(c.difference.mean), c.difference.half_width());
             let found = format!("{mean:+.2} ± {half:.2} points against {}", c.against);
             let verdict = if c.holm < 0.05 {
                 format!("{} ({found}, {} after Holm)", if mean < 0.0 { "better" } else { "worse" }, p(c.holm))
@@ -204,6 +204,30 @@ impl Summary {
             Some(format!("{}{of}: {verdict}", r.cell))
         };
         self.cells.iter().filter_map(of).collect()
+    }
+
+    /// Every run, mean and interval: a panel per block.
+    ///
+    /// # Errors
+    /// If no run is finished.
+    pub fn plot(&self) -> Result<String> {
+        let place = |r: &CellFigures| Place {
+            name: r.cell.strip_prefix(&format!("{}/", r.block)).unwrap_or(&r.cell).into(),
+            points: r.runs.iter().map(|(_, error)| *error).collect(),
+            interval: r.half_width.map(|half| (r.error, half)),
+            published: r.published,
+        };
+        let panels = self.blocks().map(|cells| Panel {
+            title: cells[0].block.clone(),
+            axis: format!("{} wrong, %", cells[0].judged_by.name()),
+            places: cells.iter().map(place).collect(),
+        });
+        plot::panels("A point per seed, mean and 95 % interval", &panels.collect::<Vec<_>>())
+    }
+
+    /// The cells, block by block.
+    pub fn blocks(&self) -> impl Iterator<Item = &[CellFigures]> {
+        self.cells.chunk_by(|a, b| a.block == b.block)
     }
 
     /// What holds for the whole table.
@@ -262,6 +286,11 @@ impl Summary {
 
 fn joined(names: &BTreeSet<String>, by: &str) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(by)
+}
+
+/// Rounded to two digits, and never -0.
+fn cent(x: f64) -> f64 {
+    (x * 100.0).round() / 100.0 + 0.0
 }
 
 /// `p = 0.021`, or `p < 0.001`.
