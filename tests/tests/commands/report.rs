@@ -81,10 +81,13 @@ fn a_run_as_a_page() -> Result<()> {
 #[test]
 fn a_student_whose_head_is_no_single_layer() -> Result<()> {
     let (dir, quick) = lab()?;
-    call(&["train", &quick, "--run", &path(&dir, "teacher"), "--json"]).json();
+    let large = ["--set", "data.name='planted'", "--set", "data.size=48", "--json"];
+    call(&[&["train", &quick, "--run", &path(&dir, "teacher")][..], &large].concat()).json();
     let config = student(&dir, "[loss]\nweights = { ce = 0.1, kd = 0.9 }\ninterpreter = 'cam'\n")?;
     let run = path(&dir, "run");
-    let trained = call(&["train", &quick, &config, "--run", &run, "--set", "student.arch='squeezenet1_1'", "--json"]);
+    let other =
+        ["train", &quick, &config, "--run", &run, "--set", "student.arch='squeezenet1_1'", "--set", "optim.lr=0.01"];
+    let trained = call(&[&other[..], &large].concat());
     assert!(trained.json()["test_error"].as_f64().is_some());
     assert_eq!(trained.stderr.matches("no picture of maps by cam").count(), 1, "{}", trained.stderr);
     let report: Value = serde_json::from_slice(&std::fs::read(Path::new(&run).join("report.json"))?)?;

@@ -30,22 +30,17 @@ pub struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// The largest range of one of its maps.
+    /// The largest range of one of its maps: the scale that all of them are drawn on.
     fn span(&self) -> f32 {
         let maps = self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1)).map(range);
         maps.map(|(low, high)| high - low).fold(0.0, f32::max)
     }
 
-    /// Its maps over the images, on a scale of `span`.
-    pub fn overlays(&self, originals: &[RgbImage], span: f32) -> Result<Vec<RgbImage>> {
-        let maps = self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1));
+    /// Its maps over the images.
+    pub fn overlays(&self, originals: &[RgbImage]) -> Result<Vec<RgbImage>> {
+        let (span, maps) = (self.span(), self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1)));
         originals.iter().zip(maps).map(|(original, map)| overlay(original, map, self.shape, span)).collect()
     }
-}
-
-/// The scale of a method: the largest range of its maps, whichever model's.
-pub fn span(strips: &[Strip], method: &str) -> f32 {
-    strips.iter().filter(|strip| strip.method == method).map(Strip::span).fold(0.0, f32::max)
 }
 
 /// The images, enlarged by whole pixels.
@@ -59,7 +54,7 @@ fn range(values: &[f32]) -> (f32, f32) {
 }
 
 /// Writes `original-<i>.png`, `[<model>-]<method>-<i>.png` and `index.html`: a row per method and model under a row of
-/// the images. A method has one scale.
+/// the images. A row has one scale.
 pub fn write(dir: &Path, images: &Images, captions: &[String], strips: &[Strip]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let originals = originals(images)?;
@@ -73,13 +68,13 @@ pub fn write(dir: &Path, images: &Images, captions: &[String], strips: &[Strip])
     page += "</tr>\n";
     for strip in strips {
         let Strip { method, model, estimator, .. } = strip;
-        let span = span(strips, method);
+        let span = strip.span();
         let whose = if model.is_empty() { String::new() } else { format!(", {model}") };
         page += &format!("<tr><th>{}{whose}<p>{estimator}</p>", encode_text(method));
         page += &format!(
             "<div class=\"scale\"></div><p class=\"ends\"><span>lowest</span><span>+{span:.3}</span></p></th>"
         );
-        for (i, picture) in strip.overlays(&originals, span)?.iter().enumerate() {
+        for (i, picture) in strip.overlays(&originals)?.iter().enumerate() {
             let prefix = if model.is_empty() { String::new() } else { format!("{model}-") };
             let file = format!("{prefix}{}-{i}.png", plain(method));
             save(picture, &dir.join(&file))?;
@@ -107,8 +102,8 @@ th p { color: #666; } img { display: block; width: 160px; image-rendering: pixel
 .ends { display: flex; justify-content: space-between; }
 </style></head><body>
 <h1>Explanation maps</h1>
-<p>Each map is resized bilinearly and laid over the darkened image, from its own lowest value up. A method has one scale, the largest range of its
-maps, so that they can be compared, between two models too; the methods' own units differ.</p>
+<p>Each map is resized bilinearly and laid over the darkened image, from its own lowest value up. A row has one scale, the largest range of its
+maps, so that these can be compared; the units of methods and models differ.</p>
 <table>
 ";
 

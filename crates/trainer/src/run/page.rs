@@ -279,7 +279,7 @@ fn maps(page: &mut Page, dir: &Path, config: &Config, device: &Device) -> Result
     let said = teacher.map(|teacher| explain(&methods, &teacher, &config.loss.layer, &images, &classes)).transpose()?;
     page.text(&format!(
         "Test images {}, layer {}, the {}. A map is laid over the darkened image from its own lowest value (dark) up (bright); a \
-         method has one scale for both models.",
+         row has one scale.",
         images.index.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
         config.loss.layer,
         if images.several { "class that the student names" } else { "label's class" },
@@ -314,8 +314,8 @@ fn rows(
     let originals = gallery::originals(images)?;
     let mut rows = vec![("image".to_string(), originals.clone())];
     for strip in &strips {
-        let overlays = strip.overlays(&originals, gallery::span(&strips, strip.method))?;
-        rows.push((format!("{}, {} ({})", strip.method, strip.model, strip.estimator), overlays));
+        let heading = format!("{}, {} ({})", strip.method, strip.model, strip.estimator);
+        rows.push((heading, strip.overlays(&originals)?));
     }
     Ok(rows)
 }
