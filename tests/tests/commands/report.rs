@@ -46,10 +46,10 @@ fn a_run_as_a_page() -> Result<()> {
         &whole,
         &[
             "<h1>&lt;run&gt;</h1>",
-            "resnet8 on cifar10-mini, teacher last.safetensors; loss: 0.1 ce + 0.9 kd + 2 explanation (grad_cam_pp)",
+            "resnet8 on cifar10-mini, teacher teacher/last.safetensors; loss: 0.1 ce + 0.9 kd + 2 explanation (grad_cam_pp)",
             &error,
             "95 % interval, images",
-            "grad_cam_pp, student (exact)",
+            "grad_cam_pp, student (exact), range ",
             "grad_cam, teacher (exact)",
             "data:image/png;base64,",
             "weight times norm",
@@ -62,12 +62,21 @@ fn a_run_as_a_page() -> Result<()> {
     assert!(!whole.contains("<script") && !whole.contains("href="));
 
     let run = dir.path().join("<run>");
+    // Another teacher than the run's has not taught it; without one the student's maps are there.
+    std::fs::copy(run.join("last.safetensors"), path(&dir, "teacher/last.safetensors"))?;
+    let other = page(&dir, "<run>")?;
+    assert_has(&other, &["The teacher's maps are left out", "is not the file that the run used", "grad_cam, student"]);
+    // Settings of another version.
+    let settings = std::fs::read_to_string(run.join("config.toml"))?;
+    std::fs::write(run.join("config.toml"), format!("later = 1\n{settings}"))?;
+    assert_has(&page(&dir, "<run>")?, &["does not know its settings", "unknown field `later`", &error]);
+    std::fs::write(run.join("config.toml"), settings)?;
     std::fs::remove_file(run.join("last.safetensors"))?;
     std::fs::remove_file(run.join("report.json"))?;
     let rest = page(&dir, "<run>")?;
     assert_has(&rest, &["Not finished: 2 of 2 epochs", "There are none here: the folder holds no last.safetensors"]);
     std::fs::remove_file(run.join("metrics.jsonl"))?;
-    assert_has(&page(&dir, "<run>")?, &["There are none before the second epoch is measured"]);
+    assert_has(&page(&dir, "<run>")?, &["There are none: a curve takes two epochs"]);
     std::fs::write(run.join("report.json"), "{")?;
     call(&["report", &run.display().to_string()]).assert_fails(1, &["report.json is damaged"]);
     call(&["report", &path(&dir, "nowhere")]).assert_fails(1, &["nowhere: no such folder"]);

@@ -17,7 +17,7 @@ fn tables_from_folders_alone() -> Result<()> {
             "run": "", "test_error": error, "test_loss": 0.3, "train_error": 1.0, "train_loss": 0.1, "epochs": 60,
             "steps": 1, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "flops_per_image": 1.0,
             "profile": profile, "seed": seed, "commit": "abc", "machine": "m", "threads": 1, "device": "cpu",
-            "test_wrong": wrong, "inputs": { "teacher": "t" },
+            "test_wrong": wrong, "inputs": { "teacher": "t" }, "curve": [90.0, error],
         });
         std::fs::write(run.join("report.json"), report.to_string())?;
         let config = format!("[train]\nseed = {seed}\n[loss]\ninterpreter = \"{cell}\"");
@@ -62,10 +62,15 @@ fn tables_from_folders_alone() -> Result<()> {
     let written = call(&["report", &path, "--out", &page.display().to_string(), "--json"]).json();
     assert_eq!(written["out"], page.display().to_string());
     let page = std::fs::read_to_string(Path::new(&page))?;
-    for part in ["6 finished runs of 2 cells", "published/kd-maps: better (-0.30 ± 0.23", ">6.80 ± 0.16<", "<svg role="]
-    {
+    for part in [
+        "6 finished runs of 2 cells",
+        "published/kd-maps: better (-0.30 ± 0.23",
+        ">6.80 ± 0.16<",
+        "Block published: test images that are wrong",
+    ] {
         assert!(page.contains(part), "{part} is not in {page}");
     }
+    assert_eq!(page.matches("<svg role=").count(), 2, "every run, and a block's curves");
     // A program of later gave its reports a setting more, at its default.
     let later = dir.path().join("published/kd-maps/s1/config.toml");
     std::fs::write(&later, "[train]\nseed = 1\n[loss]\ninterpreter = \"kd-maps\"\ncontrol = \"none\"")?;
@@ -96,7 +101,7 @@ fn tables_from_folders_alone() -> Result<()> {
     let mut report: Value = serde_json::from_slice(&std::fs::read(at("report.json"))?)?;
     report["curve"] = serde_json::json!([9.0, 8.25]);
     std::fs::write(control.join("report.json"), report.to_string())?;
-    std::fs::write(control.join("config.toml"), "[train]\nseed = 0\n[data]\nvalidation = 10\n")?;
+    std::fs::write(control.join("config.toml"), "[train]\nseed = 0\nepochs = 60\n[data]\nvalidation = 10\n")?;
     let chosen = call(&["table", &path, "--block", "controls", "--json"]).json();
     let row = &chosen["rows"][0];
     assert_eq!((&row["error"], &row["error_of"], &row["nll"]), (&8.25.into(), &"held-out images".into(), &Value::Null));
@@ -108,6 +113,11 @@ fn tables_from_folders_alone() -> Result<()> {
         let within = &table.json()["rows"][0];
         assert_eq!((&within["cell"], &within["error"]), (&"controls/other".into(), &8.25.into()));
     }
+    let page = call(&["report", &folder.join("other/s0").display().to_string()]);
+    assert_eq!(page.code, 0, "{}", page.stderr);
+    let page = std::fs::read_to_string(folder.join("other/s0/report.html"))?;
+    assert!(page.contains("<h1>controls/other/s0</h1>") && page.contains("<dd>8.25 %</dd>"), "{page}");
+    assert!(!page.contains("test error") && page.contains("nothing of the test images is shown"), "{page}");
     // Nor are cells compared that were trained otherwise.
     std::fs::write(control.join("config.toml"), "[train]\nseed = 0\nepochs = 2\n")?;
     report["epochs"] = 2.into();

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use trainer::config::profiles;
@@ -147,7 +147,9 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         return Ok(Done::Interrupted(format!("{text}The same command goes on where this was left.")));
     }
     // One cell's mistake is that cell's; a grid of which nothing could run, or the one run of a cluster's task, has failed.
-    ensure!(failed < total, "{}", text.trim_end());
+    if failed == total {
+        return Ok(Done::Told(1, text.trim_end().into()));
+    }
     let value = json!({
         "out": out, "cells_done": done, "cells_total": total, "cells_diverged": diverged, "cells_failed": failed,
     });

@@ -27,7 +27,7 @@ pub(super) fn run(args: &ReportArgs, global: &Global) -> Result<Done> {
         args.dir.display()
     );
     let html = if run::page::is_run(&args.dir) {
-        run::page::page(&args.dir, &global.device()?)?
+        run::page::page(&args.dir, grid::table::judged_by(&args.dir)?, &global.device()?)?
     } else {
         grid::page::page(&args.dir)?
     };

@@ -36,20 +36,25 @@ const RECORDS: usize = 10_000;
 
 /// (file, hash) of every file of CIFAR-10 that would be read from `dir`; an error names the first that is missing or wrong.
 pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
-    CIFAR10
-        .iter()
-        .map(|(file, expected)| {
-            let path = locate(dir, FOLDER, file, HINT)?;
-            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            let found = sha256(&bytes);
-            ensure!(
-                found == *expected,
-                "{} has sha256 {found}, but CIFAR-10's is {expected}: it is damaged; delete it and run `trainer data fetch cifar10` again",
-                path.display()
-            );
-            Ok((file.to_string(), found))
-        })
-        .collect()
+    let check = |(file, expected): &(&str, &str)| {
+        let found = hash(&locate(dir, FOLDER, file, HINT)?, expected)?;
+        Ok((file.to_string(), found))
+    };
+    CIFAR10.iter().map(check).collect()
+}
+
+/// The hash of a file.
+///
+/// # Errors
+/// If it is not what is expected.
+fn hash(path: &Path, expected: &str) -> Result<String> {
+    let found = sha256(&fs::read(path).with_context(|| format!("reading {}", path.display()))?);
+    ensure!(
+        found == expected,
+        "{} has sha256 {found}, but CIFAR-10's is {expected}: it is damaged; delete it and run `{HINT}` again",
+        path.display()
+    );
+    Ok(found)
 }
 
 /// Fetches CIFAR-10 into `dir`/cifar-10-batches-bin unless it is there already, or in `dir` itself; returns the folder.
@@ -58,8 +63,13 @@ pub fn verify(dir: &Path) -> Result<Vec<(String, String)>> {
 /// Also if a wrong file in `dir` itself would be read in the place of one that was fetched.
 pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
     let target = dir.join(FOLDER);
+    let besides =
+        || CIFAR10.iter().map(|(file, expected)| (dir.join(file), expected)).filter(|(path, _)| path.is_file());
     if verify(dir).is_ok() {
-        return Ok(if target.is_dir() { target } else { dir.to_path_buf() });
+        return Ok(if besides().next().is_none() { target } else { dir.to_path_buf() });
+    }
+    for (path, expected) in besides() {
+        hash(&path, expected)?;
     }
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let partial = dir.join(".fetching");
@@ -80,9 +90,7 @@ pub fn cifar10(dir: &Path, from: Option<&Path>) -> Result<PathBuf> {
         CIFAR10.iter().zip(&files).try_for_each(|((file, _), bytes)| write_atomically(&target.join(file), bytes))
     });
     fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
-    kept?;
-    verify(dir)?;
-    Ok(target)
+    kept.map(|()| target)
 }
 
 /// Refuses files that are not CIFAR-10's.

@@ -173,6 +173,12 @@ impl Images {
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
 
+    /// At most `count` of them, evenly spread.
+    pub fn spread(&self, count: usize) -> Images {
+        let count = count.min(self.len());
+        self.select(&(0..count).map(|i| i * self.len() / count).collect::<Vec<_>>())
+    }
+
     /// The images at these positions, which keep their index.
     pub fn select(&self, positions: &[usize]) -> Images {
         let len = self.image_len();

@@ -70,12 +70,15 @@ impl Model {
     }
 }
 
+/// Counts what a figure has meant: 2 since a map that is not finite has none and likeness is a median.
+const FIGURES: u32 = 2;
+
 impl Subject {
-    /// What an evaluation of this model depends on, as a short hash: weights, images, and `what` else.
+    /// What an evaluation of this model depends on, as a short hash: weights, images, what its figures mean, and `what` else.
     pub fn key(&self, model: &Model, what: &impl Serialize) -> Result<String> {
         let bytes = std::fs::read(&model.checkpoint);
         let weights = sha256(&bytes.with_context(|| format!("reading {}", model.checkpoint.display()))?);
-        let all = serde_json::json!([weights, self.images.fingerprint()?, serde_json::to_value(what)?]);
+        let all = serde_json::json!([weights, self.images.fingerprint()?, FIGURES, serde_json::to_value(what)?]);
         Ok(sha256(all.to_string().as_bytes())[..16].to_string())
     }
 }

@@ -31,7 +31,7 @@ pub struct Strip<'a> {
 
 impl Strip<'_> {
     /// The largest range of one of its maps: the scale that all of them are drawn on.
-    fn span(&self) -> f32 {
+    pub fn span(&self) -> f32 {
         let maps = self.values.chunks_exact((self.shape[0] * self.shape[1]).max(1)).map(range);
         maps.map(|(low, high)| high - low).fold(0.0, f32::max)
     }

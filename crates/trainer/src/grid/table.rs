@@ -7,7 +7,7 @@ mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use folders::{Cell, Run, check, id, walk};
@@ -30,6 +30,13 @@ struct About {
     /// Blocks that settings are chosen by: their figure is the error of the images held out, and what their runs' reports say
     /// of the test images is not looked at.
     held_out: BTreeSet<String>,
+}
+
+impl CellFigures {
+    /// Its name within its block.
+    pub fn short(&self) -> &str {
+        self.cell.strip_prefix(&self.block).map_or(&self.cell, |name| name.trim_start_matches('/'))
+    }
 }
 
 impl Default for About {
@@ -95,6 +102,8 @@ pub struct CellFigures {
     pub runs: Vec<(u64, f64)>,
     /// The mean error after each epoch, as far as all its runs have one.
     pub curve: Vec<f64>,
+    /// The images that it is of.
+    pub curve_of: JudgedBy,
     /// Commits of the programs that made its runs.
     pub commits: BTreeSet<String>,
     /// Processors that they were made on.
@@ -115,27 +124,53 @@ pub struct Summary {
     pub absent: BTreeSet<String>,
 }
 
+impl About {
+    /// Of a grid's folder; nothing is said where it holds no `table.toml`.
+    fn read(root: &Path) -> Result<About> {
+        let path = root.join("table.toml");
+        match fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(About::default()),
+            text => {
+                let context = || format!("reading {}", path.display());
+                toml::from_str(&text.with_context(context)?).with_context(context)
+            }
+        }
+    }
+}
+
+/// The folder of the grid that a folder (block, cell, seed) lies in, whose names it has and of which what is said holds; the
+/// folder itself where it is in none. And the folder, written out: `.` has nothing above it.
+fn located(dir: &Path) -> (PathBuf, PathBuf) {
+    let root = |dir: &Path| dir.ancestors().take(4).find(|d| d.join("table.toml").is_file()).map(Path::to_path_buf);
+    // By the names that were given, as a block may be a link to elsewhere; `..` has to be followed.
+    let named = std::path::absolute(dir).ok().filter(|d| d.components().all(|part| part != Component::ParentDir));
+    let real = || fs::canonicalize(dir).ok();
+    let found =
+        named.and_then(|dir| Some((root(&dir)?, dir))).or_else(|| real().and_then(|dir| Some((root(&dir)?, dir))));
+    found.unwrap_or_else(|| (dir.to_path_buf(), dir.to_path_buf()))
+}
+
+/// The images that a run's folder may be judged by: those held out, where the grid that it lies in says so.
+pub fn judged_by(run: &Path) -> Result<JudgedBy> {
+    let (root, dir) = located(run);
+    let held_out = About::read(&root)?.held_out;
+    let within = dir.strip_prefix(&root).unwrap_or(&dir);
+    // `block/cell/sN`; a block's name may have several parts.
+    let of_block = |above: &Path| held_out.contains(above.to_string_lossy().as_ref());
+    Ok(if within.ancestors().any(of_block) { JudgedBy::HeldOutImages } else { JudgedBy::TestImages })
+}
+
 /// Reads the runs below `dir`.
 pub fn read(dir: &Path) -> Result<Summary> {
-    // A folder within a grid (block, cell, seed) has the names of the grid, and what is said of them holds; `.` has no ancestors.
-    let whole = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
-    let dir = whole.as_path();
-    let root = dir.ancestors().take(4).find(|above| above.join("table.toml").is_file()).unwrap_or(dir);
-    let about = root.join("table.toml");
-    let about: About = match fs::read_to_string(&about) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => About::default(),
-        text => {
-            let context = || format!("reading {}", about.display());
-            toml::from_str(&text.with_context(context)?).with_context(context)?
-        }
-    };
+    let (root, dir) = located(dir);
+    let about = About::read(&root)?;
     ensure!(
         about.margin > 0.0 && about.margin.is_finite(),
         "table.toml: margin is {}; it must be a positive number of points",
         about.margin
     );
     let mut cells: Vec<Cell> = vec![];
-    walk(root, dir, &mut cells)?;
+    walk(&root, &dir, &mut cells)?;
     for cell in cells.iter_mut().filter(|cell| about.held_out.contains(&cell.block)) {
         cell.judged_by = JudgedBy::HeldOutImages;
     }
@@ -255,6 +290,7 @@ fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
         ],
         share: cell.mean(share),
         runs: cell.runs.iter().map(|r| r.seed).zip(errors).collect(),
+        curve_of: cell.runs.first().map_or(cell.judged_by, Run::curve_of),
         curve: (0..).map_while(|at| mean_at(&cell.runs, at)).collect(),
         commits: cell.runs.iter().flat_map(|r| r.report.commits.iter().chain([&r.report.commit])).cloned().collect(),
         machines: cell.runs.iter().map(|r| r.report.machine.clone()).collect(),

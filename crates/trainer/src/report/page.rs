@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::io::Cursor;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -15,6 +16,14 @@ use super::table::Table;
 pub struct Page {
     title: String,
     body: String,
+}
+
+/// What a folder is called: its name, and of a grid's run the two above it, `block/cell/sN`.
+pub fn name_of(dir: &Path) -> String {
+    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+    let parts: Vec<String> = whole.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    let of_seed = parts.last().is_some_and(|name| name.strip_prefix('s').is_some_and(|n| n.parse::<u64>().is_ok()));
+    parts[parts.len().saturating_sub(if of_seed { 3 } else { 1 })..].join("/")
 }
 
 impl Page {
@@ -35,8 +44,8 @@ impl Page {
     }
 
     /// A list of sentences.
-    pub fn list<'a>(&mut self, lines: impl IntoIterator<Item = &'a String>) {
-        let items: String = lines.into_iter().map(|line| format!("<li>{}</li>\n", encode_text(line))).collect();
+    pub fn list(&mut self, lines: &[String]) {
+        let items: String = lines.iter().map(|line| format!("<li>{}</li>\n", encode_text(line))).collect();
         self.add(format_args!("<ul>\n{items}</ul>\n"));
     }
 
@@ -133,6 +142,8 @@ mod tests {
         let mut page = Page::new("a <run>", "of & from");
         page.figures(&[("x < y", "1 & 2".into())]);
         page.list(&["<b>".to_string()]);
+        assert_eq!(name_of(Path::new("/a/b/c/s12")), "b/c/s12");
+        assert_eq!([name_of(Path::new("/a/b/stop")), name_of(Path::new("/a/b/"))], ["stop", "b"]);
         let mut table = Table::new(vec![column("a", "<a>", 0), column("n", "n", 2)]);
         table.rows.push(vec!["</table>".into(), 0.125.into()]);
         page.table(&table);

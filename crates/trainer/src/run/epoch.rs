@@ -73,9 +73,8 @@ impl Run<'_> {
 
     /// Shows a few images, the student's maps and the teacher's under them.
     fn pictures(&self, curve: &Images, recorder: &mut Recorder) -> Result<()> {
-        let count = PICTURES.min(curve.len());
-        let positions: Vec<usize> = (0..count).map(|i| i * curve.len() / count).collect();
-        let chosen = curve.select(&positions);
+        let chosen = curve.spread(PICTURES);
+        let count = chosen.len();
         let batch = Loader::plain(count).batch(&chosen, &(0..count).collect::<Vec<_>>(), 0)?;
         let (learner, shown) = (&self.learner, &self.learner.objective.shown);
         let networks: Vec<&Network> =

@@ -33,6 +33,12 @@ pub(super) fn found(record: &Record, methods: &[String], seed: u64, mut notes: V
         rows.map(|(at, (method, of_method))| row(method, of_method, (at > 0).then(|| &of[0]), seed)).collect();
     // A map that is nothing, or the same everywhere, points nowhere; one that is not finite has no figure at all.
     for row in &rows {
+        if row.n > 0 && row.figures.is_empty() {
+            notes.push(format!(
+                "{}: none of {} images has a figure, as none has a map that is finite",
+                row.method, row.n
+            ));
+        }
         let mut fewer: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for (figure, interval) in row.figures.iter().filter(|(_, interval)| interval.n < row.n) {
             fewer.entry(interval.n).or_default().push(figure);

@@ -24,6 +24,11 @@ impl Run {
         let count = self.config.get("data").and_then(|d| d.get("validation")).and_then(Value::as_integer);
         count.is_some_and(|n| n > 0)
     }
+
+    /// The images that its curve is of.
+    pub(super) fn curve_of(&self) -> JudgedBy {
+        if self.holds_out() { JudgedBy::HeldOutImages } else { JudgedBy::TestImages }
+    }
 }
 
 /// The runs of a cell, by seed.

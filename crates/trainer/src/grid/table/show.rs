@@ -186,9 +186,8 @@ impl Summary {
     pub fn sentences(&self) -> Vec<String> {
         let of = |r: &CellFigures| {
             let c = r.comparison.as_ref()?;
-            // Nothing has a sign.
-            let (mean, half) = (cent(c.difference.mean), c.difference.half_width());
-            let found = format!("{mean:+.2} ± {half:.2} points against {}", c.against);
+            let (mean, half) = (c.difference.mean, c.difference.half_width());
+            let found = format!("{} ± {half:.2} points against {}", signed(mean), c.against);
             let verdict = if c.holm < 0.05 {
                 format!("{} ({found}, {} after Holm)", if mean < 0.0 { "better" } else { "worse" }, p(c.holm))
             } else if c.equivalence < 0.05 {
@@ -212,7 +211,7 @@ impl Summary {
     /// If no run is finished.
     pub fn plot(&self) -> Result<String> {
         let place = |r: &CellFigures| Place {
-            name: r.cell.strip_prefix(&format!("{}/", r.block)).unwrap_or(&r.cell).into(),
+            name: r.short().into(),
             points: r.runs.iter().map(|(_, error)| *error).collect(),
             interval: r.half_width.map(|half| (r.error, half)),
             published: r.published,
@@ -235,7 +234,10 @@ impl Summary {
         let sd =
             |(block, p): (&String, &Pooled)| format!("{:.3}{} ({} degrees of freedom)", p.sd, in_block(block), p.df);
         let shared: Vec<String> = self.pooled.iter().map(sd).collect();
-        let mut notes = vec![format!("Profile {}, error after the last epoch.", self.profile)];
+        let mut notes = vec![];
+        if !self.profile.is_empty() {
+            notes.push(format!("Profile {}, error after the last epoch.", self.profile));
+        }
         let chosen_by = self.cells.iter().filter(|r| r.judged_by == JudgedBy::HeldOutImages);
         let blocks: BTreeSet<String> = chosen_by.map(|r| r.block.clone()).collect();
         if !blocks.is_empty() {
@@ -274,7 +276,9 @@ impl Summary {
             commits.extend(cell.commits.iter().cloned());
             machines.extend(cell.machines.iter().cloned());
         }
-        notes.push(format!("Commit {}; {}.", joined(&commits, ", "), joined(&machines, "; ")));
+        if !commits.is_empty() {
+            notes.push(format!("Commit {}; {}.", joined(&commits, ", "), joined(&machines, "; ")));
+        }
         notes
     }
 
@@ -288,9 +292,10 @@ fn joined(names: &BTreeSet<String>, by: &str) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(by)
 }
 
-/// Rounded to two digits, and never -0.
-fn cent(x: f64) -> f64 {
-    (x * 100.0).round() / 100.0 + 0.0
+/// With two digits and a sign, which nothing has not.
+fn signed(x: f64) -> String {
+    let text = format!("{x:+.2}");
+    if text[1..].bytes().all(|c| matches!(c, b'0' | b'.')) { text[1..].into() } else { text }
 }
 
 /// `p = 0.021`, or `p < 0.001`.
