@@ -14,8 +14,7 @@ use crate::run::JudgedBy;
 pub fn page(dir: &Path) -> Result<String> {
     let summary = table::read(dir)?;
     let (cells, runs) = (summary.cells.len(), summary.cells.iter().map(|c| c.n).sum::<usize>());
-    let mut page =
-        Page::new(&name_of(dir), &format!("{runs} finished runs of {cells} cells, profile {}", summary.profile));
+    let mut page = Page::new(&name_of(dir), &format!("{runs} finished runs of {cells} cells"));
     if runs > 0 {
         page.drawing(&summary.plot()?, "Every run, with its cell's mean and 95 % interval.");
     }

@@ -32,13 +32,6 @@ struct About {
     held_out: BTreeSet<String>,
 }
 
-impl CellFigures {
-    /// Its name within its block.
-    pub fn short(&self) -> &str {
-        self.cell.strip_prefix(&self.block).map_or(&self.cell, |name| name.trim_start_matches('/'))
-    }
-}
-
 impl Default for About {
     fn default() -> Self {
         About { margin: 0.2, published: BTreeMap::new(), against: BTreeMap::new(), held_out: BTreeSet::new() }
@@ -108,6 +101,13 @@ pub struct CellFigures {
     pub commits: BTreeSet<String>,
     /// Processors that they were made on.
     pub machines: BTreeSet<String>,
+}
+
+impl CellFigures {
+    /// Its name within its block.
+    pub fn short(&self) -> &str {
+        self.cell.strip_prefix(&self.block).map_or(&self.cell, |name| name.trim_start_matches('/'))
+    }
 }
 
 /// Everything that is said of a grid.

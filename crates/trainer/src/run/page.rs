@@ -1,31 +1,22 @@
 //! A run as a page: what it came to, its curves, its maps, its settings; whatever of that there is yet.
 
+mod curves;
+mod maps;
+
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use cams::Interpreter;
+use anyhow::{Context, Result};
 use candle_core::Device;
-use image::RgbImage;
-use serde_json::Value;
 
+use self::curves::Measured;
 use super::report::{JudgedBy, Report, bits};
 use super::{Divergence, folder};
-use crate::checkpoint::File;
 use crate::config::{Config, WeightSchedule, typed};
-use crate::data::{Images, Split};
 use crate::error::sentence;
-use crate::explain::gallery::{self, Strip};
-use crate::explain::{Class, Explained, explain};
-use crate::files::sha256;
-use crate::nn::{Backend, Network};
 use crate::report::page::{Page, name_of};
-use crate::report::plot::{self, Line};
 use crate::report::statistics::wilson;
 use crate::report::table::{Table, column};
-
-/// Test images whose maps are shown.
-const PICTURES: usize = 6;
 
 /// Whether a folder is that of a run.
 pub fn is_run(dir: &Path) -> bool {
@@ -64,11 +55,11 @@ pub fn page(dir: &Path, judged_by: JudgedBy, device: &Device) -> Result<String> 
             config.train.epochs
         )),
     }
-    curves(&mut page, &config, report.as_ref(), &measured)?;
+    measured.show(&mut page, &config, report.as_ref())?;
     page.heading("Maps");
     if judged_by == JudgedBy::HeldOutImages {
         page.text("Settings are chosen by this run: nothing of the test images is shown.");
-    } else if let Err(e) = maps(&mut page, dir, &config, report.as_ref(), device) {
+    } else if let Err(e) = maps::show(&mut page, dir, &config, report.as_ref(), device) {
         page.text(&format!("There are none here: {}", sentence(&e)));
     }
     page.heading("Settings");
@@ -208,196 +199,6 @@ fn origin(report: &Report) -> String {
     format!("Errors after the last epoch. {}, {threads}, {}{dtype}; commit {commits}.", report.machine, report.device)
 }
 
-/// The lines of metrics.jsonl.
-struct Measured {
-    epochs: Vec<Value>,
-    steps: Vec<Value>,
-}
-
-impl Measured {
-    /// Of nothing where there is no such file, as in a grid whose reports alone were kept.
-    fn read(dir: &Path) -> Result<Measured> {
-        let path = dir.join("metrics.jsonl");
-        let mut measured = Measured { epochs: vec![], steps: vec![] };
-        let text = match fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(measured),
-            bytes => bytes.with_context(|| format!("reading {}", path.display()))?,
-        };
-        // The last line may be half written.
-        for line in String::from_utf8_lossy(&text).lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
-            match line["kind"].as_str() {
-                Some("epoch") => measured.epochs.push(line),
-                Some("step") => measured.steps.push(line),
-                _ => {}
-            }
-        }
-        Ok(measured)
-    }
-}
-
-/// A figure of lines over epochs; `epoch` says where a line stands.
-fn line(name: &str, key: &str, factor: f64, lines: &[Value], epoch: impl Fn(&Value) -> Option<f64>) -> Option<Line> {
-    let points: Vec<(f64, f64)> =
-        lines.iter().filter_map(|l| Some((epoch(l)?, factor * l[key].as_f64().filter(|x| x.is_finite())?))).collect();
-    (points.len() > 1).then(|| (name.into(), points))
-}
-
-fn curves(page: &mut Page, config: &Config, report: Option<&Report>, measured: &Measured) -> Result<()> {
-    let epoch = |l: &Value| l["epoch"].as_f64();
-    // A step is within its epoch: the first of 391 steps of epoch 3 at 2 + 1/391.
-    let per_epoch = measured.epochs.iter().find_map(|l| Some(l["step"].as_f64()? / epoch(l)?));
-    let within = |l: &Value| Some(l["step"].as_f64()? / per_epoch?);
-    // Where weights change, terms are shown without them.
-    let scheduled = is_scheduled(config);
-    let active = config.loss.weights.each().into_iter().filter(|(_, weight)| *weight > 0.0);
-    let terms: Vec<(&str, f64)> = active.map(|(name, w)| (name, if scheduled { 1.0 } else { w })).collect();
-
-    let of_epochs = |name: &str, key: &str| line(name, key, 1.0, &measured.epochs, epoch);
-    let errors = [("training images", "train_error"), ("held-out images", "val_error"), ("test images", "test_error")];
-    let mut errors: Vec<Line> = errors.into_iter().filter_map(|(name, key)| of_epochs(name, key)).collect();
-    if errors.is_empty()
-        && let Some(curve) = report.map(|r| &r.curve).filter(|curve| curve.len() > 1)
-    {
-        let name = if config.data.validation > 0 { "held-out images" } else { "test images" };
-        errors.push((name.into(), curve.iter().enumerate().map(|(at, e)| ((at + 1) as f64, *e)).collect()));
-    }
-    let values = terms.iter().filter_map(|(name, w)| line(name, name, *w, &measured.epochs, epoch));
-    let values: Vec<Line> = of_epochs("the loss", "total").into_iter().chain(values).collect();
-    let norms =
-        terms.iter().filter_map(|(name, w)| line(name, &format!("gradient_norm_{name}"), *w, &measured.steps, within));
-    let whole = line("the loss", "gradient_norm_total", 1.0, &measured.steps, within);
-    let norms: Vec<Line> = whole.into_iter().chain(norms).collect();
-    let rate: Vec<Line> = line("learning rate", "lr", 1.0, &measured.steps, within).into_iter().collect();
-
-    page.heading("Curves");
-    let whose: Vec<&str> = errors.iter().map(|(name, _)| name.as_str()).collect();
-    let during =
-        if whose.contains(&"training images") { " Training images are judged while the weights change." } else { "" };
-    let drawn = [
-        (errors, "error, %", format!("Errors after each epoch.{during}")),
-        if scheduled {
-            (
-                values,
-                "value",
-                "The terms of the loss without their weights, which loss.schedule changes; means over an epoch.".into(),
-            )
-        } else {
-            (values, "weight times value", "The terms of the loss, each times its weight; means over an epoch.".into())
-        },
-        if scheduled {
-            (
-                norms,
-                "norm",
-                "Lengths of the terms' gradients without their weights, and of the whole, on the logged steps.".into(),
-            )
-        } else {
-            (
-                norms,
-                "weight times norm",
-                "Lengths of the terms' gradients on the logged steps: what each pulls with.".into(),
-            )
-        },
-        (rate, "learning rate", "The learning rate.".into()),
-    ];
-    let mut any = false;
-    for (lines, axis, caption) in drawn.iter().filter(|(lines, ..)| !lines.is_empty()) {
-        page.drawing(&plot::lines(["epoch", axis], lines)?, caption);
-        any = true;
-    }
-    if !any {
-        page.text("There are none: a curve takes two epochs that are measured.");
-    }
-    Ok(())
-}
-
-/// Maps of a few test images by the loss's interpreter and by Grad-CAM, the student's and under them its teacher's.
-fn maps(page: &mut Page, dir: &Path, config: &Config, report: Option<&Report>, device: &Device) -> Result<()> {
-    let weights = dir.join("last.safetensors");
-    ensure!(weights.is_file(), "the folder holds no last.safetensors");
-    let layers = vec![config.loss.layer.clone()];
-    let network = |path: &Path, arch: Option<&str>| -> Result<Network> {
-        File::read(path)?.network(arch, |_| layers.clone(), Backend::f32(device))
-    };
-    let student = network(&weights, None)?;
-    let images = config.data.source().load(Split::Test)?.spread(PICTURES);
-    let mut names = vec![config.loss.interpreter.as_str()];
-    names.extend((names[0] != "grad_cam").then_some("grad_cam"));
-    let methods: Vec<(&str, &dyn Interpreter)> =
-        names.iter().filter_map(|name| Some((*name, config.interpreter.get(name)?))).collect();
-    let class = if images.several { Class::Top1 } else { Class::Label };
-    let own = explain(&methods, &student, &config.loss.layer, &images, &class)?;
-    let said = config.teacher.as_ref().map(|teacher| -> Result<Explained> {
-        if let Some(used) = report.and_then(|r| r.inputs.get("teacher")) {
-            let bytes =
-                fs::read(&teacher.checkpoint).with_context(|| format!("reading {}", teacher.checkpoint.display()))?;
-            ensure!(sha256(&bytes) == *used, "{} is not the file that the run used", teacher.checkpoint.display());
-        }
-        let network = network(&teacher.checkpoint, teacher.arch.as_deref())?;
-        explain(&methods, &network, &config.loss.layer, &images, &Class::Given(own.classes.clone()))
-    });
-    let mut left_out: Vec<String> =
-        own.skipped.iter().map(|(_, why)| format!("Left out of the student: {why}")).collect();
-    let said = match said.transpose() {
-        Ok(said) => said,
-        Err(e) => {
-            left_out.push(format!("The teacher's maps are left out: {}", sentence(&e)));
-            None
-        }
-    };
-    left_out
-        .extend(said.iter().flat_map(|said| &said.skipped).map(|(_, why)| format!("Left out of the teacher: {why}")));
-    page.text(&format!(
-        "Test images {}, layer {}, the {}. A map is laid over the darkened image from its own lowest value (dark) up; a row has one \
-         scale, from dark to bright the range that stands beside it.",
-        images.index.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
-        config.loss.layer,
-        if images.several { "class that the student names" } else { "label's class" },
-    ));
-    page.pictures(&captions(&images, &own, said.as_ref()), &rows(&images, &names, &own, said.as_ref())?)?;
-    page.list(&left_out);
-    Ok(())
-}
-
-/// The images and, under them, each method's maps.
-fn rows(
-    images: &Images,
-    names: &[&str],
-    own: &Explained,
-    said: Option<&Explained>,
-) -> Result<Vec<(String, Vec<RgbImage>)>> {
-    let mut strips = Vec::new();
-    for name in names {
-        for (model, explained) in [("student", Some(own)), ("teacher", said)] {
-            let outcome = explained.and_then(|e| e.outcomes.iter().find(|o| o.method == *name));
-            strips.extend(outcome.map(|o| Strip {
-                method: &o.method,
-                model,
-                estimator: o.estimator(),
-                shape: o.shape,
-                values: &o.values,
-            }));
-        }
-    }
-    let originals = gallery::originals(images)?;
-    let mut rows = vec![("image".to_string(), originals.clone())];
-    for strip in &strips {
-        let heading = format!("{}, {} ({}), range {:.3}", strip.method, strip.model, strip.estimator, strip.span());
-        rows.push((heading, strip.overlays(&originals)?));
-    }
-    Ok(rows)
-}
-
-/// The class and the probabilities that the models give it; of several classes an image these are no distribution.
-fn captions(images: &Images, own: &Explained, said: Option<&Explained>) -> Vec<String> {
-    let teacher = said.map(Explained::probabilities).unwrap_or_default();
-    let caption = |(i, p): (usize, f32)| {
-        let teacher = teacher.get(i).map_or(String::new(), |p| format!(", teacher {p:.0} %"));
-        let probabilities = if images.several { String::new() } else { format!(", student {p:.0} %{teacher}") };
-        format!("image {}: class {}{probabilities}", images.index[i], own.classes[i])
-    };
-    own.probabilities().into_iter().enumerate().map(caption).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,15 +224,5 @@ mod tests {
         assert_eq!(interval(&report(25.0, "c010")), Some(wilson(3, 12).map(|end| 100.0 * end)));
         assert_eq!(interval(&report(0.0, "0000")), Some(wilson(0, 9).map(|end| 100.0 * end)));
         assert_eq!(interval(&report(25.0, "")), None);
-    }
-
-    /// Epochs and steps stand on one axis; what is not a number, or alone, is no line.
-    #[test]
-    fn lines_are_of_what_was_measured() {
-        let lines = [r#"{"epoch":1,"kd":2.0}"#, r#"{"epoch":2,"kd":null}"#, r#"{"epoch":3,"kd":4.0}"#];
-        let lines: Vec<Value> = lines.iter().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-        let epoch = |l: &Value| l["epoch"].as_f64();
-        assert_eq!(line("L_KD", "kd", 0.5, &lines, epoch), Some(("L_KD".into(), vec![(1.0, 1.0), (3.0, 2.0)])));
-        assert_eq!(line("L_KD", "kd", 0.5, &lines[..2], epoch), None);
     }
 }
