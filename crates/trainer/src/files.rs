@@ -17,8 +17,12 @@ pub fn make_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))
 }
 
-/// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there.
+/// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there. What is no
+/// file, as `/dev/stdout`, is written to as it is.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, bytes).with_context(|| format!("writing {}", path.display()));
+    }
     let name = path.file_name().ok_or_else(|| anyhow!("{} is not a file name", path.display()))?;
     // Two processes, of one machine or of two that share a folder, must not write into one partial file.
     let (host, process, unique) = (host(), std::process::id(), PARTIALS.fetch_add(1, Ordering::Relaxed));
@@ -44,4 +48,25 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
     name.map(|n| n.trim().to_string()).filter(|n| !n.is_empty()).unwrap_or_else(|| "this machine".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device stays a device, and what it says is heard; a file is replaced; a folder is neither.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_no_file_is_not_replaced() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let link = dir.path().join("full");
+        std::os::unix::fs::symlink("/dev/full", &link)?;
+        assert!(write_atomically(&link, b"x").is_err() && fs::symlink_metadata(&link)?.is_symlink());
+        let file = dir.path().join("file");
+        write_atomically(&file, b"one")?;
+        write_atomically(&file, b"two")?;
+        assert_eq!((fs::read(&file)?, fs::read_dir(dir.path())?.count()), (b"two".to_vec(), 2));
+        assert!(write_atomically(dir.path(), b"x").is_err());
+        Ok(())
+    }
 }

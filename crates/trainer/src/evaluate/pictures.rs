@@ -36,8 +36,11 @@ pub fn faithfulness(dir: &Path, found: &Found) -> Result<()> {
         Some(Spot { name: row.method.clone(), x: figure("complexity")?, y: figure("average_drop")? })
     });
     let axes = ["complexity: mean of the mask", "Average Drop, %"];
-    let svg = plot::spots(axes, &spots.collect::<Vec<_>>())?;
-    write_atomically(&dir.join("drop-complexity.svg"), svg.as_bytes())
+    let spots: Vec<Spot> = spots.collect();
+    if !spots.is_empty() {
+        write_atomically(&dir.join("drop-complexity.svg"), plot::spots(axes, &spots)?.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// `index.html` with the images whose maps are least alike, and every method's maps of them.

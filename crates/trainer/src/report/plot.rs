@@ -1,6 +1,6 @@
 //! Pictures of tables, as SVG.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -46,6 +46,7 @@ impl Panel {
 /// # Errors
 /// If no panel shows a value.
 pub fn panels(title: &str, panels: &[Panel]) -> Result<String> {
+    panels.iter().filter_map(Panel::span).try_for_each(drawable)?;
     let mut svg = String::new();
     draw_panels(&mut svg, title, panels).map_err(|e| anyhow!("drawing: {e}"))?;
     Ok(svg)
@@ -207,6 +208,12 @@ fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (low - room, high + room)
 }
 
+/// Refuses an axis on which no steps can be counted: the library would look for them without end.
+fn drawable((low, high): (f64, f64)) -> Result<()> {
+    ensure!((high - low) < 1e300 && low.abs() < 1e300, "values from {low:e} to {high:e} cannot be drawn on one axis");
+    Ok(())
+}
+
 /// The colours are told apart; what comes after the last of them has the same again, and a hollow mark or a thin line.
 fn colour(at: usize) -> (RGBColor, bool) {
     let c = colorous::TABLEAU10[at % colorous::TABLEAU10.len()];
@@ -214,6 +221,7 @@ fn colour(at: usize) -> (RGBColor, bool) {
 }
 
 fn chart(axes: [&str; 2], spans: [(f64, f64); 2], names: &[&str], series: &[Series]) -> Result<String> {
+    spans.into_iter().try_for_each(drawable)?;
     let mut svg = String::new();
     draw_chart(&mut svg, axes, spans, names, series).map_err(|e| anyhow!("drawing: {e}"))?;
     Ok(svg)
@@ -253,4 +261,21 @@ fn draw_chart(
     }
     root.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_axis_is_refused() -> Result<()> {
+        let of = |high: f64| lines(["x", "y"], &[("a".into(), vec![(0.0, -high), (1.0, high)])]);
+        assert!(of(1e308).is_err() && of(f64::NAN).is_err());
+        assert!(of(1e30)?.contains("<svg") && of(0.0)?.contains("<svg"));
+        let place = |points| Place { name: "p".into(), points, interval: None, published: None };
+        let of = |points| panels("t", &[Panel { title: "a".into(), axis: "%".into(), places: vec![place(points)] }]);
+        assert!(of(vec![-1e308, 1e308]).is_err() && of(vec![]).is_err());
+        assert!(of(vec![5.0])?.contains("<svg"));
+        Ok(())
+    }
 }

@@ -120,8 +120,10 @@ impl Measured {
 
 /// A figure of lines over epochs; `epoch` says where a line stands.
 fn line(name: &str, key: &str, factor: f64, lines: &[Value], epoch: impl Fn(&Value) -> Option<f64>) -> Option<Line> {
-    let points: Vec<(f64, f64)> =
-        lines.iter().filter_map(|l| Some((epoch(l)?, factor * l[key].as_f64().filter(|x| x.is_finite())?))).collect();
+    let points: Vec<(f64, f64)> = lines
+        .iter()
+        .filter_map(|l| Some((epoch(l)?, factor * l[key].as_f64().filter(|x| x.abs() <= f32::MAX.into())?)))
+        .collect();
     (points.len() > 1).then(|| (name.into(), points))
 }
 
