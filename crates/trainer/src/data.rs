@@ -128,6 +128,16 @@ impl Source {
         Ok(prepare::Prepare { side, shorter: self.shorter })
     }
 
+    /// Of a set that is not read from image files: refuses what only those can have done to them.
+    fn has_no_files(&self) -> Result<()> {
+        ensure!(
+            self.shorter.is_none(),
+            "data.resize is for sets of image files, which {} is not: leave it out",
+            self.name
+        );
+        Ok(())
+    }
+
     /// What the list says of it.
     pub fn entry(&self) -> Result<&'static DataSet> {
         LIST.iter().find(|d| d.name == self.name).ok_or_else(|| {

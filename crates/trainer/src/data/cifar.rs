@@ -34,6 +34,7 @@ pub(super) const CIFAR100: DataSet = DataSet {
 
 /// CIFAR-10: one label byte, then 1024 bytes of red, green and blue.
 pub fn cifar10(source: &Source, split: Split) -> Result<Images> {
+    source.has_no_files()?;
     let train = ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
     let files = if split == Split::Train { &train[..] } else { &["test_batch.bin"] };
     let path = |file: &&str| locate(&source.folder(), fetch::FOLDER, file, fetch::HINT);
@@ -42,6 +43,7 @@ pub fn cifar10(source: &Source, split: Split) -> Result<Images> {
 
 /// CIFAR-100: a coarse and a fine label byte, then the pixels; the fine label is used.
 pub fn cifar100(source: &Source, split: Split) -> Result<Images> {
+    source.has_no_files()?;
     let (file, records) = if split == Split::Train { ("train.bin", 50_000) } else { ("test.bin", 10_000) };
     let hint = "unpack the official cifar-100-binary.tar.gz there";
     let path = locate(&source.folder(), "cifar-100-binary", file, hint)?;

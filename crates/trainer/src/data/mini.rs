@@ -30,7 +30,8 @@ pub(super) const MINI: DataSet = DataSet {
 };
 
 /// Reads the embedded sheet.
-pub fn load(_: &Source, split: Split) -> Result<Images> {
+pub fn load(source: &Source, split: Split) -> Result<Images> {
+    source.has_no_files()?;
     let bytes = if split == Split::Train { TRAIN } else { TEST };
     let sheet = image::load_from_memory_with_format(bytes, ImageFormat::Png)?.to_rgb8();
     let count = sheet.width() as usize / SIDE * (sheet.height() as usize / SIDE);

@@ -37,6 +37,7 @@ fn inside(class: usize, y: f64, x: f64) -> bool {
 
 /// Draws a split: image i is a function of (seed, split, i).
 pub fn load(source: &Source, split: Split) -> Result<Images> {
+    source.has_no_files()?;
     let side = source.size.unwrap_or(32);
     ensure!((16..=512).contains(&side), "data.size is {side}; planted images are 16 to 512 pixels wide");
     let (count, first) = if split == Split::Train { (TRAIN, 0) } else { (TEST, TRAIN) };
