@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 /// One method's figures of one image; a figure that is not defined is absent, and so is one that is not finite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,10 +16,9 @@ pub struct Figures {
     /// The method's name.
     pub method: String,
     /// By name.
-    #[serde(deserialize_with = "values")]
     pub values: BTreeMap<String, f64>,
     /// Figures of many points, by name.
-    #[serde(default, deserialize_with = "curves", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub curves: BTreeMap<String, Vec<f64>>,
     /// Why the method was left out from here on, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,19 +34,6 @@ impl Figures {
         self.curves.retain(|_, points| points.iter().all(|point| point.is_finite()));
         self
     }
-}
-
-/// Older records hold `null` for what was not finite: it is absent.
-fn values<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
-    let all = BTreeMap::<String, Option<f64>>::deserialize(from)?;
-    Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
-}
-
-/// The same of curves: one that lacks a point is absent.
-fn curves<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Vec<f64>>, D::Error> {
-    let all = BTreeMap::<String, Vec<Option<f64>>>::deserialize(from)?;
-    let whole = |points: Vec<Option<f64>>| points.into_iter().collect::<Option<Vec<f64>>>();
-    Ok(all.into_iter().filter_map(|(name, points)| Some((name, whole(points)?))).collect())
 }
 
 /// The figures in the lines behind a record's head. The last line may be what a killed process has left half-written:
@@ -87,7 +73,7 @@ impl Record {
             let mut lines = text.lines();
             ensure!(
                 lines.next() == Some(head.as_str()),
-                "{} holds another evaluation (other settings, images or weights): choose another file",
+                "{} holds another evaluation (other settings, images or weights, or what figures meant in an earlier version): choose another file",
                 path.display()
             );
             figures = read(path, lines)?;
@@ -233,17 +219,6 @@ mod tests {
             }
             assert_eq!(of[&2], &one(2, 0.25));
         }
-        // As older records have it.
-        let old = "{\"key\":\"k\"}\n\
-                   {\"image\":4,\"method\":\"a\",\"values\":{\"drop\":null,\"hit\":1.0},\
-                   \"curves\":{\"insertion\":[0.5,null]},\"seconds\":0.5}\n\
-                   {\"image\":6,\"method\":\"a\",\"values\":{\"drop\":0.75},\"seconds\":0.5}\n";
-        fs::write(&path, old)?;
-        let record = Record::open(Some(&path), "k")?;
-        let of = record.of("a");
-        assert_eq!(of[&4].values, BTreeMap::from([("hit".to_string(), 1.0)]));
-        assert!(of[&4].curves.is_empty());
-        assert_eq!(of[&6].values, BTreeMap::from([("drop".to_string(), 0.75)]));
         Ok(())
     }
 
