@@ -6,6 +6,42 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use testkit::program::{call, command, finish};
 
+/// What a run says of itself.
+fn report(error: f64, seed: u64, wrong: &str, profile: &str) -> Value {
+    serde_json::json!({
+        "run": "", "test_error": error, "test_loss": 0.3, "train_error": 1.0, "train_loss": 0.1, "epochs": 60,
+        "steps": 1, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "flops_per_image": 1.0,
+        "profile": profile, "seed": seed, "commit": "abc", "machine": "m", "threads": 1, "device": "cpu",
+        "test_wrong": wrong, "inputs": { "teacher": "t" }, "curve": [90.0, error],
+    })
+}
+
+/// A block may be a link to elsewhere, and a folder may be named by `..`: what its grid says of it holds.
+#[test]
+#[cfg(unix)]
+fn a_block_keeps_its_grids_rules_however_it_is_named() -> Result<()> {
+    let (grid, elsewhere) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    std::fs::write(grid.path().join("table.toml"), "held_out = [\"search\"]")?;
+    let run = elsewhere.path().join("a/s0");
+    std::fs::create_dir_all(&run)?;
+    std::fs::write(run.join("config.toml"), "[train]\nseed = 0\nepochs = 60\n[data]\nvalidation = 10\n")?;
+    let mut report = report(5.0, 0, "00", "fast");
+    report["curve"] = serde_json::json!([9.0, 8.25]);
+    std::fs::write(run.join("report.json"), report.to_string())?;
+    let block = grid.path().join("search");
+    std::os::unix::fs::symlink(elsewhere.path(), &block)?;
+    for named in [&block, &block.join("a")] {
+        let row = &call(&["table", &named.display().to_string(), "--json"]).json()["rows"][0];
+        assert_eq!((&row["cell"], &row["error"]), (&"search/a".into(), &8.25.into()), "{}", named.display());
+    }
+    let plain = grid.path().join("other");
+    std::fs::create_dir(&plain)?;
+    let mut above = command(&["table", "..", "--json"]);
+    above.current_dir(&plain);
+    assert_eq!(finish(above).json()["rows"][0]["error"], 8.25);
+    Ok(())
+}
+
 /// A table of reports by hand: what is the mean, what is compared, what is mixed.
 #[test]
 fn tables_from_folders_alone() -> Result<()> {
@@ -13,13 +49,7 @@ fn tables_from_folders_alone() -> Result<()> {
     let write = |cell: &str, seed: u64, error: f64, wrong: &str, profile: &str| -> Result<()> {
         let run = dir.path().join(format!("published/{cell}/s{seed}"));
         std::fs::create_dir_all(&run)?;
-        let report = serde_json::json!({
-            "run": "", "test_error": error, "test_loss": 0.3, "train_error": 1.0, "train_loss": 0.1, "epochs": 60,
-            "steps": 1, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "flops_per_image": 1.0,
-            "profile": profile, "seed": seed, "commit": "abc", "machine": "m", "threads": 1, "device": "cpu",
-            "test_wrong": wrong, "inputs": { "teacher": "t" }, "curve": [90.0, error],
-        });
-        std::fs::write(run.join("report.json"), report.to_string())?;
+        std::fs::write(run.join("report.json"), report(error, seed, wrong, profile).to_string())?;
         let config = format!("[train]\nseed = {seed}\n[loss]\ninterpreter = \"{cell}\"");
         std::fs::write(run.join("config.toml"), config)?;
         Ok(())
@@ -58,6 +88,15 @@ fn tables_from_folders_alone() -> Result<()> {
     assert!(std::fs::read_to_string(plot)?.contains("<svg"));
     let csv = call(&["table", &path, "--format", "csv"]).stdout;
     assert_eq!(csv.lines().count(), 3, "{csv}");
+    // Of fewer seeds: one run a cell has no interval and is compared with nothing.
+    let one = call(&["table", &path, "--seeds", "1..2", "--json"]).json();
+    let rows = one["rows"].as_array().context("rows")?;
+    assert_eq!(
+        rows.iter().map(|r| (r["n"].clone(), r["error"].clone())).collect::<Vec<_>>(),
+        [(1.into(), 6.9.into()), (1.into(), 6.6.into())]
+    );
+    assert!(rows.iter().all(|r| r["half_width"].is_null() && r["p"].is_null()), "{one}");
+    call(&["table", &path, "--seeds", "7..9"]).assert_fails(1, &["no finished runs of these seeds"]);
     let page = dir.path().join("page.html");
     let written = call(&["report", &path, "--out", &page.display().to_string(), "--json"]).json();
     assert_eq!(written["out"], page.display().to_string());

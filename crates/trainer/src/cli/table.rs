@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use trainer::files::write_atomically;
-use trainer::grid::table;
+use trainer::grid::{parse_seeds, table};
 use trainer::run::JudgedBy;
 
 use super::Done;
@@ -23,6 +23,9 @@ pub(super) struct TableArgs {
     /// Only these blocks of the grid: NAME, or NAME,NAME.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(super) block: Vec<String>,
+    /// Only the runs of the seeds from A to B - 1.
+    #[arg(long, value_name = "A..B")]
+    pub(super) seeds: Option<String>,
     /// Write a picture of it, an SVG.
     #[arg(long, value_name = "FILE.svg")]
     pub(super) plot: Option<PathBuf>,
@@ -41,7 +44,8 @@ pub(super) enum Format {
 
 /// `trainer table`.
 pub(super) fn run(args: &TableArgs) -> Result<Done> {
-    let mut summary = table::read(&args.dir)?;
+    let seeds = args.seeds.as_deref().map(parse_seeds).transpose()?;
+    let mut summary = table::read(&args.dir, seeds.as_deref())?;
     if !args.block.is_empty() {
         summary.retain(&args.block)?;
     }

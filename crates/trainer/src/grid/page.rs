@@ -12,7 +12,7 @@ use crate::run::JudgedBy;
 
 /// The page of the runs below `dir`.
 pub fn page(dir: &Path) -> Result<String> {
-    let summary = table::read(dir)?;
+    let summary = table::read(dir, None)?;
     let (cells, runs) = (summary.cells.len(), summary.cells.iter().map(|c| c.n).sum::<usize>());
     let mut page = Page::new(&name_of(dir), &format!("{runs} finished runs of {cells} cells"));
     if runs > 0 {

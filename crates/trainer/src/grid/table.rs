@@ -160,8 +160,9 @@ pub fn judged_by(run: &Path) -> Result<JudgedBy> {
     Ok(if within.ancestors().any(of_block) { JudgedBy::HeldOutImages } else { JudgedBy::TestImages })
 }
 
-/// Reads the runs below `dir`.
-pub fn read(dir: &Path) -> Result<Summary> {
+/// Reads the runs below `dir`, those of some seeds alone where these are given: cells that have run different ones can be put
+/// beside each other by those that all have.
+pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     let (root, dir) = located(dir);
     let about = About::read(&root)?;
     ensure!(
@@ -171,6 +172,14 @@ pub fn read(dir: &Path) -> Result<Summary> {
     );
     let mut cells: Vec<Cell> = vec![];
     walk(&root, &dir, &mut cells)?;
+    if let Some(seeds) = seeds {
+        for cell in &mut cells {
+            cell.runs.retain(|run| seeds.contains(&run.seed));
+            cell.diverged.retain(|seed| seeds.contains(seed));
+        }
+        cells.retain(|cell| !cell.runs.is_empty() || !cell.diverged.is_empty());
+        ensure!(!cells.is_empty(), "there are no finished runs of these seeds below {}", dir.display());
+    }
     for cell in cells.iter_mut().filter(|cell| about.held_out.contains(&cell.block)) {
         cell.judged_by = JudgedBy::HeldOutImages;
     }
