@@ -185,6 +185,7 @@ pub fn image_sums<E: Element>(
 ) {
     let channels = mean.len();
     assert!(channels > 0 && g.len().is_multiple_of(channels) && g.len() == u.len() && out.len() == 2 * channels);
+    assert!(affine.scale.len() == channels && affine.shift.len() == channels);
     isa.run(ImageSums { g, u, affine, mean, out });
 }
 

@@ -44,9 +44,17 @@ impl<E: Element> Packed<E> {
             Algorithm::Direct => Packed::Direct(direct::pack(runtime, shape, weight, backward)),
         }
     }
-    fn has_backward(&self) -> bool {
+    fn sides(&self) -> &Sides<E> {
         let (Packed::Winograd(sides) | Packed::Direct(sides)) = self;
-        !sides.backward.as_slice().is_empty()
+        sides
+    }
+    fn has_backward(&self) -> bool {
+        !self.sides().backward.as_slice().is_empty()
+    }
+    /// Panics where the weights were packed for another convolution than `shape`, whatever its images' size.
+    fn check(&self, shape: &ConvShape) {
+        let of = self.sides().shape;
+        assert_eq!(ConvShape { h: shape.h, w: shape.w, ..of }, *shape, "the weights were packed for {of:?}");
     }
     fn images_per_chunk(&self, isa: Isa, s: &ConvShape) -> usize {
         match self {
@@ -157,6 +165,7 @@ pub fn forward<E: Element>(
     let n = out.len() / image_len;
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
     check_input(shape, &input);
+    packed.check(shape);
     let affine = after.affine.map(|a| [a.scale, a.shift]);
     let mut per_channel = after.bias.into_iter().chain(affine.into_iter().flatten());
     assert!(per_channel.all(|v| v.len() == shape.c_out), "what follows is not for {} channels", shape.c_out);
@@ -207,6 +216,7 @@ pub fn backward<E: Element>(
 ) {
     let n = input.u.len() / shape.input_len();
     check_input(shape, &input);
+    packed.check(shape);
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold whole images of {shape:?}");
     assert_eq!(gradient.g.len(), n * shape.output_len(), "the gradient does not hold {n} images of {shape:?}");
     assert!(gradient.relu.is_none_or(|y| y.len() == gradient.g.len()), "the ReLU's output is as long as its gradient");

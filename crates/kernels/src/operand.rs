@@ -163,6 +163,10 @@ impl<'a, E: Element> InputReader<'a, E> {
     pub fn new(input: Input<'a, E>, channels: usize) -> Self {
         let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
         if let Some(a) = input.affine {
+            assert!(
+                a.scale.len() == channels && a.shift.len() == channels,
+                "coefficients of other than {channels} channels"
+            );
             coefficients.fill(&[a.scale, a.shift], channels);
         }
         InputReader { input, channels, coefficients }
@@ -203,8 +207,14 @@ impl<'a, E: Element> GradientReader<'a, E> {
         let mut coefficients = Coefficients { data: Vec::new(), width: 0 };
         if let Some(n) = gradient.norm {
             let vectors = [n.affine.scale, n.affine.shift, n.slope, n.spread, n.offset];
+            let fits = vectors.iter().all(|v| v.len() == channels) && n.u.len() == gradient.g.len();
+            assert!(fits, "coefficients of other than {channels} channels, or another activation's");
             coefficients.fill(&vectors, channels);
         }
+        assert!(
+            gradient.relu.is_none_or(|y| y.len() == gradient.g.len()),
+            "the ReLU's output is as long as its gradient"
+        );
         GradientReader { gradient, channels, coefficients }
     }
 

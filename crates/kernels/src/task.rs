@@ -74,6 +74,8 @@ pub enum Algorithm {
 /// A weight as the matrix products of both directions read it.
 #[derive(Debug)]
 pub struct Sides<E: Element> {
+    /// The convolution that it is for; images of other sizes read it as well.
+    pub shape: ConvShape,
     /// For the output.
     pub forward: Buffer<E>,
     /// For the input's gradient; empty where none is wanted.

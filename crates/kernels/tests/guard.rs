@@ -1,13 +1,14 @@
 //! No kernel reads or writes beyond the slices it is given: every slice ends at a page that may not be touched.
 #![cfg(target_os = "linux")]
 
-use half::bf16;
-use kernels::batch_norm::NormSums;
 use std::sync::Arc;
 
+use half::bf16;
+use kernels::batch_norm::{self, NormSums};
 use kernels::bias;
 use kernels::conv::{self, Algorithm, ConvShape, Packed};
 use kernels::operand::{Affine, After, Gradient, Input, NormGradient, Within};
+use kernels::pointwise;
 use kernels::pool::{self, PoolShape, Window};
 use kernels::runtime::Runtime;
 use kernels::simd::{Element, Isa};
@@ -102,6 +103,48 @@ fn pools<E: Element>(isa: Isa, shape: PoolShape, n: usize) {
     pool::pool(&Runtime::new(isa), shape, x.slice(), y.slice(), shape.max.then_some(&mut winner));
     pool::pool_gradient(shape, g.slice(), shape.max.then_some(&winner), dx.slice());
     assert!(y.slice().iter().chain(dx.slice().iter()).all(|v| v.f64().is_finite()));
+}
+
+/// Whether a call is refused. What it is given is thrown away.
+fn refused(call: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
+}
+
+/// What does not fit together is refused before a pointer is made of it.
+#[test]
+fn lengths_are_checked() {
+    let isa = Isa::best();
+    let runtime = Arc::new(Runtime::<f32>::new(isa));
+    let s = ConvShape { h: 4, w: 4, c_in: 8, c_out: 8, k: 3, stride: 1, padding: 1 };
+    let (eight, four, u) = (vec![1.0f32; 8], vec![1.0f32; 4], vec![1.0f32; s.input_len()]);
+    let (mut out, mut sums) = (vec![0.0f32; s.input_len()], vec![0.0f32; 16]);
+    let affine = |scale, shift| Affine { scale, shift, relu: true };
+    let short = affine(&eight[..], &four[..]);
+    assert!(refused(|| pointwise::apply(&runtime, Input { u: &u, affine: Some(short) }, 8, &mut out)));
+    assert!(refused(|| batch_norm::image_sums(isa, &u, &u, short, &eight, &mut sums)));
+    let whole = affine(&eight[..], &eight[..]);
+    let norm = |u, slope| Some(NormGradient { u, affine: whole, slope, spread: &eight, offset: &eight });
+    for (norm, relu) in [(norm(&u[1..], &eight[..]), None), (norm(&u, &four[..]), None), (None, Some(&u[1..]))] {
+        let gradient = Gradient { g: &u, norm, relu };
+        assert!(refused(|| pointwise::add_gradients(&runtime, &[gradient], 8, &mut out)));
+        assert!(refused(|| bias::gradient(isa, gradient, s.output_len(), &mut eight.clone())));
+    }
+    const PLAIN: After<f32> = After { bias: None, affine: None, residual: None, relu: false, within: None };
+    let weight = vec![1.0f32; s.weight_len()];
+    let smaller = ConvShape { c_in: 4, ..s };
+    for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
+        let packed = Packed::new(&runtime, &smaller, algorithm, &weight[..smaller.weight_len()], true);
+        let input = Input { u: &u, affine: None };
+        let mut forward =
+            |s: &ConvShape, input| refused(|| conv::forward(&runtime, s, input, &packed, PLAIN, &mut out, None, 1));
+        assert!(forward(&s, input));
+        let half = Input { u: &u[..smaller.input_len()], affine: None };
+        assert!(!forward(&smaller, half));
+        let gradient = Gradient { g: &u, norm: None, relu: None };
+        let mut dw = vec![0.0f32; s.weight_len()];
+        assert!(refused(|| conv::backward(&runtime, &s, input, gradient, &packed, None, &mut dw, None)));
+    }
+    assert!(refused(|| kernels::winograd::fold(isa, &s, &eight, &mut four.clone())));
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::W
             });
         }
     }
-    Sides { forward, backward: side }
+    Sides { shape: *s, forward, backward: side }
 }
 
 /// Writes a matrix of `taps` times `ld` rows in strips of columns; `value` of (tap, channel, column) is asked for the first

@@ -19,6 +19,7 @@ pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::W
     };
     let (input, output) = (9, 9 * s.c_in);
     Sides {
+        shape: *s,
         forward: side(s.c_in, s.c_out, input, output),
         backward: if backward { side(s.c_out, s.c_in, output, input) } else { Buffer::take(runtime, 0) },
     }
@@ -128,5 +129,7 @@ impl<W: Element<Wide = W>> Kernel<W> for Fold<'_, W> {
 
 /// `dg = G^T dU G`, from the accumulated (36, c_in, padded c_out) to (9, c_in, padded c_out).
 pub fn fold<W: Element<Wide = W>>(isa: Isa, s: &ConvShape, du: &[W], out: &mut [W]) {
+    let per_element = s.c_in * padded(s.c_out);
+    assert!(du.len() >= ELEMENTS * per_element && out.len() >= s.k * s.k * per_element);
     isa.run(Fold { du, channels: s.c_in, width: padded(s.c_out), out });
 }
