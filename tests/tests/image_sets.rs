@@ -255,6 +255,18 @@ fn voc_s_objects() -> Result<()> {
     }
     let error = format!("{:#}", source("voc2007", dir.path(), 50)?.load(Split::Train).unwrap_err());
     assert!(error.contains("trainval.txt") && error.contains("is there"), "{error}");
+    // `trainval` holds the images of `val`: they are not trained on where these are the test.
+    let count = |split| -> Result<usize> { Ok(source("voc2007", dir.path(), 50)?.load(split)?.len()) };
+    for name in ["000007", "000008", "000009"] {
+        write(name, size, &[("dog", [1, 1, 50, 50], 0)])?;
+    }
+    let list = |name: &str, images: &str| fs::write(root.join(format!("ImageSets/Main/{name}.txt")), images);
+    list("trainval", "000007\n000008\n000009\n")?;
+    assert_eq!((count(Split::Train)?, count(Split::Test)?), (3, 1));
+    fs::remove_file(root.join("ImageSets/Main/test.txt"))?;
+    list("train", "000007\n000008\n")?;
+    list("val", "000009\n")?;
+    assert_eq!((count(Split::Train)?, count(Split::Test)?), (2, 1));
     Ok(())
 }
 

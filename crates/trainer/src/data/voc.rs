@@ -1,6 +1,7 @@
 //! PASCAL VOC (Everingham et al. 2010) as it is distributed: `JPEGImages`, `Annotations`, `ImageSets/Main`.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -43,17 +44,28 @@ pub const CLASSES: [&str; 20] = [
     "tvmonitor",
 ];
 
+/// The list of a split's images. The official archives share none between `trainval` and `test`, and none between `train` and
+/// `val`, but `trainval` is these two together: where there is no `test`, `val` takes its place, and `train` alone is trained on.
+fn list(root: &Path, split: Split) -> Result<PathBuf> {
+    let of = |name: &str| root.join("ImageSets/Main").join(format!("{name}.txt"));
+    let is_there = |name: &str| of(name).is_file();
+    let names: &[&str] = match split {
+        Split::Test => &["test", "val"],
+        Split::Train if is_there("test") || !is_there("val") => &["trainval", "train"],
+        Split::Train => &["train"],
+    };
+    let Some(name) = names.iter().find(|name| is_there(name)) else {
+        let tried: Vec<_> = names.iter().map(|name| of(name).display().to_string()).collect();
+        bail!("none of {} is there: give the folder that holds VOC2007, or that folder itself", tried.join(", "));
+    };
+    Ok(of(name))
+}
+
 /// An image's label is the class of its largest object that is not difficult; all objects are kept.
 pub fn load(source: &Source, split: Split) -> Result<Images> {
     let root = source.folder();
     let root = if root.join("VOC2007").is_dir() { root.join("VOC2007") } else { root };
-    let names: &[&str] = if split == Split::Train { &["trainval", "train"] } else { &["test", "val"] };
-    let lists = names.iter().map(|name| root.join("ImageSets/Main").join(format!("{name}.txt")));
-    let list = lists.clone().find(|path| path.is_file());
-    let Some(list) = list else {
-        let tried: Vec<_> = lists.map(|p| p.display().to_string()).collect();
-        bail!("none of {} is there: give the folder that holds VOC2007, or that folder itself", tried.join(", "));
-    };
+    let list = list(&root, split)?;
     let text = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
     let prepare = source.prepare(224)?;
     let mut files = Files::new(prepare);
