@@ -186,6 +186,17 @@ fn epochs_are_functions_of_the_seed() -> Result<()> {
     Ok(())
 }
 
+/// What breaks while a batch is made ends the epoch with an error, not with silence.
+#[test]
+fn a_batch_that_cannot_be_made_is_told() {
+    let mut images = counted(30);
+    images.index.truncate(9);
+    let mut epoch = Epoch::new(&Arc::new(images), &loader(), 0, 0);
+    let told = epoch.find_map(Result::err).expect("an error");
+    assert!(told.to_string().contains("reading the images of a batch has failed"), "{told}");
+    assert!(epoch.next().is_none());
+}
+
 /// The view of an image does not depend on which others are used.
 #[test]
 fn limits_and_splits_keep_an_images_identity() -> Result<()> {

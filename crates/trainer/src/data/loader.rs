@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use cams::SampleId;
 use candle_core::{Device, Tensor};
 use rand::seq::SliceRandom;
@@ -125,7 +125,8 @@ impl Loader {
 /// its pool is the thread that waits for the batch.
 pub struct Epoch {
     batches: Receiver<Result<Batch>>,
-    _worker: JoinHandle<()>,
+    /// None once it has ended and been asked why.
+    worker: Option<JoinHandle<()>>,
 }
 
 impl Epoch {
@@ -144,13 +145,18 @@ impl Epoch {
                 }
             }
         });
-        Epoch { batches, _worker: worker }
+        Epoch { batches, worker: Some(worker) }
     }
 }
 
 impl Iterator for Epoch {
     type Item = Result<Batch>;
     fn next(&mut self) -> Option<Result<Batch>> {
-        self.batches.recv().ok()
+        if let Ok(batch) = self.batches.recv() {
+            return Some(batch);
+        }
+        // The last batch has been handed out, or the thread broke in the middle of one: what reads images is not all ours.
+        let ended = self.worker.take()?.join();
+        ended.err().map(|_| Err(anyhow!("reading the images of a batch has failed (see the message above)")))
     }
 }
