@@ -87,23 +87,25 @@ fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass
     })
 }
 
-/// Mean over the classes that are shown at all of the area under precision and recall, as a sum over the images that
-/// show the class, in falling order of its score (the VOC challenge since 2010). Entries are (score, shown).
+/// Mean over the classes that are shown at all of the area under precision and recall, as the VOC challenge has it since 2010: a
+/// step for every image that shows the class, in falling order of its score, each as high as the highest precision from
+/// there on. Entries are (score, shown).
 fn mean_average_precision(classes: Vec<Vec<(f32, f32)>>) -> Option<f64> {
     let mut each = vec![];
     for mut scores in classes {
         scores.retain(|(_, shown)| *shown != UNSAID);
         // Of equal scores those that are not shown come first: a constant is not rewarded.
         scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)));
-        let (mut found, mut sum) = (0.0, 0.0);
-        for (rank, (_, shown)) in scores.iter().enumerate() {
-            if *shown == 1.0 {
-                found += 1.0;
-                sum += found / (rank + 1) as f64;
-            }
-        }
-        if found > 0.0 {
-            each.push(100.0 * sum / found);
+        let ranks = scores.iter().enumerate().filter(|(_, (_, shown))| *shown == 1.0).map(|(at, _)| at + 1);
+        let precision: Vec<f64> = ranks.zip(1..).map(|(rank, found)| f64::from(found) / rank as f64).collect();
+        let mut highest: f64 = 0.0;
+        let steps = precision.iter().rev().map(|p| {
+            highest = highest.max(*p);
+            highest
+        });
+        let sum: f64 = steps.sum();
+        if !precision.is_empty() {
+            each.push(100.0 * sum / precision.len() as f64);
         }
     }
     (!each.is_empty()).then(|| each.iter().sum::<f64>() / each.len() as f64)
@@ -121,6 +123,9 @@ mod tests {
         let found = mean_average_precision(vec![first, second, vec![(0.3, 0.0)]]);
         let expected = 100.0 * ((1.0 + 2.0 / 3.0) / 2.0 + 0.5) / 2.0;
         assert!((found.unwrap() - expected).abs() < 1e-12, "{found:?}");
+        // Ranks 2 and 3: 1/2 there, but 2/3 from there on.
+        let late = vec![(0.9, 0.0), (0.5, 1.0), (0.7, 1.0)];
+        assert!((mean_average_precision(vec![late]).unwrap() - 100.0 * 2.0 / 3.0).abs() < 1e-12);
         assert_eq!(mean_average_precision(vec![vec![]]), None);
     }
 }
