@@ -181,11 +181,13 @@ pub fn curve(scorer: &Scorer, course: &Course, class: u32, budget: usize) -> Res
     Ok(found)
 }
 
-/// Area under a curve over the part of the pixels that have gone, by trapezoids; None of fewer than two points, or
-/// where one of them is not finite.
-pub fn area(curve: &[f64]) -> Option<f64> {
-    let intervals = curve.len().checked_sub(1).filter(|n| *n > 0 && is_finite(curve))?;
-    Some(curve.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).sum::<f64>() / intervals as f64)
+/// Area under a curve of [`curve`] over the part of the pixels that have gone, by trapezoids; the last of the steps may have
+/// fewer of the image's `pixels` than `step`. None where the curve has not a point per step and one before, or one that is not
+/// finite.
+pub fn area(curve: &[f64], step: usize, pixels: usize) -> Option<f64> {
+    let whole = step > 0 && pixels > 0 && curve.len() == pixels.div_ceil(step) + 1 && is_finite(curve);
+    let width = |at: usize| step.min(pixels - at * step) as f64 / pixels as f64;
+    whole.then(|| curve.windows(2).enumerate().map(|(at, pair)| (pair[0] + pair[1]) / 2.0 * width(at)).sum())
 }
 
 #[cfg(test)]
@@ -227,7 +229,7 @@ mod tests {
             let (whole, masked) = ([0.8, broken, 0.8], [broken, 0.5, 0.6]);
             assert_eq!(drops(&whole, &masked), [None, None, Some(100.0 * (0.8 - 0.6) / 0.8)]);
             assert_eq!(increases(&whole, &masked), [None, None, Some(0.0)]);
-            assert_eq!(area(&[1.0, broken, 0.0]), None);
+            assert_eq!(area(&[1.0, broken, 0.0], 2, 4), None);
         }
         // A mask of a map that is no number is none either, however it is muted; its neighbour's is what it was.
         let map = Tensor::new(&[[[1f64, f64::NAN], [2.0, 5.0]], [[1.0, 3.0], [2.0, 5.0]]], &Device::Cpu)?;
@@ -283,8 +285,10 @@ mod tests {
             let up = curve(&scorer(&model), &course(2, Way::Insertion), 0, budget)?;
             testkit::assert_close("insertion", &up, &[0.0, 6.0, 8.0].map(logistic), 1e-15);
         }
-        assert_eq!(area(&[1.0, 0.5, 0.0]), Some(0.5));
-        assert_eq!(area(&[1.0]), None);
+        assert_eq!(area(&[1.0, 0.5, 0.0], 2, 4), Some(0.5));
+        // Of four pixels three in the first step and one in the second: the same line has the same area.
+        assert_eq!(area(&[1.0, 0.25, 0.0], 3, 4), Some(0.5));
+        assert_eq!((area(&[1.0], 1, 4), area(&[1.0, 0.0], 0, 4), area(&[1.0, 0.0], 1, 0)), (None, None, None));
         // A constant model's curve is flat.
         let course = Course { image: &image, baseline: &zero, order: &order, step: 1, way: Way::Insertion };
         let flat = curve(&scorer(&none), &course, 0, 3)?;

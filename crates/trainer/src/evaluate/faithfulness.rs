@@ -196,7 +196,7 @@ impl Measured<'_> {
                 {
                     let course = Course { image: &image, baseline: &baseline, order: &order, step, way };
                     let found = curve(&scorer, &course, classes[i], o.batch)?;
-                    all[i].values.extend(area(&found).map(|area| (name.to_string(), area)));
+                    all[i].values.extend(area(&found, step, h * w).map(|area| (name.to_string(), area)));
                     all[i].curves.insert(name.into(), found);
                 }
             }

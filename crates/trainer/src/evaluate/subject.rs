@@ -53,8 +53,8 @@ impl Model {
         let all = source.load(split)?;
         ensure!(
             !matches!(class, Class::Label) || all.classes == network.architecture.classes,
-            "{} tells {} classes apart and {} has {}, whose numbers are not the model's: choose images of its classes, or \
-             explain the class that the model names (class = \"top1\", where labels are not needed)",
+            "{} tells {} classes apart and {} has {}, whose numbers are not the model's: choose images of its \
+             classes, or, where no labels are needed (evaluate faithfulness), explain the class that the model names: class = \"top1\"",
             self.checkpoint.display(),
             network.architecture.classes,
             self.images,
@@ -70,8 +70,9 @@ impl Model {
     }
 }
 
-/// Counts what a figure has meant: 2 since a map that is not finite has none and likeness is a median.
-const FIGURES: u32 = 2;
+/// Counts what a figure has meant: 2 since a map that is not finite has none and likeness is a median, 3 since a curve's last
+/// step counts by its pixels.
+const FIGURES: u32 = 3;
 
 impl Subject {
     /// What an evaluation of this model depends on, as a short hash: weights, images, what its figures mean, and `what` else.
