@@ -40,6 +40,12 @@ fn divergence_is_named() -> Result<()> {
     let dir = lab()?;
     let call = train(&dir, "run", &["optim.lr=1e30", "train.epochs=5", "optim.warmup=0.0"]);
     call.assert_fails(1, &["at step", "ce ", "learning rate", "train.clip"]);
+    // A single step, and it leaves the numbers: nothing is written that cannot be read.
+    let sets = ["optim.lr=1e39", "optim.warmup=0.0", "optim.schedule=constant", "data.limit=32", "data.validation=100"];
+    train(&dir, "step", &sets).assert_fails(1, &["weights are not finite after step 1"]);
+    for file in ["last.safetensors", "best.safetensors", "state.safetensors"] {
+        assert!(!std::path::Path::new(&path(&dir, "step")).join(file).exists(), "{file}");
+    }
     Ok(())
 }
 

@@ -30,6 +30,8 @@ impl Run<'_> {
         recorder: &mut Recorder,
     ) -> Result<()> {
         let (t, state) = (&self.config.train, &self.state);
+        let weights = self.learner.model.state_dict()?;
+        state.check(&weights)?;
         let evaluation = evaluate_quickly(&self.learner.model, curve)?;
         let n = state.sums.images.max(1.0);
         let (name, word) = if held_out { ("val_error", "validation") } else { ("test_error", "test") };
@@ -59,9 +61,9 @@ impl Run<'_> {
         ));
         if held_out && evaluation.error < self.state.best {
             self.state.best = evaluation.error;
-            self.save_weights(&dir.join("best.safetensors"), &self.learner.model.state_dict()?, epoch + 1, None)?;
+            self.save_weights(&dir.join("best.safetensors"), &weights, epoch + 1, None)?;
         }
-        self.save_weights(&dir.join("last.safetensors"), &self.learner.model.state_dict()?, epoch + 1, None)?;
+        self.save_weights(&dir.join("last.safetensors"), &weights, epoch + 1, None)?;
         self.state.epochs.push(EpochFigures {
             train_error,
             train_loss: self.state.sums.total / n,

@@ -85,18 +85,23 @@ impl State {
         }
     }
 
-    /// Writes the file; refuses weights that are not finite, so that the last good state stays.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let StateDict { parameters, running } = &self.student;
-        let finite = parameters.iter().chain(running).all(|v| v.is_finite());
-        if !finite {
-            let what = format!(
-                "the weights are not finite after step {}: training has diverged. The last saved state is kept; a smaller \
-                 optim.lr or train.clip = 1.0 usually helps",
-                self.step
-            );
-            bail!(Diverged { step: self.step, terms: vec![], what });
+    /// Refuses weights that are not finite, so that the last good files stay.
+    pub fn check(&self, weights: &StateDict) -> Result<()> {
+        if weights.parameters.iter().chain(&weights.running).all(|v| v.is_finite()) {
+            return Ok(());
         }
+        let what = format!(
+            "the weights are not finite after step {}: training has diverged. The last saved state is kept; a smaller optim.lr or \
+             train.clip = 1.0 usually helps",
+            self.step
+        );
+        bail!(Diverged { step: self.step, terms: vec![], what });
+    }
+
+    /// Writes the file; its weights are [`check`](Self::check)ed first.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.check(&self.student)?;
+        let StateDict { parameters, running } = &self.student;
         let vectors = [
             ("parameters", parameters),
             ("running", running),
