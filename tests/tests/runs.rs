@@ -281,6 +281,7 @@ fn every_choice_of_the_explanation_term_counts() -> Result<()> {
         "loss.control=random",
         "loss.control=shuffled",
         "loss.class=teacher_top1",
+        "loss.class=3",
         "loss.schedule.explanation.ramp=2.0",
     ] {
         let run = set.replace(['.', '='], "-");
@@ -296,6 +297,18 @@ fn every_choice_of_the_explanation_term_counts() -> Result<()> {
             panic!("{set} and {same} give the same loss {value}");
         }
     }
+    Ok(())
+}
+
+/// A class that a loss cannot explain, and what it can.
+#[test]
+fn classes_of_a_loss_are_named() -> Result<()> {
+    let lab = Lab::new()?;
+    let refused = |set: &str, parts: &[&str]| lab.train("refused", &["--set", set]).assert_fails(1, parts);
+    refused("loss.class=top1", &["loss.class", "the class that the student names", "\"teacher_top1\""]);
+    refused("loss.class=teacher_top", &["loss.class", "did you mean", "teacher_top1"]);
+    refused("loss.class=-1", &["loss.class", "-1", "a class's number"]);
+    refused("loss.class=10", &["loss.class is 10", "10 classes, 0 to 9"]);
     Ok(())
 }
 
@@ -341,6 +354,10 @@ fn the_saved_configuration_repeats_the_run() -> Result<()> {
     lab.train("one", &[]).json();
     call(&["train", &lab.path("one/config.toml"), "--run", &lab.path("two"), "--quiet", "--json"]).json();
     lab.assert_same("one", "two");
+    // A run's folder may be moved; what it came to is told of where it lies now.
+    std::fs::rename(lab.path("two"), lab.path("moved"))?;
+    let moved = call(&["train", &lab.path("moved/config.toml"), "--run", &lab.path("moved"), "--resume", "--json"]);
+    assert_eq!(moved.json()["run"], lab.path("moved"));
     Ok(())
 }
 

@@ -201,11 +201,15 @@ fn write(path: &Path, found: &Explained, n: usize) -> Result<()> {
     for o in &found.outcomes {
         let shape = [n, o.shape[0], o.shape[1]];
         tensors.insert(o.method.to_string(), Entry::f32(&shape, &o.values));
-        if !o.error.is_empty() {
-            // A deterministic rule's estimate of its own error is no standard error.
-            let sampled = o.estimators.iter().all(|e| *e == "mc");
-            let what = if sampled { "standard_error" } else { "error_estimate" };
-            tensors.insert(format!("{}.{what}", o.method), Entry::f32(&shape, &o.error));
+        // A deterministic rule's estimate of its own error is no standard error: each has its own tensor, NaN where the other is.
+        for (what, sampled) in [("standard_error", true), ("error_estimate", false)] {
+            let of = |e: &&str| (*e == "mc") == sampled;
+            if o.error.is_empty() || !o.estimators.iter().any(|e| of(&e)) {
+                continue;
+            }
+            let images = o.error.chunks(shape[1] * shape[2]).zip(&o.estimators);
+            let values = images.flat_map(|(error, e)| error.iter().map(move |x| if of(&e) { *x } else { f32::NAN }));
+            tensors.insert(format!("{}.{what}", o.method), Entry::f32(&shape, &values.collect::<Vec<f32>>()));
         }
     }
     let classes: Vec<i64> = found.classes.iter().map(|c| i64::from(*c)).collect();

@@ -36,6 +36,7 @@ impl MapOf {
         Ok(match self.class {
             Class::TeacherTop1 => teacher.argmax(D::Minus1)?,
             Class::Label => labels.clone(),
+            Class::Number(class) => Tensor::full(class, labels.shape(), labels.device())?,
         })
     }
 

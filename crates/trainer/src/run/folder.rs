@@ -87,8 +87,9 @@ pub fn outcome(config: &Config, inputs: &Inputs, dir: &Path) -> Result<Option<Re
     if let Some(report) = &report {
         check_inputs(&report.inputs, inputs, dir)?;
     }
-    // A run that is to be made longer has a report, but not its own.
-    Ok(report.filter(|r| r.epochs == config.train.epochs))
+    // A run that is to be made longer has a report, but not its own. The folder may have been moved.
+    let own = report.filter(|r| r.epochs == config.train.epochs);
+    Ok(own.map(|r| Report { run: dir.to_path_buf(), ..r }))
 }
 
 pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {

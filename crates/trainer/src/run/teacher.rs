@@ -11,6 +11,7 @@ use crate::config::{Config, Teacher as Section};
 use crate::data::{Images, Split};
 use crate::distill::cache::{self, Cache, Key};
 use crate::distill::teacher::Frozen;
+use crate::distill::terms::Class;
 use crate::distill::{Objective, Part};
 use crate::evaluate::evaluate;
 use crate::files::sha256;
@@ -59,6 +60,9 @@ pub fn load(
         file.name(),
         images.classes
     );
+    if let Class::Number(class) = config.loss.class {
+        ensure!((class as usize) < classes, "loss.class is {class}; there are {classes} classes, 0 to {}", classes - 1);
+    }
     let (test_error, mut note) = check_error(&file, &network, config)?;
     let parts = objective.parts(&network)?;
     let mut cache = None;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use cams::methods::Methods;
 use cams::ranges::{Range, Ranges, from};
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Loss, NAMES, Weights};
 use crate::distill::output::MapOf;
@@ -42,15 +42,61 @@ impl fmt::Display for Distance {
     }
 }
 
-/// Which class is explained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Which class is explained: `"label"`, `"teacher_top1"`, or a class's number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
     /// The label.
     #[default]
     Label,
     /// The teacher's most probable class.
     TeacherTop1,
+    /// This one, of every image.
+    Number(u32),
+}
+
+impl Serialize for Class {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Class::Label => serializer.serialize_str("label"),
+            Class::TeacherTop1 => serializer.serialize_str("teacher_top1"),
+            Class::Number(n) => serializer.serialize_u32(*n),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Class {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Class, D::Error> {
+        struct Given;
+        impl Visitor<'_> for Given {
+            type Value = Class;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "\"label\", \"teacher_top1\" or a class's number")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Class, E> {
+                match name {
+                    "label" => Ok(Class::Label),
+                    "teacher_top1" => Ok(Class::TeacherTop1),
+                    // The teacher, whose answers may be stored, is asked before the student has said anything.
+                    "top1" => Err(E::custom(
+                        "\"top1\" would be the class that the student names, which the teacher's map cannot follow: expected \
+                         \"label\", \"teacher_top1\" or a class's number",
+                    )),
+                    _ => Err(E::unknown_variant(name, &["label", "teacher_top1"])),
+                }
+            }
+
+            fn visit_i64<E: Error>(self, n: i64) -> Result<Class, E> {
+                u32::try_from(n).map(Class::Number).map_err(|_| E::invalid_value(Unexpected::Signed(n), &self))
+            }
+
+            fn visit_u64<E: Error>(self, n: u64) -> Result<Class, E> {
+                u32::try_from(n).map(Class::Number).map_err(|_| E::invalid_value(Unexpected::Unsigned(n), &self))
+            }
+        }
+        deserializer.deserialize_any(Given)
+    }
 }
 
 /// What the gradient of a map at an inner layer takes into account. At the last layer closed forms cover everything.
