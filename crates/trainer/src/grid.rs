@@ -142,6 +142,12 @@ impl Grid {
                         let mut table = base.clone();
                         merge(&mut table, block.config.clone());
                         merge(&mut table, over);
+                        if let Some(key) = file.seed_keys.iter().find(|key| holds(&table, key)) {
+                            bail!(
+                                "{}/{cell} sets {key}, which the grid gives every run: say seeds = [...] of the block, or --seeds A..B",
+                                block.name
+                            );
+                        }
                         for set in &choice.set {
                             apply(&mut table, set)?;
                         }
@@ -182,6 +188,13 @@ impl Grid {
             format!("{}-{}", self.name, self.profile)
         })
     }
+}
+
+/// Whether a configuration says something of `a.b`.
+fn holds(table: &Table, key: &str) -> bool {
+    let mut keys = key.split('.');
+    let first = keys.next().and_then(|first| table.get(first));
+    keys.fold(first, |value, key| value?.get(key)).is_some()
 }
 
 #[cfg(test)]
@@ -265,6 +278,8 @@ mod tests {
                 "seed_keys = ['data.limit']\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
                 "\"data.limit\" is no seed",
             ),
+            ("[[block]]\nname = 'a'\naxes = { 'train.seed' = [1, 2] }", "a/seed=1 sets train.seed"),
+            ("config.train.seed = 3\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "a/x sets train.seed"),
             ("stages = [{ block = 'c' }]\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "unknown block \"c\""),
         ] {
             let error = format!("{:#}", grid(text, &Choice::default()).unwrap_err());

@@ -1,6 +1,7 @@
 //! What a grid will cost, from a measured step on this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Add;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -114,7 +115,9 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
             known.0 = known.0.max(count);
         }
     }
-    cost.cache_hours = views.values().map(|(n, s)| *n as f64 * s.steps as f64 * s.teacher_ms / 3.6e6).sum();
+    // The sum of nothing is -0.
+    cost.cache_hours =
+        views.values().map(|(n, s)| *n as f64 * s.steps as f64 * s.teacher_ms / 3.6e6).fold(0.0, Add::add);
     Ok(cost)
 }
 

@@ -13,11 +13,12 @@ use anyhow::{Context, Result};
 
 use self::process::Process;
 use super::ledger::{self, Event};
-use super::progress::Board;
+use super::progress::{Board, time};
 use super::table::arithmetic;
 use super::{Cell, Grid};
 use crate::config::{Config, Dtype};
 use crate::error::{Diverged, sentence};
+use crate::report::statistics;
 use crate::run::claim::Claim;
 use crate::run::prepare::{Prepared, prepare};
 use crate::run::{self, Inputs, JudgedBy};
@@ -74,6 +75,11 @@ pub enum Status {
 }
 
 impl Status {
+    /// Whether something came of it.
+    fn is_a_result(&self) -> bool {
+        matches!(self, Status::Done { .. } | Status::Diverged(_))
+    }
+
     /// Whether there is nothing left to do for it.
     pub fn is_over(&self) -> bool {
         matches!(self, Status::Done { .. } | Status::Diverged(_) | Status::Failed(_))
@@ -114,7 +120,7 @@ pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
     work.board.say(&format!(
         "{}: {} of {} runs are done; {} side by side, {} threads each",
         out.display(),
-        work.statuses.iter().filter(|s| s.is_over()).count(),
+        work.statuses.iter().filter(|s| s.is_a_result()).count(),
         grid.cells.len(),
         options.jobs,
         options.threads
@@ -270,24 +276,28 @@ impl<'g> Work<'g> {
     /// How long a run takes, by the finished ones of its block.
     fn expected(&self, at: usize) -> Option<Duration> {
         let block = &self.grid.cells[at].block;
-        let cells = self.grid.cells.iter().zip(&self.statuses).filter(|(cell, _)| cell.block == *block);
+        self.mean_time(|cell| cell.block == *block)
+    }
+
+    /// How long the finished runs of some cells have taken.
+    fn mean_time(&self, of: impl Fn(&Cell) -> bool) -> Option<Duration> {
+        let cells = self.grid.cells.iter().zip(&self.statuses).filter(|(cell, _)| of(cell));
         let done: Vec<f64> = cells
             .filter_map(|(_, status)| match status {
                 Status::Done { seconds, .. } => Some(*seconds),
                 _ => None,
             })
             .collect();
-        let sum: f64 = done.iter().sum();
-        (!done.is_empty()).then(|| Duration::from_secs_f64(sum / done.len() as f64))
+        (!done.is_empty()).then(|| Duration::from_secs_f64(statistics::mean(&done)))
     }
 
-    /// When everything will be done, if the finished runs tell.
+    /// When everything will be done, if the finished runs tell; a block that has none takes what the others do.
     fn eta(&self) -> Option<Duration> {
-        let mut seconds = 0.0;
+        let (all, mut seconds) = (self.mean_time(|_| true)?, 0.0);
         for at in (0..self.runs.len()).filter(|at| !self.statuses[*at].is_over()) {
             let process = self.processes.iter().find(|p| p.cell == at);
             let spent = process.map_or(0.0, |p| p.began.elapsed().as_secs_f64());
-            seconds += (self.expected(at)?.as_secs_f64() - spent).max(0.0);
+            seconds += (self.expected(at).unwrap_or(all).as_secs_f64() - spent).max(0.0);
         }
         Some(Duration::from_secs_f64(seconds / self.options.jobs as f64))
     }
@@ -353,7 +363,12 @@ impl<'g> Work<'g> {
             Status::Done { .. } | Status::Diverged(_) if self.is_older(at, process.since) => {}
             Status::Done { error, judged_by, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
-                self.board.say(&format!("{id} done: {error:.2} % of the {} wrong, {seconds:.0} s", judged_by.name()));
+                let told = format!("{id} done: {error:.2} % of the {} wrong, {seconds:.0} s", judged_by.name());
+                self.statuses[at] = status;
+                // Its own time tells more than what was known before.
+                let to_go = self.eta().filter(|eta| !eta.is_zero());
+                self.board.say(&to_go.map_or(told.clone(), |eta| format!("{told}; about {} to go", time(eta))));
+                return Ok(());
             }
             Status::Diverged(what) => {
                 ledger::append(out, &id, Event::Diverged, what)?;
