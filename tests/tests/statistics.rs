@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
-use trainer::report::statistics;
+use trainer::report::statistics::{self, Design};
 
 fn close(what: &str, found: f64, expected: &Value) {
     let expected = expected.as_f64().unwrap_or_else(|| panic!("{what}: no number"));
@@ -44,12 +44,36 @@ fn as_scipy_and_statsmodels() -> Result<()> {
         close("McNemar", statistics::mcnemar(case["b"].as_u64().unwrap(), case["c"].as_u64().unwrap()), &case["p"]);
     }
     assert_eq!(statistics::mcnemar(0, 0), 1.0);
-    // The least numbers of runs whose power is 80 %, as statsmodels has it.
-    for case in fixture["power_at_needed"].as_array().unwrap() {
-        let n = statistics::runs_needed(case["gap"].as_f64().unwrap(), case["sd"].as_f64().unwrap()).unwrap();
-        assert_eq!(n as u64, case["n"].as_u64().unwrap());
-        assert!((case["power"].as_f64().unwrap() - 0.8).abs() < 0.015, "{case}");
+    let welch = statistics::welch(&a, &c).unwrap();
+    close("Welch's p", welch.p, &fixture["ac_welch"]["p"]);
+    close("Welch's df", welch.df, &fixture["ac_welch"]["df"]);
+    for case in fixture["alike"].as_array().unwrap() {
+        let groups: Vec<Vec<f64>> = serde_json::from_value(case["groups"].clone())?;
+        let found = statistics::alike(&groups).unwrap();
+        close("intraclass correlation", found.correlation, &case["correlation"]);
+        close("p of the conditions", found.p, &case["p"]);
     }
+    let constant = [vec![1.0, 2.0], vec![3.0, 4.0]];
+    assert!(statistics::alike(&constant).is_none() && statistics::alike(&[vec![1.0, 2.0], vec![3.0]]).is_none());
+    // The least numbers of runs whose power is 80 %, as the distributions have it.
+    let number = |of: &Value| of.as_f64().unwrap();
+    let least = |case: &Value, found: Option<usize>| {
+        assert_eq!(found.map(|n| n as u64), case["n"].as_u64(), "{case}");
+        assert!(number(&case["power"][1]) > 0.79 && number(&case["power"][0]) < 0.81, "{case}");
+    };
+    for case in fixture["power_at_needed"].as_array().unwrap() {
+        let [cells, tests] = ["cells", "tests"].map(|key| case[key].as_u64().unwrap() as usize);
+        least(case, Design { cells, tests }.runs_needed(number(&case["gap"]), number(&case["sd"])));
+    }
+    close("power of two", number(&fixture["power_at_needed"][0]["power"][1]), &fixture["power_of_two"]);
+    for case in fixture["equivalence_at_needed"].as_array().unwrap() {
+        let design = Design { cells: case["cells"].as_u64().unwrap() as usize, tests: 1 };
+        least(case, design.runs_for_equivalence(number(&case["margin"]), number(&case["sd"])));
+    }
+    // What does not scatter is not compared, even if its sums are rounded.
+    let rounded = [6.7, 6.7, 6.7 + 1e-15];
+    assert_eq!(statistics::pooled([&rounded[..]]).unwrap().sd, 0.0);
+    assert!(statistics::unpaired(&rounded, &a, statistics::pooled([&rounded[..]]).unwrap()).is_none());
     assert!(
         statistics::sd(&[1.0]).is_none()
             && statistics::pooled([&[1.0][..]]).is_none()

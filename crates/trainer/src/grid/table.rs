@@ -2,19 +2,22 @@
 //! that says.
 
 pub(super) mod arithmetic;
+mod compare;
+mod figures;
 mod folders;
 mod show;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use folders::{Cell, Run, check, id, walk};
+use folders::{Cell, check, walk};
 use serde::Deserialize;
 
-use crate::report::statistics::{self, Difference, Pooled};
-use crate::run::{JudgedBy, bits};
+use crate::report::statistics::{Alike, Design, Difference, Pooled};
+use crate::run::JudgedBy;
 
 /// What a `table.toml` beside the runs may add: the published values, the margin, and what is compared with what.
 #[derive(Clone, Debug, Deserialize)]
@@ -46,6 +49,8 @@ pub struct Comparison {
     pub difference: Difference,
     /// Its probability, corrected by Holm over the block.
     pub holm: f64,
+    /// The same with each cell's own standard deviation (Welch); not corrected.
+    pub welch: Option<Difference>,
     /// p of the two one-sided tests of a difference of at least the margin; not corrected.
     pub equivalence: f64,
     /// The same difference by pairs of one seed, and how the pairs correlate.
@@ -53,8 +58,19 @@ pub struct Comparison {
     /// Images on which only this cell's run is wrong, only the other's, for each seed that both have. The images are
     /// the same each time: the counts of several seeds are no larger sample of images.
     pub discordant: Vec<(u64, u64)>,
-    /// Runs per side that would show a difference of this size.
+    /// Runs a cell that would show a difference of this size.
     pub needed: Option<usize>,
+    /// Runs of the other that diverged.
+    pub diverged: usize,
+}
+
+/// A mean over a cell's runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Mean {
+    /// The mean.
+    pub value: f64,
+    /// Half of its 95 % interval, with the standard deviation that its block's cells share.
+    pub half_width: Option<f64>,
 }
 
 /// A cell's figures.
@@ -79,16 +95,20 @@ pub struct CellFigures {
     pub published: Option<f64>,
     /// Against its reference, if it has one.
     pub comparison: Option<Comparison>,
-    /// The cell that `table.toml` compares it with, where that has no finished run.
-    pub awaits: Option<String>,
+    /// The cell that it should be compared with and is not, and why.
+    pub not_compared: Option<String>,
+    /// The cell whose runs its own are: the same test images wrong and the same loss, seed by seed.
+    pub identical: Option<String>,
     /// Mean negative log-likelihood on the test images.
-    pub nll: Option<f64>,
+    pub nll: Option<Mean>,
     /// Test images on which student and teacher name the same class, in percent.
-    pub same_class: Option<f64>,
+    pub same_class: Option<Mean>,
     /// KL(teacher || student) on the test images.
-    pub kl: Option<f64>,
+    pub kl: Option<Mean>,
     /// Of the maps of its own interpreter, or of Grad-CAM: Pearson correlation, cosine, overlap of the highest fifth.
-    pub maps: [Option<f64>; 3],
+    pub maps: [Option<Mean>; 3],
+    /// The correlation of the same method's maps in the cell that it is compared with.
+    pub maps_without: Option<f64>,
     /// The explanation term's share of the gradient's length: weight times norm, over that of the whole.
     pub share: Option<f64>,
     /// Every run's error, by seed.
@@ -110,14 +130,32 @@ impl CellFigures {
     }
 }
 
+/// How the runs of a block's cells scatter, and what that lets one see.
+pub struct Spread {
+    /// The standard deviation of the error that its cells share.
+    pub pooled: Pooled,
+    /// Of its comparisons.
+    pub design: Design,
+    /// Seeds that all its cells have.
+    pub seeds: BTreeSet<u64>,
+    /// Whether some have others too.
+    pub uneven: bool,
+    /// What the seeds that all have make alike.
+    pub alike: Option<Alike>,
+}
+
 /// Everything that is said of a grid.
 pub struct Summary {
     /// Of each cell, block by block.
     pub cells: Vec<CellFigures>,
     /// The margin of equivalence.
     pub margin: f64,
-    /// The blocks' shared standard deviations.
-    pub pooled: BTreeMap<String, Pooled>,
+    /// Of each block in which a cell has two runs.
+    pub spreads: BTreeMap<String, Spread>,
+    /// Blocks in which none has, though some would be compared.
+    pub single: BTreeSet<String>,
+    /// Pairs of runs of one cell whose test images McNemar's test tells apart at 5 %, and all such pairs.
+    pub same_cell: (usize, usize),
     /// The runs' profile.
     pub profile: String,
     /// Blocks and cells that `table.toml` speaks of and that have no run.
@@ -188,175 +226,37 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     // Within a block a cell without the term comes first, and numbers in their order.
     cells.sort_by(|a, b| {
         let key = |c: &Cell| (c.block.clone(), stem(&c.name).to_string(), !c.name.ends_with("none"));
-        let number = |c: &Cell| c.name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(f64::INFINITY);
+        let last =
+            |name: &str| name.rsplit_once('=').or(name.rsplit_once('-')).and_then(|(_, n)| n.parse::<f64>().ok());
+        let number = |c: &Cell| last(&c.name).unwrap_or(f64::INFINITY);
         key(a).cmp(&key(b)).then(number(a).total_cmp(&number(b))).then(a.name.cmp(&b.name))
     });
     let mut summary = Summary {
         cells: vec![],
         margin: about.margin,
-        pooled: BTreeMap::new(),
+        spreads: BTreeMap::new(),
+        single: BTreeSet::new(),
+        same_cell: compare::pairs_of_one_cell(&cells),
         profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
         absent: about.held_out.iter().chain(about.against.keys()).cloned().collect(),
     };
     summary.absent.retain(|name| !cells.iter().any(|c| c.block == *name || c.id() == *name));
     let blocks: BTreeSet<&String> = cells.iter().map(|c| &c.block).collect();
     for block in blocks {
-        add_block(&mut summary, block, &cells, &about)?;
+        let own: Vec<&Cell> = cells.iter().filter(|c| c.block == *block).collect();
+        let mut rows = figures::of(&own, &about);
+        let family = compare::family(&own, &mut rows, &cells, &about)?;
+        if let Some(spread) = figures::spread(&own, family) {
+            summary.spreads.insert(block.clone(), spread);
+        } else if family.tests > 0 {
+            summary.single.insert(block.clone());
+        }
+        summary.cells.extend(rows);
     }
     Ok(summary)
-}
-
-/// Adds the figures of a block's cells and its family of comparisons.
-fn add_block(summary: &mut Summary, block: &str, cells: &[Cell], about: &About) -> Result<()> {
-    let own: Vec<&Cell> = cells.iter().filter(|c| c.block == block).collect();
-    let shared = statistics::pooled(own.iter().map(|c| c.errors()).collect::<Vec<_>>().iter().map(Vec::as_slice));
-    let mut rows: Vec<CellFigures> = own.iter().map(|cell| figures(cell, shared, about)).collect();
-    let mut references: Vec<Option<&Cell>> = vec![];
-    for (cell, row) in own.iter().zip(&mut rows) {
-        let named = reference(cell, about);
-        let found = named
-            .as_ref()
-            .and_then(|n| cells.iter().find(|c| c.block == n.block && c.name == n.name && !c.runs.is_empty()));
-        row.awaits = named.filter(|n| n.asked && found.is_none()).map(|n| id(&n.block, &n.name));
-        references.push(found.filter(|_| !cell.runs.is_empty()));
-    }
-    // Tests: cells of other blocks that these are compared with say what seeds do, too, once each.
-    let others: BTreeMap<String, &Cell> =
-        references.iter().flatten().filter(|r| r.block != block).map(|r| (r.id(), *r)).collect();
-    let compared: Vec<Vec<f64>> = own.iter().copied().chain(others.into_values()).map(Cell::errors).collect();
-    if let Some(pooled) = statistics::pooled(compared.iter().map(Vec::as_slice)) {
-        for (row, (cell, reference)) in rows.iter_mut().zip(own.iter().zip(references)) {
-            row.comparison = reference.map(|r| compare(cell, r, pooled, about.margin)).transpose()?.flatten();
-        }
-    }
-    let family: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
-    let p: Vec<f64> = family.iter().map(|c| c.difference.p).collect();
-    family.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
-    summary.cells.extend(rows);
-    summary.pooled.extend(shared.map(|p| (block.to_string(), p)));
-    Ok(())
 }
 
 /// A name without its last part: `kd` of `kd-grad_cam`.
 fn stem(name: &str) -> &str {
     name.rsplit_once('-').map_or(name, |(stem, _)| stem)
-}
-
-/// A cell that another is compared with.
-struct Named {
-    block: String,
-    name: String,
-    /// By `table.toml`.
-    asked: bool,
-}
-
-/// The one that `table.toml` names for the cell or for its block, or the one without the term, `STEM-none`. None is compared
-/// with itself.
-fn reference(cell: &Cell, about: &About) -> Option<Named> {
-    let named = match about.against.get(&cell.id()).or_else(|| about.against.get(&cell.block)) {
-        Some(asked) => {
-            let (block, name) = asked.rsplit_once('/').unwrap_or((&cell.block, asked));
-            Named { block: block.into(), name: name.into(), asked: true }
-        }
-        None => Named { block: cell.block.clone(), name: format!("{}-none", stem(&cell.name)), asked: false },
-    };
-    (named.block != cell.block || named.name != cell.name).then_some(named)
-}
-
-fn figures(cell: &Cell, pooled: Option<Pooled>, about: &About) -> CellFigures {
-    let errors = cell.errors();
-    let interpreter = cell.setting("loss.interpreter");
-    let matched = cell.runs.iter().any(|r| r.report.gradient_norms.contains_key("explanation"));
-    let alike = |run: &Run| {
-        let maps = &run.report.agreement.as_ref()?.maps;
-        maps.get(if matched { interpreter.as_str() } else { "grad_cam" }).or_else(|| maps.get("grad_cam")).copied()
-    };
-    let weight: Option<f64> = cell.setting("loss.weights.explanation").parse().ok();
-    let share = |run: &Run| {
-        let norms = &run.report.gradient_norms;
-        Some(100.0 * weight? * norms.get("explanation")? / norms.get("total")?)
-    };
-    let tested = |figure: Option<f64>| figure.filter(|_| cell.judged_by == JudgedBy::TestImages);
-    CellFigures {
-        block: cell.block.clone(),
-        cell: cell.id(),
-        judged_by: cell.judged_by,
-        n: errors.len(),
-        diverged: cell.diverged.len(),
-        error: statistics::mean(&errors),
-        half_width: pooled.filter(|_| !errors.is_empty()).map(|p| statistics::half_width(p, errors.len())),
-        sd: statistics::sd(&errors),
-        published: about.published.get(&cell.id()).copied(),
-        comparison: None,
-        awaits: None,
-        nll: tested(cell.mean(|r| Some(r.report.test_loss))),
-        same_class: tested(cell.mean(|r| Some(r.report.agreement.as_ref()?.same_class))),
-        kl: tested(cell.mean(|r| Some(r.report.agreement.as_ref()?.kl))),
-        maps: [
-            tested(cell.mean(|r| Some(alike(r)?.pearson))),
-            tested(cell.mean(|r| Some(alike(r)?.cosine))),
-            tested(cell.mean(|r| Some(alike(r)?.top20))),
-        ],
-        share: cell.mean(share),
-        runs: cell.runs.iter().map(|r| r.seed).zip(errors).collect(),
-        curve_of: cell.runs.first().map_or(cell.judged_by, Run::curve_of),
-        curve: (0..).map_while(|at| mean_at(&cell.runs, at)).collect(),
-        commits: cell.runs.iter().flat_map(|r| r.report.commits.iter().chain([&r.report.commit])).cloned().collect(),
-        machines: cell.runs.iter().map(|r| r.report.machine.clone()).collect(),
-    }
-}
-
-/// The mean of the runs' errors after an epoch, if all have it.
-fn mean_at(runs: &[Run], at: usize) -> Option<f64> {
-    let errors: Option<Vec<f64>> = runs.iter().map(|run| run.report.curve.get(at).copied()).collect();
-    errors.filter(|errors| !errors.is_empty()).map(|errors| statistics::mean(&errors))
-}
-
-fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, margin: f64) -> Result<Option<Comparison>> {
-    let input = |c: &Cell, what: &str| c.runs.first().and_then(|r| r.report.inputs.get(what).cloned());
-    ensure!(
-        cell.judged_by == reference.judged_by,
-        "{} is judged by {}, {} by {} (held_out in table.toml): they cannot be compared",
-        cell.id(),
-        cell.judged_by.name(),
-        reference.id(),
-        reference.judged_by.name()
-    );
-    let mut same = vec!["teacher", cell.judged_by.name()];
-    if cell.block != reference.block {
-        same.push("training images");
-        let [a, b] = [cell, reference].map(|c| c.setting("train.epochs"));
-        ensure!(
-            a == b,
-            "{} was trained for {a} epochs, {} for {b}: they cannot be compared",
-            cell.id(),
-            reference.id()
-        );
-    }
-    for what in same {
-        if let (Some(a), Some(b)) = (input(cell, what), input(reference, what)) {
-            ensure!(a == b, "{} and {} have different {what}: they cannot be compared", cell.id(), reference.id());
-        }
-    }
-    let Some(difference) = statistics::unpaired(&cell.errors(), &reference.errors(), pooled) else { return Ok(None) };
-    let pairs: Vec<(&Run, &Run)> =
-        cell.runs.iter().filter_map(|a| Some((a, reference.runs.iter().find(|b| b.seed == a.seed)?))).collect();
-    let (a, b): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(a, b)| (cell.error(a), reference.error(b))).unzip();
-    let discordant = pairs.iter().map(|(a, b)| {
-        let (a, b) = (bits(&a.report.test_wrong)?, bits(&b.report.test_wrong)?);
-        let only = |x: &[bool], y: &[bool]| x.iter().zip(y).filter(|(x, y)| **x && !**y).count() as u64;
-        (!a.is_empty() && a.len() == b.len()).then(|| (only(&a, &b), only(&b, &a)))
-    });
-    let discordant: Option<Vec<(u64, u64)>> = discordant.collect();
-    let discordant = discordant.filter(|_| cell.judged_by == JudgedBy::TestImages);
-    Ok(Some(Comparison {
-        against: if reference.block == cell.block { reference.name.clone() } else { reference.id() },
-        holm: difference.p,
-        equivalence: difference.equivalence(margin),
-        // Two pairs always lie on a line.
-        paired: statistics::paired(&a, &b).map(|d| (d, cams::metrics::pearson(&a, &b).filter(|_| a.len() > 2))),
-        discordant: discordant.unwrap_or_default(),
-        needed: statistics::runs_needed(difference.mean, pooled.sd),
-        difference,
-    }))
 }

@@ -2,7 +2,7 @@
 //! statsmodels, with which they are compared (`scripts/make_statistics.py`).
 
 use rand::RngExt;
-use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, FisherSnedecor, StudentsT};
 
 use crate::random::{Purpose, stream};
 
@@ -26,6 +26,9 @@ pub fn sd(values: &[f64]) -> Option<f64> {
     (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt())
 }
 
+/// A scatter, in percent, that is the rounding of sums: of ten thousand images one is a hundredth.
+const ROUNDING: f64 = 1e-9;
+
 /// A standard deviation that several groups share, and its degrees of freedom.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pooled {
@@ -44,7 +47,8 @@ pub fn pooled<'a>(groups: impl IntoIterator<Item = &'a [f64]>) -> Option<Pooled>
             (squares, df) = (squares + own * sd * sd, df + own);
         }
     }
-    (df > 0.0).then(|| Pooled { sd: (squares / df).sqrt(), df })
+    let scatter = |sd: f64| if sd > ROUNDING { sd } else { 0.0 };
+    (df > 0.0).then(|| Pooled { sd: scatter((squares / df).sqrt()), df })
 }
 
 /// Student's t with `df` degrees of freedom: the probability of a value above `t`.
@@ -85,6 +89,11 @@ impl Difference {
         quantile(0.975, self.df) * self.se
     }
 
+    /// Half of its 90 % interval, which lies within the margin where [`equivalence`](Self::equivalence) is below 0.05.
+    pub fn half_width_90(&self) -> f64 {
+        quantile(0.95, self.df) * self.se
+    }
+
     /// Two one-sided tests: the larger probability of a difference as far out as `margin` on either side. Below 0.05
     /// the two are equivalent to within the margin.
     pub fn equivalence(&self, margin: f64) -> f64 {
@@ -98,7 +107,16 @@ impl Difference {
 pub fn unpaired(a: &[f64], b: &[f64], pooled: Pooled) -> Option<Difference> {
     let (n, m) = (a.len() as f64, b.len() as f64);
     let se = pooled.sd * (1.0 / n + 1.0 / m).sqrt();
-    (n > 0.0 && m > 0.0 && se > 0.0).then(|| Difference::new(mean(a) - mean(b), se, pooled.df))
+    (n > 0.0 && m > 0.0 && se > ROUNDING).then(|| Difference::new(mean(a) - mean(b), se, pooled.df))
+}
+
+/// Unpaired, each with its own standard deviation (Welch 1947); None where one has fewer than two values or both do not
+/// scatter.
+pub fn welch(a: &[f64], b: &[f64]) -> Option<Difference> {
+    let part = |values: &[f64]| Some((sd(values)?.powi(2) / values.len() as f64, (values.len() - 1) as f64));
+    let ((u, du), (v, dv)) = (part(a)?, part(b)?);
+    let se = (u + v).sqrt();
+    (se > ROUNDING).then(|| Difference::new(mean(a) - mean(b), se, (u + v).powi(2) / (u * u / du + v * v / dv)))
 }
 
 /// Of pairs: the values at the same places belong together.
@@ -106,7 +124,39 @@ pub fn paired(a: &[f64], b: &[f64]) -> Option<Difference> {
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let sd = sd(&differences)?;
     let n = differences.len() as f64;
-    (sd > 0.0).then(|| Difference::new(mean(&differences), sd / n.sqrt(), n - 1.0))
+    (sd > ROUNDING).then(|| Difference::new(mean(&differences), sd / n.sqrt(), n - 1.0))
+}
+
+/// What measuring several groups under the same conditions has made alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alike {
+    /// Correlation within a condition, once the groups' means are taken off (intraclass, of consistency: Shrout and Fleiss
+    /// 1979, ICC(3, 1)).
+    pub correlation: f64,
+    /// Of no effect of the condition (F test of two-way analysis of variance without replication).
+    pub p: f64,
+}
+
+/// Of groups whose values at the same place are of the same condition; None of fewer than two groups or conditions, of
+/// groups of different sizes, and where nothing is left of the scatter.
+pub fn alike(groups: &[Vec<f64>]) -> Option<Alike> {
+    let (k, n) = (groups.len(), groups.first()?.len());
+    if k < 2 || n < 2 || groups.iter().any(|group| group.len() != n) {
+        return None;
+    }
+    let centred = groups.iter().map(|group| {
+        let m = mean(group);
+        group.iter().map(|v| v - m).collect::<Vec<_>>()
+    });
+    let centred: Vec<Vec<f64>> = centred.collect();
+    let condition = |at: usize| centred.iter().map(|group| group[at]).sum::<f64>() / k as f64;
+    let of_conditions: Vec<f64> = (0..n).map(condition).collect();
+    let between = k as f64 * of_conditions.iter().map(|c| c * c).sum::<f64>() / (n - 1) as f64;
+    let rest = centred.iter().flat_map(|group| group.iter().zip(&of_conditions).map(|(v, c)| (v - c).powi(2)));
+    let df = ((n - 1) * (k - 1)) as f64;
+    let rest = rest.sum::<f64>() / df;
+    let f = FisherSnedecor::new((n - 1) as f64, df).ok().filter(|_| rest > ROUNDING * ROUNDING)?;
+    Some(Alike { correlation: (between - rest) / (between + (k - 1) as f64 * rest), p: f.sf(between / rest) })
 }
 
 /// Holm's step-down correction of a family of p-values, in their order.
@@ -143,16 +193,38 @@ pub fn wilson(k: usize, n: usize) -> [f64; 2] {
     [middle - half, middle + half].map(|end| (end / (1.0 + Z * Z / n)).clamp(0.0, 1.0))
 }
 
-/// The difference that `n` runs per side show at 5 % (two-sided) in 80 % of cases, unpaired, as a multiple of the
-/// standard deviation.
-pub fn visible(n: usize) -> f64 {
-    let df = 2.0 * (n as f64 - 1.0);
-    (quantile(0.975, df) + quantile(0.8, df)) * (2.0 / n as f64).sqrt()
+/// What can be seen by comparisons of two cells with equally many runs each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Design {
+    /// Cells that share the standard deviation, the two among them.
+    pub cells: usize,
+    /// Comparisons that are corrected together by Holm: the first and hardest to pass takes 5 % over their number.
+    pub tests: usize,
 }
 
-/// The least number of runs per side that show a difference of this size; None if it is a thousand or more.
-pub fn runs_needed(difference: f64, sd: f64) -> Option<usize> {
-    (2..1000).find(|n| visible(*n) * sd <= difference.abs())
+impl Design {
+    /// The quantile of Student's t that this design with `n` runs a cell has.
+    fn quantile(self, probability: f64, n: usize) -> f64 {
+        quantile(probability, (self.cells * (n - 1)) as f64)
+    }
+
+    /// The difference that `n` runs a cell, at least two, show in 80 % of cases, as a multiple of the standard deviation.
+    pub fn visible(self, n: usize) -> f64 {
+        let tail = 0.025 / self.tests.max(1) as f64;
+        (self.quantile(1.0 - tail, n) + self.quantile(0.8, n)) * (2.0 / n as f64).sqrt()
+    }
+
+    /// The least number of runs a cell that show a difference of this size; None if it is a thousand or more.
+    pub fn runs_needed(self, difference: f64, sd: f64) -> Option<usize> {
+        (2..1000).find(|n| self.visible(*n) * sd <= difference.abs())
+    }
+
+    /// The least number of runs a cell that show in 80 % of cases that two cells without a difference are equal to within a
+    /// margin (two one-sided tests, 5 %, not corrected); None if it is a thousand or more.
+    pub fn runs_for_equivalence(self, margin: f64, sd: f64) -> Option<usize> {
+        let visible = |n: usize| (self.quantile(0.95, n) + self.quantile(0.9, n)) * (2.0 / n as f64).sqrt();
+        (2..1000).find(|n| visible(*n) * sd <= margin)
+    }
 }
 
 /// A mean with its standard error and a 95 % interval.

@@ -1,20 +1,31 @@
-//! A summary as tables and sentences.
+//! A summary as tables and as a picture.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
-use super::{CellFigures, Comparison, Summary};
+use super::{CellFigures, Comparison, Mean, Summary};
 use crate::report::plot::{self, Panel, Place};
-use crate::report::statistics::{self, Pooled};
-use crate::report::table::{Entry, Table, column, probability};
+use crate::report::statistics;
+use crate::report::table::{Entry, Table, column};
 use crate::run::JudgedBy;
 
 impl Comparison {
-    /// McNemar's test of each pair of runs: the median of their p.
+    /// McNemar's test of each pair of runs: twice the median of their p, which is a p whatever binds the pairs (Rüschendorf
+    /// 1982); of one pair its own.
     pub fn mcnemar(&self) -> Option<f64> {
         let p: Vec<f64> = self.discordant.iter().map(|(b, c)| statistics::mcnemar(*b, *c)).collect();
-        statistics::median(&p)
+        let times = if p.len() > 1 { 2.0 } else { 1.0 };
+        statistics::median(&p).map(|p| (times * p).min(1.0))
+    }
+}
+
+impl From<Option<Mean>> for Entry {
+    fn from(mean: Option<Mean>) -> Entry {
+        match mean {
+            Some(Mean { value, half_width: Some(half) }) => Entry::Spread(value, half),
+            mean => mean.map(|mean| mean.value).into(),
+        }
     }
 }
 
@@ -30,7 +41,8 @@ impl Summary {
             );
         }
         self.cells.retain(|r| blocks.contains(&r.block));
-        self.pooled.retain(|block, _| blocks.contains(block));
+        self.spreads.retain(|block, _| blocks.contains(block));
+        self.single.retain(|block| blocks.contains(block));
         Ok(())
     }
 
@@ -48,7 +60,8 @@ impl Summary {
         let mut table = Table::new(columns);
         for r in self.cells.iter().filter(|r| r.judged_by == of) {
             let error = r.half_width.map_or_else(|| r.error.into(), |half| Entry::Spread(r.error, half));
-            let mut row = vec![r.cell.clone().into(), r.n.into(), error, r.sd.into()];
+            let n = if r.diverged > 0 { format!("{} (+{} diverged)", r.n, r.diverged).into() } else { r.n.into() };
+            let mut row = vec![r.cell.clone().into(), n, error, r.sd.into()];
             if of == JudgedBy::TestImages {
                 row.extend([r.published.into(), r.nll.into()]);
             }
@@ -90,17 +103,19 @@ impl Summary {
             column("same_class", "same class %", 2),
             column("kl", "KL", 3),
             column("pearson", "maps' r", 3),
+            column("pearson_without", "without", 3),
             column("cosine", "cosine", 3),
             column("top20", "top 20 %", 3),
             column("share", "gradient %", 2),
         ]);
-        for r in self.cells.iter().filter(|r| r.same_class.or(r.share).is_some()) {
+        for r in self.cells.iter().filter(|r| r.same_class.is_some() || r.share.is_some()) {
             let [pearson, cosine, top20] = r.maps;
             table.rows.push(vec![
                 r.cell.clone().into(),
                 r.same_class.into(),
                 r.kl.into(),
                 pearson.into(),
+                r.maps_without.into(),
                 cosine.into(),
                 top20.into(),
                 r.share.into(),
@@ -140,6 +155,14 @@ impl Summary {
             "cosine",
             "top20",
             "share",
+            "welch_p",
+            "identical_to",
+            "not_compared",
+            "nll_half_width",
+            "same_class_half_width",
+            "kl_half_width",
+            "pearson_half_width",
+            "pearson_without",
         ];
         let mut table = Table::new(names.map(|name| column(name, name, 4)).into());
         for r in &self.cells {
@@ -148,6 +171,9 @@ impl Summary {
             let discordant = c.filter(|c| !c.discordant.is_empty());
             let [pearson, cosine, top20] = r.maps;
             let count = |n: Option<u64>| n.map_or(Entry::Nothing, Entry::Count);
+            let value = |mean: Option<Mean>| Entry::from(mean.map(|mean| mean.value));
+            let half = |mean: Option<Mean>| Entry::from(mean.and_then(|mean| mean.half_width));
+            let words = |text: &Option<String>| text.clone().map_or(Entry::Nothing, Entry::Text);
             table.rows.push(vec![
                 r.cell.clone().into(),
                 r.n.into(),
@@ -170,39 +196,24 @@ impl Summary {
                 count(discordant.map(|c| c.discordant.iter().map(|d| d.1).sum())),
                 of(&Comparison::mcnemar),
                 count(c.and_then(|c| Some(c.needed? as u64))),
-                r.nll.into(),
-                r.same_class.into(),
-                r.kl.into(),
-                pearson.into(),
-                cosine.into(),
-                top20.into(),
+                value(r.nll),
+                value(r.same_class),
+                value(r.kl),
+                value(pearson),
+                value(cosine),
+                value(top20),
                 r.share.into(),
+                of(&|c| Some(c.welch?.p)),
+                words(&r.identical),
+                words(&r.not_compared),
+                half(r.nll),
+                half(r.same_class),
+                half(r.kl),
+                half(pearson),
+                r.maps_without.into(),
             ]);
         }
         table
-    }
-
-    /// A sentence per comparison.
-    pub fn sentences(&self) -> Vec<String> {
-        let of = |r: &CellFigures| {
-            let c = r.comparison.as_ref()?;
-            let (mean, half) = (c.difference.mean, c.difference.half_width());
-            let found = format!("{} ± {half:.2} points against {}", signed(mean), c.against);
-            let verdict = if c.holm < 0.05 {
-                format!("{} ({found}, {} after Holm)", if mean < 0.0 { "better" } else { "worse" }, p(c.holm))
-            } else if c.equivalence < 0.05 {
-                format!("equivalent to within {} points ({found}, {})", self.margin, p(c.equivalence))
-            } else {
-                let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
-                format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
-            };
-            let of = match r.judged_by {
-                JudgedBy::TestImages => "",
-                JudgedBy::HeldOutImages => " (held-out images)",
-            };
-            Some(format!("{}{of}: {verdict}", r.cell))
-        };
-        self.cells.iter().filter_map(of).collect()
     }
 
     /// Every run, mean and interval: a panel per block.
@@ -228,82 +239,4 @@ impl Summary {
     pub fn blocks(&self) -> impl Iterator<Item = &[CellFigures]> {
         self.cells.chunk_by(|a, b| a.block == b.block)
     }
-
-    /// What holds for the whole table.
-    pub fn notes(&self) -> Vec<String> {
-        let sd =
-            |(block, p): (&String, &Pooled)| format!("{:.3}{} ({} degrees of freedom)", p.sd, in_block(block), p.df);
-        let shared: Vec<String> = self.pooled.iter().map(sd).collect();
-        let mut notes = vec![];
-        if !self.profile.is_empty() {
-            notes.push(format!("Profile {}, error after the last epoch.", self.profile));
-        }
-        let chosen_by = self.cells.iter().filter(|r| r.judged_by == JudgedBy::HeldOutImages);
-        let blocks: BTreeSet<String> = chosen_by.map(|r| r.block.clone()).collect();
-        if !blocks.is_empty() {
-            let blocks = joined(&blocks, ", ");
-            notes.push(format!("Of images held out of the training set, not of the test set: {blocks}."));
-        }
-        let waiting: BTreeSet<String> =
-            self.cells.iter().filter_map(|r| Some(format!("{} with {}", r.cell, r.awaits.as_ref()?))).collect();
-        if !waiting.is_empty() {
-            notes.push(format!("Not compared, as the other has no finished run: {}.", joined(&waiting, ", ")));
-        }
-        if !self.absent.is_empty() {
-            notes.push(format!("table.toml speaks of what has no run: {}.", joined(&self.absent, ", ")));
-        }
-        if !shared.is_empty() {
-            notes.push(format!(
-                "Intervals and tests use the standard deviation over seeds that a block's cells share: {}. Three seeds a \
-                 cell show differences of {:.2} points, 5 of {:.2}, 12 of {:.2} (80 % of cases, 5 %).",
-                shared.join(", "),
-                self.seen_by(3),
-                self.seen_by(5),
-                self.seen_by(12)
-            ));
-        }
-        notes.push(
-            "Differences: Holm over the comparisons of a block; their standard deviation takes in a compared cell of another \
-             block; the tests of equivalence are not corrected; McNemar: the median of the pairs of runs of one seed."
-                .into(),
-        );
-        let diverged: usize = self.cells.iter().map(|r| r.diverged).sum();
-        if diverged > 0 {
-            notes.push(format!("{diverged} runs diverged; their cells' means are of the others."));
-        }
-        let [mut commits, mut machines] = [const { BTreeSet::new() }; 2];
-        for cell in &self.cells {
-            commits.extend(cell.commits.iter().cloned());
-            machines.extend(cell.machines.iter().cloned());
-        }
-        if !commits.is_empty() {
-            notes.push(format!("Commit {}; {}.", joined(&commits, ", "), joined(&machines, "; ")));
-        }
-        notes
-    }
-
-    /// The difference that `n` runs per cell show, with the largest of the blocks' standard deviations.
-    fn seen_by(&self, n: usize) -> f64 {
-        statistics::visible(n) * self.pooled.values().map(|p| p.sd).fold(0.0, f64::max)
-    }
-}
-
-fn joined(names: &BTreeSet<String>, by: &str) -> String {
-    names.iter().map(String::as_str).collect::<Vec<_>>().join(by)
-}
-
-/// With two digits and a sign, which nothing has not.
-fn signed(x: f64) -> String {
-    let text = format!("{x:+.2}");
-    if text[1..].bytes().all(|c| matches!(c, b'0' | b'.')) { text[1..].into() } else { text }
-}
-
-/// `p = 0.021`, or `p < 0.001`.
-fn p(of: f64) -> String {
-    let shown = probability(of, 3);
-    if shown.starts_with('<') { format!("p {shown}") } else { format!("p = {shown}") }
-}
-
-fn in_block(block: &str) -> String {
-    if block.is_empty() { String::new() } else { format!(" in {block}") }
 }

@@ -1,0 +1,109 @@
+//! What the runs of a block's cells came to.
+
+use std::collections::BTreeSet;
+
+use super::folders::{Cell, Run};
+use super::{About, CellFigures, Mean, Spread};
+use crate::evaluate::agreement::Alike;
+use crate::report::statistics::{self, Design};
+use crate::run::JudgedBy;
+
+/// The figures of a block's cells, without comparisons.
+pub(super) fn of(cells: &[&Cell], about: &About) -> Vec<CellFigures> {
+    let errors = means(cells, |cell, run| Some(cell.error(run)));
+    let tested = |figure: &dyn Fn(&Cell, &Run) -> Option<f64>| {
+        means(cells, |cell, run| figure(cell, run).filter(|_| cell.judged_by == JudgedBy::TestImages))
+    };
+    let nll = tested(&|_, run| Some(run.report.test_loss));
+    let same_class = tested(&|_, run| Some(run.report.agreement.as_ref()?.same_class));
+    let kl = tested(&|_, run| Some(run.report.agreement.as_ref()?.kl));
+    let pearson = tested(&|cell, run| correlation(run, &method(cell)));
+    let cosine = tested(&|cell, run| Some(alike(run, &method(cell))?.cosine));
+    let top20 = tested(&|cell, run| Some(alike(run, &method(cell))?.top20));
+    let figures = |(at, cell): (usize, &&Cell)| CellFigures {
+        block: cell.block.clone(),
+        cell: cell.id(),
+        judged_by: cell.judged_by,
+        n: cell.runs.len(),
+        diverged: cell.diverged.len(),
+        error: errors[at].map_or(f64::NAN, |mean| mean.value),
+        half_width: errors[at].and_then(|mean| mean.half_width),
+        sd: statistics::sd(&cell.errors()),
+        published: about.published.get(&cell.id()).copied(),
+        comparison: None,
+        not_compared: None,
+        identical: None,
+        nll: nll[at],
+        same_class: same_class[at],
+        kl: kl[at],
+        maps: [pearson[at], cosine[at], top20[at]],
+        maps_without: None,
+        share: share(cell),
+        runs: cell.runs.iter().map(|r| r.seed).zip(cell.errors()).collect(),
+        curve_of: cell.runs.first().map_or(cell.judged_by, Run::curve_of),
+        curve: (0..).map_while(|at| mean_at(&cell.runs, at)).collect(),
+        commits: cell.runs.iter().flat_map(|r| r.report.commits.iter().chain([&r.report.commit])).cloned().collect(),
+        machines: cell.runs.iter().map(|r| r.report.machine.clone()).collect(),
+    };
+    cells.iter().enumerate().map(figures).collect()
+}
+
+/// How a block's cells scatter; None if none has two runs.
+pub(super) fn spread(cells: &[&Cell], design: Design) -> Option<Spread> {
+    let errors: Vec<Vec<f64>> = cells.iter().map(|cell| cell.errors()).collect();
+    let pooled = statistics::pooled(errors.iter().map(Vec::as_slice))?;
+    let cells = cells.iter().filter(|cell| !cell.runs.is_empty());
+    let seeds: Vec<BTreeSet<u64>> = cells.clone().map(|cell| cell.runs.iter().map(|run| run.seed).collect()).collect();
+    let all: BTreeSet<u64> = seeds.iter().flatten().copied().collect();
+    let common: BTreeSet<u64> = all.iter().copied().filter(|seed| seeds.iter().all(|own| own.contains(seed))).collect();
+    let shared = |cell: &&Cell| {
+        let error = |seed: &u64| cell.runs.iter().find(|run| run.seed == *seed).map(|run| cell.error(run));
+        common.iter().filter_map(error).collect()
+    };
+    let groups: Vec<Vec<f64>> = cells.map(shared).collect();
+    Some(Spread { pooled, design, alike: statistics::alike(&groups), uneven: all != common, seeds: common })
+}
+
+/// The means of a figure over each cell's runs, with intervals by the standard deviation that the cells share.
+fn means(cells: &[&Cell], figure: impl Fn(&Cell, &Run) -> Option<f64>) -> Vec<Option<Mean>> {
+    let values = cells.iter().map(|cell| cell.runs.iter().filter_map(|run| figure(cell, run)).collect());
+    let values: Vec<Vec<f64>> = values.collect();
+    let pooled = statistics::pooled(values.iter().map(Vec::as_slice));
+    let mean = |values: &Vec<f64>| Mean {
+        value: statistics::mean(values),
+        half_width: pooled.map(|pooled| statistics::half_width(pooled, values.len())),
+    };
+    values.iter().map(|values| (!values.is_empty()).then(|| mean(values))).collect()
+}
+
+/// The method whose maps a cell is judged by: the one that it matches, or Grad-CAM.
+pub(super) fn method(cell: &Cell) -> String {
+    let matches = cell.runs.iter().any(|r| r.report.gradient_norms.contains_key("explanation"));
+    if matches { cell.setting("loss.interpreter") } else { "grad_cam".into() }
+}
+
+/// How a run's maps resemble its teacher's; Grad-CAM's where the method's have not been looked at.
+fn alike(run: &Run, method: &str) -> Option<Alike> {
+    let maps = &run.report.agreement.as_ref()?.maps;
+    maps.get(method).or_else(|| maps.get("grad_cam")).copied()
+}
+
+/// The correlation alone.
+pub(super) fn correlation(run: &Run, method: &str) -> Option<f64> {
+    Some(alike(run, method)?.pearson)
+}
+
+/// The term's part of the whole gradient, in percent.
+fn share(cell: &Cell) -> Option<f64> {
+    let weight: f64 = cell.setting("loss.weights.explanation").parse().ok()?;
+    cell.mean(|run| {
+        let norms = &run.report.gradient_norms;
+        Some(100.0 * weight * norms.get("explanation")? / norms.get("total")?)
+    })
+}
+
+/// The mean of the runs' errors after an epoch, if all have it.
+fn mean_at(runs: &[Run], at: usize) -> Option<f64> {
+    let errors: Option<Vec<f64>> = runs.iter().map(|run| run.report.curve.get(at).copied()).collect();
+    errors.filter(|errors| !errors.is_empty()).map(|errors| statistics::mean(&errors))
+}
