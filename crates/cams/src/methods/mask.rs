@@ -37,6 +37,10 @@ pub enum Init {
 /// too; the widely used PyTorch port `grid = 28`, 500 iterations, `noise = 0.2` and a median filter on the blurred
 /// image. The defaults are the port's penalties on a grid for images of 32 pixels, 300 iterations and no noise; they
 /// are not tuned.
+///
+/// At m = 1, where `init = "ones"` begins and no mask may go beyond, `|1 - m|` has the derivative of its left side, -1: a cell
+/// whose score gains less than its area costs stays where it is, and an image of which that holds everywhere has no map. PyTorch
+/// takes 0 there, so that the port's first step moves every cell; the maps of images of which the model is all but certain differ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mask {
