@@ -28,7 +28,12 @@ use trainer::terminal::say;
 
 /// Trains image classifiers, distils them with explanation maps, and explains them.
 #[derive(Parser)]
-#[command(name = "trainer", version, max_term_width = 100)]
+#[command(
+    name = "trainer",
+    version,
+    max_term_width = 100,
+    after_help = "Example:\n  trainer train configs/quickstart.toml\n  trainer report runs/quickstart-s0"
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -88,16 +93,18 @@ enum Command {
     )]
     Explain(explain::ExplainArgs),
     /// Judges explanations.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  trainer evaluate faithfulness configs/faithfulness.toml")]
     Evaluate(evaluate::EvaluateCommand),
     /// Times the work of training, of explaining, and the CPU kernels.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  trainer bench step --student wrn-16-2 --teacher wrn-40-2")]
     Bench(bench::BenchCommand),
     /// Brings a data set to this machine, checks it, converts it.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  trainer data fetch cifar10")]
     Data(data::DataCommand),
     /// Turns a PyTorch checkpoint (.pth, .safetensors) into ours.
-    #[command(after_help = "Example:\n  trainer convert wrn.pth wrn.safetensors --arch wrn-16-2")]
+    #[command(
+        after_help = "Example:\n  trainer convert wrn.pth wrn.safetensors --arch wrn-16-2\n  trainer convert own.pth own.safetensors --layers own.toml --rename rules.toml"
+    )]
     Convert(convert::ConvertArgs),
     /// Lists what there is, with every option and its default.
     #[command(after_help = "Example:\n  trainer list methods")]

@@ -124,6 +124,10 @@ impl Config {
             self.teacher.is_none() || l.label_smoothing == 0.0,
             "loss.label_smoothing hurts soft targets and maps: set it to 0 when there is a [teacher]"
         );
+        ensure!(
+            self.teacher.as_ref().is_none_or(|t| t.arch.is_none() || t.layers.is_none()),
+            "[teacher] has arch and layers: one of them, and none where its checkpoint says what it is"
+        );
         let (arch, layers) = (self.student.arch.is_some(), self.student.layers.is_some());
         ensure!(
             !self.student.new_head || self.student.checkpoint.is_some(),

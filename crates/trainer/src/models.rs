@@ -78,7 +78,7 @@ pub struct Published {
 }
 
 /// Weights for CIFAR-10.
-const OF_CIFAR10: Published = Published { of: "CIFAR-10", side: 32, statistics: cifar::CIFAR10_STATISTICS };
+pub const OF_CIFAR10: Published = Published { of: "CIFAR-10", side: 32, statistics: cifar::CIFAR10_STATISTICS };
 
 /// torchvision's weights, for ImageNet.
 const OF_IMAGENET: Published = Published { of: "ImageNet", side: 224, statistics: imagenet::STATISTICS };

@@ -1,22 +1,18 @@
 //! Every command by its contract: exit code, streams, JSON keys, files.
 
 mod bench;
+mod convert;
 mod evaluate;
 mod explain;
 mod report;
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use kernels::graph::{Entry, Shape};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::program::{call, command, finish};
 use trainer::checkpoint::File;
-use trainer::models::{Architecture, Options};
-use trainer::nn::StateDict;
 
 const QUICK: &str = "
     [data]
@@ -165,8 +161,12 @@ fn list() -> Result<()> {
 #[test]
 fn help() {
     for arguments in [
-        &["train"][..],
+        &[][..],
+        &["train"],
         &["eval"],
+        &["evaluate"],
+        &["bench"],
+        &["data"],
         &["explain"],
         &["bench", "step"],
         &["bench", "forward"],
@@ -202,60 +202,5 @@ fn planted_images_as_a_folder() -> Result<()> {
     assert!(report["test_error"].as_f64().is_some_and(|e| (0.0..=100.0).contains(&e)));
     let model = File::read(Path::new(&path(&dir, "run/last.safetensors")))?;
     assert_eq!((model.get("num_classes")?, model.get("input_size")?), ("6", "24"));
-    Ok(())
-}
-
-/// A .pth file as torch.save writes it (made by scripts/make_pth.py) becomes a checkpoint with the same outputs.
-#[test]
-fn convert() -> Result<()> {
-    let (dir, _) = lab()?;
-    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name).display().to_string();
-    let (out, maps) = (path(&dir, "out.safetensors"), path(&dir, "maps.safetensors"));
-    let rules = path(&dir, "rules.toml");
-    std::fs::write(&rules, "[rename]\n'head.' = 'fc.'\n'norm' = 'bn'\n'down.' = 'shortcut.'\n")?;
-    let mean = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"];
-    let convert = ["convert", &fixture("wrn-10-1.pth"), &out, "--arch", "wrn-10-1", "--json"];
-    call(&[&convert[..], &mean].concat())
-        .assert_fails(1, &["missing: layer1.0.bn1.weight", "unexpected: head.bias", "--rename"]);
-    let result = call(&[&convert[..], &mean, &["--rename", &rules]].concat()).json();
-    assert_keys(&result, &["parameters", "missing", "unexpected"]);
-    assert_eq!(result["parameters"], 77850);
-    let expected = File::read(Path::new(&fixture("wrn-10-1.outputs.safetensors")))?;
-    let images = fixture("wrn-10-1.outputs.safetensors");
-    call(&["explain", "--checkpoint", &out, "--images", &images, "--method", "grad_cam", "--out", &maps, "--json"])
-        .json();
-    testkit::assert_close("logits", &File::read(Path::new(&maps))?.f64("logits")?, &expected.f64("logits")?, 1e-5);
-    // And from our own format again.
-    let again = path(&dir, "again.safetensors");
-    call(&[&["convert", &out, &again, "--arch", "wrn-10-1"][..], &mean].concat());
-    assert!(std::fs::read(&out)? == std::fs::read(&again)?);
-    Ok(())
-}
-
-/// torchvision's files say nothing of themselves: classes are counted, size and statistics are those of its weights.
-#[test]
-fn convert_what_says_nothing() -> Result<()> {
-    let (dir, _) = lab()?;
-    let (plain, out) = (path(&dir, "plain.safetensors"), path(&dir, "out.safetensors"));
-    let input = Shape { channels: 3, h: 64, w: 64 };
-    let architecture = Architecture::named("squeezenet1_1", input, 7, &Options::new())?;
-    let weights = StateDict::init(&architecture, 0, false);
-    let tensor = |entry: &Entry| {
-        let tensor = Tensor::new(&weights.parameters[entry.range()], &Device::Cpu)?;
-        Ok((entry.name.clone(), tensor.reshape(entry.shape.as_slice())?))
-    };
-    let tensors = architecture.graph.parameters.iter().map(tensor).collect::<Result<HashMap<_, _>>>()?;
-    candle_core::safetensors::save(&tensors, &plain)?;
-    let convert = ["convert", &plain, &out, "--arch", "squeezenet1_1"];
-    for (more, side) in [(&[][..], "224"), (&["--size", "64"], "64")] {
-        let told = call(&[&convert[..], more].concat());
-        assert_eq!(told.code, 0, "{}", told.stderr);
-        assert!(told.stdout.contains("7 classes, as its classifier has (--classes)"), "{}", told.stdout);
-        assert_eq!(told.stdout.contains("(--size)"), more.is_empty(), "{}", told.stdout);
-        let metadata = File::read(Path::new(&out))?.metadata;
-        let said = ["num_classes", "input_size", "mean", "std"].map(|key| metadata[key].as_str());
-        assert_eq!(said, ["7", side, "[0.485,0.456,0.406]", "[0.229,0.224,0.225]"]);
-    }
-    call(&[&convert[..], &["--classes", "10"]].concat()).assert_fails(1, &["classifier.1.bias is [7] instead of [10]"]);
     Ok(())
 }

@@ -214,16 +214,28 @@ impl File {
             Some(a) => a,
             None => self.get("arch").context("name the architecture with --arch and --weights")?,
         };
+        if name == LAYERS {
+            let layers: Vec<Layer> = serde_json::from_str(self.get("layers")?).context("\"layers\" in the metadata")?;
+            return self.architecture_of(&layers);
+        }
+        let (input, classes) = self.ends()?;
+        Architecture::named(name, input, classes, &self.options(name)?)
+            .with_context(|| format!("the metadata of {}", self.name))
+    }
+
+    /// Layers of somebody's own, for the images and classes that its metadata name.
+    pub fn architecture_of(&self, layers: &[Layer]) -> Result<Architecture> {
+        let (input, classes) = self.ends()?;
+        Architecture::from_layers(layers, input, classes)
+    }
+
+    /// The images that go in and the number of classes that come out.
+    fn ends(&self) -> Result<(Shape, usize)> {
         let classes: usize = self.get("num_classes")?.parse().context("num_classes in the metadata")?;
         ensure!((1..=100_000).contains(&classes), "{}: num_classes {classes} is not plausible", self.name);
         let input = input_shape(self.metadata.get("input_size").map_or("32", String::as_str))
             .with_context(|| format!("input_size in the metadata of {}", self.name))?;
-        if name == LAYERS {
-            let layers: Vec<Layer> = serde_json::from_str(self.get("layers")?).context("\"layers\" in the metadata")?;
-            return Architecture::from_layers(&layers, input, classes);
-        }
-        Architecture::named(name, input, classes, &self.options(name)?)
-            .with_context(|| format!("the metadata of {}", self.name))
+        Ok((input, classes))
     }
 
     /// What its metadata says of the choices that the family of `arch` leaves open.
@@ -240,7 +252,16 @@ impl File {
         layers: impl FnOnce(&Architecture) -> Vec<String>,
         backend: Backend,
     ) -> Result<Network> {
-        let architecture = self.architecture(arch)?;
+        self.network_of(self.architecture(arch)?, layers, backend)
+    }
+
+    /// The same of an architecture that is known.
+    pub fn network_of(
+        &self,
+        architecture: Architecture,
+        layers: impl FnOnce(&Architecture) -> Vec<String>,
+        backend: Backend,
+    ) -> Result<Network> {
         let (weights, layers) = (self.state_dict(&architecture)?, layers(&architecture));
         let mut network = Network::new(architecture, weights, self.normalization()?, &layers, false, backend)?;
         network.feature_mean = self.feature_mean()?;

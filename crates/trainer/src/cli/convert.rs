@@ -1,6 +1,7 @@
 //! `trainer convert`.
 
 mod fit;
+mod kind;
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -14,11 +15,12 @@ use trainer::checkpoint::{self, Metadata};
 use trainer::data::loader::Loader;
 use trainer::data::{Source, Split};
 use trainer::files::make_parent;
-use trainer::models::{self, Architecture, Options};
+use trainer::models::{Architecture, Options};
 use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
 
 use super::Done;
 use fit::{Fitted, fit, read};
+use kind::Kind;
 
 /// Arguments of `trainer convert`.
 #[derive(Args)]
@@ -28,8 +30,12 @@ pub(super) struct ConvertArgs {
     /// The .safetensors file to write.
     pub(super) output: PathBuf,
     /// The architecture it holds.
-    #[arg(long, value_name = "NAME")]
-    pub(super) arch: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "layers")]
+    pub(super) arch: Option<String>,
+    /// Or its layers, if they are one's own: a TOML file with [[layers]] (or a configuration with [[student.layers]]). Their
+    /// tensors are layers.0.weight, layers.1.weight, ..., a residual's layers.3.0.weight, and fc.weight and fc.bias.
+    #[arg(long, value_name = "FILE.toml", conflicts_with = "arch")]
+    pub(super) layers: Option<PathBuf>,
     /// A TOML file with a [rename] table: pattern = replacement, applied in order to every name.
     #[arg(long, value_name = "RULES.toml")]
     pub(super) rename: Option<PathBuf>,
@@ -61,13 +67,16 @@ pub(super) struct ConvertArgs {
 pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
     // A name that nobody knows is told before a large file is read.
-    models::choices(&args.arch)?;
+    let kind = Kind::of(args)?;
     let (metadata, tensors) = read(args)?;
-    let Plan { options, classes, input, normalization, mut assumed } = plan(args, &metadata)?;
-    let make = |classes| Architecture::named(&args.arch, input, classes, &options);
+    let Plan { options, classes, input, normalization, mut assumed } = plan(args, &kind, &metadata)?;
+    let make = |classes| match &kind {
+        Kind::Named(name) => Architecture::named(name, input, classes, &options),
+        Kind::Layers(layers) => Architecture::from_layers(layers, input, classes),
+    };
     let Fitted { architecture, weights, unexpected, taken } = fit(tensors, classes, &make, args)?;
     let parameters = architecture.parameters();
-    let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), args.arch);
+    let mut text = format!("{}: {parameters} parameters as {}\n", args.output.display(), kind.name());
     if classes.is_none() {
         assumed.insert(0, format!("{} classes, as its classifier has (--classes)", architecture.classes));
     }
@@ -78,7 +87,10 @@ pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
         text += &format!("taken from the file's \"{key}\"\n");
     }
     let mut kept = metadata.clone();
-    if is_another(&metadata, &architecture, &normalization)? {
+    if let Kind::Layers(layers) = &kind {
+        kept.insert("layers".into(), serde_json::to_string(layers)?);
+    }
+    if is_another(&metadata, &kept, &architecture, &normalization) {
         // What was measured of a model holds for that model alone.
         for key in ["test_error", "feature_mean"] {
             if kept.remove(key).is_some() {
@@ -118,10 +130,10 @@ struct Plan {
 }
 
 /// By the options, else by a safetensors file's own metadata, else as is usual for such models.
-fn plan(args: &ConvertArgs, metadata: &Metadata) -> Result<Plan> {
+fn plan(args: &ConvertArgs, kind: &Kind, metadata: &Metadata) -> Result<Plan> {
     let known = |key: &str| metadata.get(key).map(String::as_str);
     let file = args.input.display();
-    let said = models::choices(&args.arch)?.iter();
+    let said = kind.choices()?.iter();
     let said = said.filter_map(|c| Some((c.name.to_string(), known(c.name)?.to_string())));
     let shortcut = args.shortcut.iter().map(|word| ("shortcut".to_string(), word.clone()));
     let given: Vec<_> = args
@@ -133,7 +145,7 @@ fn plan(args: &ConvertArgs, metadata: &Metadata) -> Result<Plan> {
         })
         .collect::<Result<_>>()?;
     let stated: Options = said.chain(shortcut).chain(given).collect();
-    let settled = models::settle(&args.arch, &stated);
+    let settled = kind.settle(&stated);
     let options = settled.with_context(|| format!("{file}: its metadata, --shortcut or --option"))?;
     let classes =
         match (args.classes, known("num_classes")) {
@@ -143,7 +155,7 @@ fn plan(args: &ConvertArgs, metadata: &Metadata) -> Result<Plan> {
             })?),
             (None, None) => None,
         };
-    let usual = models::published(&args.arch)?;
+    let usual = kind.published()?;
     let open = options.iter().filter(|(key, _)| !stated.contains_key(*key));
     let mut assumed: Vec<String> = open.map(|(key, word)| format!("{key} = {word} (--option)")).collect();
     let square = |side: usize| Shape { channels: 3, h: side, w: side };
@@ -174,18 +186,23 @@ fn plan(args: &ConvertArgs, metadata: &Metadata) -> Result<Plan> {
 }
 
 /// Whether the metadata are of another model than this.
-fn is_another(metadata: &Metadata, architecture: &Architecture, normalization: &Normalization) -> Result<bool> {
+fn is_another(
+    metadata: &Metadata,
+    kept: &Metadata,
+    architecture: &Architecture,
+    normalization: &Normalization,
+) -> bool {
     let known = |key: &str| metadata.get(key).map(String::as_str);
     let changed = |key: &str, now: &str| known(key).is_some_and(|before| before != now);
-    let open = models::choices(&architecture.name)?.iter();
     let input = architecture.graph.shapes[0];
-    Ok(changed("arch", &architecture.name)
-        || open.into_iter().any(|c| changed(c.name, &architecture.options[c.name]))
+    changed("arch", &architecture.name)
+        || architecture.options.iter().any(|(choice, word)| changed(choice, word))
+        || kept.get("layers").is_some_and(|layers| changed("layers", layers))
         || changed("num_classes", &architecture.classes.to_string())
         || known("input_size").is_some_and(|before| checkpoint::input_shape(before).ok() != Some(input))
         || [("mean", &normalization.mean), ("std", &normalization.std)]
             .iter()
-            .any(|(key, now)| known(key).is_some_and(|text| triple(text).as_ref() != Some(now))))
+            .any(|(key, now)| known(key).is_some_and(|text| triple(text).as_ref() != Some(now)))
 }
 
 /// Training images that mean activations are taken from, spread evenly over the set.

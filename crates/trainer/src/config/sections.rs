@@ -70,6 +70,8 @@ pub struct Teacher {
     pub checkpoint: PathBuf,
     /// Its architecture, if the checkpoint does not name it.
     pub arch: Option<String>,
+    /// Its layers, if they are one's own and the checkpoint does not hold them.
+    pub layers: Option<Vec<Layer>>,
     /// A folder where its signals are kept and shared by runs with the same teacher and views.
     pub cache: Option<PathBuf>,
     /// The most that this run's views may take in it, in MB.

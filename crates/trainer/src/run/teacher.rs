@@ -34,7 +34,11 @@ const SPOT_CHECK: usize = 500;
 pub fn network(config: &Config, objective: &Objective, backend: Backend) -> Result<(File, Network)> {
     let section = config.teacher.as_ref().context("there is no [teacher]")?;
     let file = File::read(&section.checkpoint).context("the teacher's checkpoint")?;
-    let network = file.network(section.arch.as_deref(), |a| objective.layers(&a.attention_layers()), backend)?;
+    let architecture = match &section.layers {
+        Some(layers) => file.architecture_of(layers).context("teacher.layers")?,
+        None => file.architecture(section.arch.as_deref())?,
+    };
+    let network = file.network_of(architecture, |a| objective.layers(&a.attention_layers()), backend)?;
     Ok((file, network))
 }
 
@@ -110,7 +114,7 @@ pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
     Ok(Key {
         format: cache::FORMAT,
         teacher: sha256(&bytes),
-        arch: section.arch.clone(),
+        arch: section.layers.as_ref().map(serde_json::to_string).transpose()?.or_else(|| section.arch.clone()),
         images: images.fingerprint()?,
         augment: config.data.augment,
         view_seed: config.data.seed,
