@@ -5,9 +5,9 @@ undisturbed.
     check-kill.py [COUNT [OUT.json]]
     check-kill.py grid [COUNT [OUT.json]]
 
-Of a grid the launcher and its runs are killed together COUNT times (20 if not given), at moments drawn evenly from what is still to be
-done, the filling of the teacher's cache among it; then its table (times aside) and every run's weights must be those of the
-undisturbed grid, which has a cache of its own.
+Of a grid the launcher and its runs are killed together COUNT times (20 if not given), each time after a random part of twice the
+undisturbed grid's length over COUNT, so that the filling of the teacher's cache and most runs are hit; then its table (times aside) and
+every run's weights must be those of the undisturbed grid, which has a cache of its own.
 
 Without the word COUNT runs (200 if not given), each killed once at a moment drawn evenly over the undisturbed run's length and then resumed; one that
 was done before its moment is begun anew with another, so that all of them are killed. The same
@@ -98,7 +98,6 @@ def grid(count):
             process, left = ablate(work, "killed"), count - kills
             starts += 1
             try:
-                # What is to be done is spread over the kills that are still to come.
                 process.wait(chance.uniform(0, 2 * length / count) if left > 0 else None)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -130,7 +129,8 @@ def main():
         arguments = sys.argv[2:]
         result = grid(int(arguments[0]) if arguments else 20)
         tell(result, arguments)
-        sys.exit(not (result["same_table"] and result["same_weights"]))
+        whole = result["same_table"] and result["same_weights"] and result["done_twice"] == 0
+        sys.exit(not (whole and result["kills"] == result["starts"] - 1 > 0))
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as work:

@@ -132,7 +132,7 @@ impl Source {
     fn has_no_files(&self) -> Result<()> {
         ensure!(
             self.shorter.is_none(),
-            "data.resize is for sets of image files, which {} is not: leave it out",
+            "data.resize (model.resize) is for sets of image files, which {} is not: leave it out",
             self.name
         );
         Ok(())

@@ -31,19 +31,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut file = fs::File::create(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&partial, path)?;
-        sync_folder_of(path)
+        fs::rename(&partial, path)
     };
     write().with_context(|| {
         let _ = fs::remove_file(&partial);
         format!("writing {} ({} bytes): nothing that was there has been changed", path.display(), bytes.len())
-    })
+    })?;
+    sync_folder_of(path);
+    Ok(())
 }
 
-/// Makes a file's new name outlive a power cut. Where folders cannot be opened as files there is nothing to do.
-fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+/// Makes a file's new name outlive a power cut, where folders can be opened and synced as files (not on every network's). Old
+/// or new, the file is whole.
+fn sync_folder_of(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if cfg!(unix) { fs::File::open(folder)?.sync_all() } else { Ok(()) }
+    let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 /// Hash of some bytes, in hexadecimal.

@@ -12,7 +12,7 @@ fn wrong_settings() -> Result<()> {
     let dir = lab()?;
     let cases: [(&[&str], &[&str]); 47] = [
         (&["data.size=64"], &["data.size is 64", "cifar10-mini are 32 x 32"]),
-        (&["data.resize=80"], &["data.resize is for sets of image files", "cifar10-mini"]),
+        (&["data.resize=80"], &["data.resize (model.resize) is for sets of image files", "cifar10-mini"]),
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
         (
             &["loss.weights.explanation=1.0", "loss.interpreter=mask"],

@@ -98,6 +98,10 @@ fn one_s_own_layers() -> Result<()> {
     let error =
         |file: &str| call(&["eval", "--checkpoint", file, "--data", "cifar10-mini", "--json"]).json()["error"].clone();
     assert_eq!(error(&out), error(&trained));
+    // The same layers, with their defaults left out or spelt: the same model, whose error is kept.
+    assert!(file.metadata.contains_key("test_error"));
+    let again = call(&["convert", &trained, &path(&dir, "again.safetensors"), "--layers", &list]);
+    assert!(again.code == 0 && !again.stdout.contains("another model's"), "{}", again.stdout);
     // As a teacher, from a file that says everything but its layers.
     let mut metadata = file.metadata.clone();
     metadata.retain(|key, _| key != "layers" && key != "arch");

@@ -115,6 +115,27 @@ fn explain() -> Result<()> {
     Ok(())
 }
 
+/// Some images' values are sampled, others' are not: each has the error of its kind.
+#[test]
+fn sampled_and_estimated_errors_lie_apart() -> Result<()> {
+    let (dir, _) = lab()?;
+    let maps = path(&dir, "maps.safetensors");
+    let model = "checkpoints/wrn-16-2-cifar10.safetensors";
+    let sets = ["--set", "interpreter.shap_cam.score=prob", "--set", "interpreter.shap_cam.fill=channel_mean"];
+    let what = ["--images", "cifar10-mini:test[6..9]", "--method", "shap_cam", "--out", &maps, "--json"];
+    let told = call(&[&["explain", "--checkpoint", model][..], &what, &sets].concat()).json();
+    let estimators: Vec<String> = serde_json::from_value(told["rows"][0]["estimators"].clone())?;
+    assert_eq!(estimators, ["det2", "mc", "det2"]);
+    let file = File::read(Path::new(&maps))?;
+    for (name, of) in [("standard_error", [false, true, false]), ("error_estimate", [true, false, true])] {
+        let values = file.f64(&format!("shap_cam.{name}"))?;
+        let images = values.chunks(values.len() / 3).map(|image| image.iter().all(|v| v.is_finite()));
+        assert_eq!(images.collect::<Vec<_>>(), of, "{name}");
+        assert!(values.iter().all(|v| v.is_nan() || *v >= 0.0), "{name}");
+    }
+    Ok(())
+}
+
 /// A map depends on its image alone: not on the batch it came in, nor on the number of threads.
 #[test]
 fn explanations_do_not_depend_on_their_neighbours() -> Result<()> {

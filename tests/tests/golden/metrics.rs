@@ -64,7 +64,10 @@ fn golden_metrics() -> Result<()> {
                 let stated = &curves[i * found.len()..][..found.len()];
                 let off = found.iter().zip(stated).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
                 assert!(off < 1e-6, "{name} of image {i}: off by {off:.1e}");
-                assert!((area(&found).expect("a curve") - areas[i]).abs() < 1e-6, "{name} of image {i}");
+                assert!(
+                    (area(&found, SIDE, SIDE * SIDE).expect("a curve") - areas[i]).abs() < 1e-6,
+                    "{name} of image {i}"
+                );
             }
         }
 

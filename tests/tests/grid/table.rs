@@ -56,6 +56,8 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
     let grid = tempfile::tempdir()?;
     let dir = grid.path();
     let settings = |epochs: usize| format!("[train]\nepochs = {epochs}\n");
+    // A run that is being made longer is none yet.
+    put(dir, "b/a-longer/s0", &report(5.0, 0, "80", "fast"), &settings(80))?;
     for (seed, error) in [(0, 6.8), (1, 6.9), (2, 6.7)] {
         let told = report(error, seed, ["f0", "0f", "33"][seed as usize], "fast");
         put(dir, &format!("b/a-none/s{seed}"), &told, &settings(60))?;
@@ -88,11 +90,11 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
     for part in [
         "b/a-short with b/a-none: b/a-short was trained for 10 epochs, b/a-none for 60",
         "b/a-weight=9e0 with b/a-gone, of which every run diverged",
-        // Two comparisons of six cells that have a finished run.
         "5 % after Holm over 2 comparisons",
+        // The twin says nothing of its own: none, two weights and the short one share 8 degrees of freedom.
+        "(8 degrees of freedom)",
         "some cells have more seeds than 0, which all have",
-        // f0 and 0f: 4 and 4; f0 and 33: 2 and 2; the others' three runs are one.
-        "of 15 pairs of runs of one cell it tells 0 apart",
+        "of 12 pairs of runs of one cell it tells 0 apart",
     ] {
         assert!(notes.contains(part), "{part}: {notes}");
     }
@@ -108,6 +110,28 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
         one["sentences"].to_string().contains("b/a-same: identical to a-none on every test image (seed 0)"),
         "{one}"
     );
+    // A block of single runs, whose reference has several: its tests' deviation is said.
+    std::fs::write(dir.join("table.toml"), "against = { c = \"b/a-none\" }")?;
+    put(dir, "c/other/s0", &report(5.0, 0, "80", "fast"), &settings(60))?;
+    let beside = call(&["table", &path, "--block", "c", "--json"]).json();
+    let notes = beside["notes"].to_string();
+    assert!(notes.contains("c: the standard deviation over seeds that its cells and those of other blocks"), "{notes}");
+    assert!(
+        notes.contains("is 0.100 points (2 degrees of freedom)") && notes.contains("over 1 comparison)"),
+        "{notes}"
+    );
+    assert!(!notes.contains("nothing is compared"), "{notes}");
+    // Outside a grid names that happen to match ask for nothing; in one there is one teacher.
+    let mut other = report(5.0, 0, "80", "fast");
+    other["inputs"]["teacher"] = "u".into();
+    put(dir, "b/a-other/s0", &other, &settings(60))?;
+    call(&["table", &path]).assert_fails(1, &["b/a-other and b/a-none have different teacher", "cannot be compared"]);
+    std::fs::remove_dir_all(dir.join("b/a-other"))?;
+    let plain = tempfile::tempdir()?;
+    put(plain.path(), "kd-none-s0", &report(5.0, 0, "80", "fast"), &settings(60))?;
+    put(plain.path(), "kd-pp-s0", &other, &settings(60))?;
+    let notes = call(&["table", &plain.path().display().to_string(), "--json"]).json()["notes"].to_string();
+    assert!(notes.contains("kd-pp with kd-none: kd-pp and kd-none have different teacher"), "{notes}");
     // Whoever asks for a comparison of what is not alike is told at once.
     std::fs::write(dir.join("table.toml"), "against = { \"b/a-short\" = \"a-none\" }")?;
     call(&["table", &path]).assert_fails(1, &["b/a-short was trained for 10 epochs", "cannot be compared"]);

@@ -15,7 +15,7 @@ use trainer::checkpoint::{self, Metadata};
 use trainer::data::loader::Loader;
 use trainer::data::{Source, Split};
 use trainer::files::make_parent;
-use trainer::models::{Architecture, Options};
+use trainer::models::{Architecture, Layer, Options};
 use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
 
 use super::Done;
@@ -194,10 +194,12 @@ fn is_another(
 ) -> bool {
     let known = |key: &str| metadata.get(key).map(String::as_str);
     let changed = |key: &str, now: &str| known(key).is_some_and(|before| before != now);
+    // As layers, not as text: what a list leaves out, its defaults say.
+    let layers = |of: &Metadata| serde_json::from_str::<Vec<Layer>>(of.get("layers")?).ok();
     let input = architecture.graph.shapes[0];
     changed("arch", &architecture.name)
         || architecture.options.iter().any(|(choice, word)| changed(choice, word))
-        || kept.get("layers").is_some_and(|layers| changed("layers", layers))
+        || layers(metadata).is_some_and(|before| Some(before) != layers(kept))
         || changed("num_classes", &architecture.classes.to_string())
         || known("input_size").is_some_and(|before| checkpoint::input_shape(before).ok() != Some(input))
         || [("mean", &normalization.mean), ("std", &normalization.std)]

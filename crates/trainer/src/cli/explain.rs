@@ -203,12 +203,12 @@ fn write(path: &Path, found: &Explained, n: usize) -> Result<()> {
         tensors.insert(o.method.to_string(), Entry::f32(&shape, &o.values));
         // A deterministic rule's estimate of its own error is no standard error: each has its own tensor, NaN where the other is.
         for (what, sampled) in [("standard_error", true), ("error_estimate", false)] {
-            let of = |e: &&str| (*e == "mc") == sampled;
-            if o.error.is_empty() || !o.estimators.iter().any(|e| of(&e)) {
+            let of = |e: &str| (e == "mc") == sampled;
+            if o.error.is_empty() || !o.estimators.iter().any(|e| of(e)) {
                 continue;
             }
             let images = o.error.chunks(shape[1] * shape[2]).zip(&o.estimators);
-            let values = images.flat_map(|(error, e)| error.iter().map(move |x| if of(&e) { *x } else { f32::NAN }));
+            let values = images.flat_map(|(error, e)| error.iter().map(move |x| if of(e) { *x } else { f32::NAN }));
             tensors.insert(format!("{}.{what}", o.method), Entry::f32(&shape, &values.collect::<Vec<f32>>()));
         }
     }

@@ -294,12 +294,13 @@ impl<'g> Work<'g> {
     /// When everything will be done, if the finished runs tell; a block that has none takes what the others do.
     fn eta(&self) -> Option<Duration> {
         let (all, mut seconds) = (self.mean_time(|_| true)?, 0.0);
-        for at in (0..self.runs.len()).filter(|at| !self.statuses[*at].is_over()) {
+        let left: Vec<usize> = (0..self.runs.len()).filter(|at| !self.statuses[*at].is_over()).collect();
+        for &at in &left {
             let process = self.processes.iter().find(|p| p.cell == at);
             let spent = process.map_or(0.0, |p| p.began.elapsed().as_secs_f64());
             seconds += (self.expected(at).unwrap_or(all).as_secs_f64() - spent).max(0.0);
         }
-        Some(Duration::from_secs_f64(seconds / self.options.jobs as f64))
+        Some(Duration::from_secs_f64(seconds / self.options.jobs.min(left.len()).max(1) as f64))
     }
 
     fn start(&mut self, at: usize) -> Result<()> {
@@ -359,16 +360,17 @@ impl<'g> Work<'g> {
                 return self.fail(at, &why).map(|status| self.statuses[at] = status);
             }
         };
+        // Its own time tells more than what was known before of how long the others will take.
+        self.statuses[at] = status.clone();
         match &status {
             Status::Done { .. } | Status::Diverged(_) if self.is_older(at, process.since) => {}
             Status::Done { error, judged_by, seconds } => {
                 ledger::append(out, &id, Event::Done, "")?;
-                let told = format!("{id} done: {error:.2} % of the {} wrong, {seconds:.0} s", judged_by.name());
-                self.statuses[at] = status;
-                // Its own time tells more than what was known before.
-                let to_go = self.eta().filter(|eta| !eta.is_zero());
-                self.board.say(&to_go.map_or(told.clone(), |eta| format!("{told}; about {} to go", time(eta))));
-                return Ok(());
+                let stops = self.options.interrupted.load(Ordering::Relaxed) || self.left() == Some(Duration::ZERO);
+                let eta = self.eta().filter(|eta| !eta.is_zero() && !stops);
+                let to_go = eta.map_or(String::new(), |eta| format!("; about {} to go", time(eta)));
+                let of = judged_by.name();
+                self.board.say(&format!("{id} done: {error:.2} % of the {of} wrong, {seconds:.0} s{to_go}"));
             }
             Status::Diverged(what) => {
                 ledger::append(out, &id, Event::Diverged, what)?;
@@ -376,7 +378,6 @@ impl<'g> Work<'g> {
             }
             _ => {}
         }
-        self.statuses[at] = status;
         Ok(())
     }
 

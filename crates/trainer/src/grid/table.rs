@@ -136,12 +136,20 @@ pub struct Spread {
     pub pooled: Pooled,
     /// Of its comparisons.
     pub design: Design,
+    /// Whether cells of other blocks share it, too.
+    pub elsewhere: bool,
     /// Seeds that all its cells have.
     pub seeds: BTreeSet<u64>,
     /// Whether some have others too.
     pub uneven: bool,
     /// What the seeds that all have make alike.
     pub alike: Option<Alike>,
+}
+
+impl Spread {
+    fn new(pooled: Pooled, design: Design, elsewhere: bool) -> Spread {
+        Spread { pooled, design, elsewhere, seeds: BTreeSet::new(), uneven: false, alike: None }
+    }
 }
 
 /// Everything that is said of a grid.
@@ -154,8 +162,8 @@ pub struct Summary {
     pub spreads: BTreeMap<String, Spread>,
     /// Blocks in which none has, though some would be compared.
     pub single: BTreeSet<String>,
-    /// Pairs of runs of one cell whose test images McNemar's test tells apart at 5 %, and all such pairs.
-    pub same_cell: (usize, usize),
+    /// Of each block the pairs of runs of one cell whose test images McNemar's test tells apart at 5 %, and all such pairs.
+    pub same_cell: BTreeMap<String, (usize, usize)>,
     /// The runs' profile.
     pub profile: String,
     /// Blocks and cells that `table.toml` speaks of and that have no run.
@@ -215,9 +223,11 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
             cell.runs.retain(|run| seeds.contains(&run.seed));
             cell.diverged.retain(|seed| seeds.contains(seed));
         }
-        cells.retain(|cell| !cell.runs.is_empty() || !cell.diverged.is_empty());
-        ensure!(!cells.is_empty(), "there are no finished runs of these seeds below {}", dir.display());
+        let left = |cell: &Cell| !cell.runs.is_empty() || !cell.diverged.is_empty();
+        ensure!(cells.iter().any(left), "there are no finished runs of these seeds below {}", dir.display());
     }
+    // A run that is being made longer is none yet.
+    cells.retain(|cell| !cell.runs.is_empty() || !cell.diverged.is_empty());
     for cell in cells.iter_mut().filter(|cell| about.held_out.contains(&cell.block)) {
         cell.judged_by = JudgedBy::HeldOutImages;
     }
@@ -225,7 +235,8 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     check(&cells)?;
     // Within a block a cell without the term comes first, and numbers in their order.
     cells.sort_by(|a, b| {
-        let key = |c: &Cell| (c.block.clone(), stem(&c.name).to_string(), !c.name.ends_with("none"));
+        let base = |name: &str| stem(name.rsplit_once('=').map_or(name, |(base, _)| base)).to_string();
+        let key = |c: &Cell| (c.block.clone(), base(&c.name), !c.name.ends_with("none"));
         let last =
             |name: &str| name.rsplit_once('=').or(name.rsplit_once('-')).and_then(|(_, n)| n.parse::<f64>().ok());
         let number = |c: &Cell| last(&c.name).unwrap_or(f64::INFINITY);
@@ -236,7 +247,7 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
         margin: about.margin,
         spreads: BTreeMap::new(),
         single: BTreeSet::new(),
-        same_cell: compare::pairs_of_one_cell(&cells),
+        same_cell: BTreeMap::new(),
         profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
         absent: about.held_out.iter().chain(about.against.keys()).cloned().collect(),
     };
@@ -244,11 +255,16 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     let blocks: BTreeSet<&String> = cells.iter().map(|c| &c.block).collect();
     for block in blocks {
         let own: Vec<&Cell> = cells.iter().filter(|c| c.block == *block).collect();
-        let mut rows = figures::of(&own, &about);
-        let family = compare::family(&own, &mut rows, &cells, &about)?;
-        if let Some(spread) = figures::spread(&own, family) {
-            summary.spreads.insert(block.clone(), spread);
-        } else if family.tests > 0 {
+        let references = compare::references(&own, &cells, &about)?;
+        let sharing = compare::sharing(&own, &references);
+        let mut rows = figures::of(&own, &sharing, &about);
+        let (design, pooled) = compare::family((&own, &references), &sharing, &mut rows, about.margin);
+        let of_own: Vec<&Cell> = sharing.iter().copied().filter(|cell| cell.block == *block).collect();
+        summary.same_cell.insert(block.clone(), compare::pairs_of_one_cell(&of_own));
+        if let Some(pooled) = pooled {
+            let elsewhere = sharing.len() > of_own.len();
+            summary.spreads.insert(block.clone(), figures::spread(&of_own, Spread::new(pooled, design, elsewhere)));
+        } else if design.tests > 0 {
             summary.single.insert(block.clone());
         }
         summary.cells.extend(rows);

@@ -15,6 +15,7 @@ use crate::distill::terms::Class;
 use crate::distill::{Objective, Part};
 use crate::evaluate::evaluate;
 use crate::files::sha256;
+use crate::models::Architecture;
 use crate::nn::{Backend, Model, Network};
 
 /// The teacher of a run.
@@ -34,12 +35,22 @@ const SPOT_CHECK: usize = 500;
 pub fn network(config: &Config, objective: &Objective, backend: Backend) -> Result<(File, Network)> {
     let section = config.teacher.as_ref().context("there is no [teacher]")?;
     let file = File::read(&section.checkpoint).context("the teacher's checkpoint")?;
+    let network = network_of(section, &file, |a| objective.layers(&a.attention_layers()), backend)?;
+    Ok((file, network))
+}
+
+/// The network of a teacher's file, which hands out `layers`.
+pub fn network_of(
+    section: &Section,
+    file: &File,
+    layers: impl FnOnce(&Architecture) -> Vec<String>,
+    backend: Backend,
+) -> Result<Network> {
     let architecture = match &section.layers {
-        Some(layers) => file.architecture_of(layers).context("teacher.layers")?,
+        Some(own) => file.architecture_of(own).context("teacher.layers")?,
         None => file.architecture(section.arch.as_deref())?,
     };
-    let network = file.network_of(architecture, |a| objective.layers(&a.attention_layers()), backend)?;
-    Ok((file, network))
+    file.network_of(architecture, layers, backend)
 }
 
 /// Loads the teacher of a configuration.

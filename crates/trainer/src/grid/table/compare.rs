@@ -1,8 +1,6 @@
 //! Which cells are compared, and what their differences are worth.
 
-use std::collections::BTreeMap;
-
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 
 use super::folders::{Cell, Run, id};
 use super::{About, CellFigures, Comparison, figures, stem};
@@ -10,7 +8,7 @@ use crate::report::statistics::{self, Design, Pooled};
 use crate::run::{JudgedBy, bits};
 
 /// What a cell is compared with.
-enum Reference<'a> {
+pub(super) enum Reference<'a> {
     /// Nothing: others are compared with it, or it has nothing to compare.
     Nothing,
     /// This one.
@@ -21,46 +19,65 @@ enum Reference<'a> {
     Missing(String),
 }
 
-/// Gives the rows of a block's cells their comparisons, a family of tests, and says what it can see.
-pub(super) fn family(own: &[&Cell], rows: &mut [CellFigures], cells: &[Cell], about: &About) -> Result<Design> {
-    let mut references: Vec<Option<&Cell>> = vec![];
-    for (cell, row) in own.iter().zip(rows.iter_mut()) {
-        let named = |other: &Cell| if other.block == cell.block { other.name.clone() } else { other.id() };
-        references.push(match reference(cell, cells, about)? {
-            Reference::Nothing => None,
-            Reference::Cell(other) => {
-                row.maps_without = other.mean(|run| figures::correlation(run, &figures::method(cell)));
-                row.maps_without = row.maps_without.filter(|_| other.judged_by == JudgedBy::TestImages);
-                Some(other)
-            }
-            Reference::Same(other) => {
-                row.identical = Some(named(other));
-                None
-            }
-            Reference::Missing(why) => {
-                row.not_compared = Some(why);
-                None
-            }
-        });
+/// What each of a block's cells is compared with.
+pub(super) fn references<'a>(own: &[&Cell], cells: &'a [Cell], about: &About) -> Result<Vec<Reference<'a>>> {
+    own.iter().map(|cell| reference(cell, cells, about)).collect()
+}
+
+/// The cells whose runs say together what seeds do in a block: its own, but for those that are another's twins, and those of
+/// other blocks that they are compared with.
+pub(super) fn sharing<'a>(own: &[&'a Cell], references: &[Reference<'a>]) -> Vec<&'a Cell> {
+    let twin = |reference: &Reference| matches!(reference, Reference::Same(_));
+    let mut sharing: Vec<&Cell> =
+        own.iter().zip(references).filter(|(_, reference)| !twin(reference)).map(|(cell, _)| *cell).collect();
+    for reference in references {
+        if let Reference::Cell(other) = reference
+            && sharing.iter().all(|cell| cell.id() != other.id())
+        {
+            sharing.push(other);
+        }
     }
-    // Cells of other blocks that these are compared with say what seeds do, too, once each.
-    let elsewhere = references.iter().flatten().filter(|other| own.iter().all(|cell| cell.id() != other.id()));
-    let elsewhere: BTreeMap<String, &Cell> = elsewhere.map(|other| (other.id(), *other)).collect();
-    let errors = own.iter().copied().chain(elsewhere.into_values()).map(Cell::errors).filter(|e| !e.is_empty());
-    let errors: Vec<Vec<f64>> = errors.collect();
-    let design = Design { cells: errors.len(), tests: references.iter().flatten().count() };
-    let Some(pooled) = statistics::pooled(errors.iter().map(Vec::as_slice)) else { return Ok(design) };
+    sharing.retain(|cell| !cell.runs.is_empty());
+    sharing
+}
+
+/// Gives the rows of a block's cells their comparisons, a family of tests. None where no two runs of a cell share a standard
+/// deviation.
+pub(super) fn family(
+    (own, references): (&[&Cell], &[Reference]),
+    sharing: &[&Cell],
+    rows: &mut [CellFigures],
+    margin: f64,
+) -> (Design, Option<Pooled>) {
+    let errors: Vec<Vec<f64>> = sharing.iter().map(|cell| cell.errors()).collect();
+    let tests = references.iter().filter(|reference| matches!(reference, Reference::Cell(_))).count();
+    let (design, pooled) =
+        (Design { cells: errors.len(), tests }, statistics::pooled(errors.iter().map(Vec::as_slice)));
     for ((cell, reference), row) in own.iter().zip(references).zip(rows.iter_mut()) {
-        let Some(reference) = reference else { continue };
-        row.comparison = compare(cell, reference, pooled, design, about.margin);
-        if row.comparison.is_none() {
-            row.not_compared = Some(format!("{}: no two runs differ", reference.id()));
+        match reference {
+            Reference::Nothing => {}
+            Reference::Same(other) => row.identical = Some(named(cell, other)),
+            Reference::Missing(why) => row.not_compared = Some(why.clone()),
+            Reference::Cell(other) => {
+                let without = other.mean(|run| figures::correlation(run, &figures::method(cell)));
+                row.maps_without = without.filter(|_| other.judged_by == JudgedBy::TestImages);
+                let Some(pooled) = pooled else { continue };
+                row.comparison = compare(cell, other, pooled, design, margin);
+                if row.comparison.is_none() {
+                    row.not_compared = Some(format!("{}: the runs of no cell differ among themselves", other.id()));
+                }
+            }
         }
     }
     let family: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
     let p: Vec<f64> = family.iter().map(|c| c.difference.p).collect();
     family.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
-    Ok(design)
+    (design, pooled)
+}
+
+/// Another cell's name, with its block where that is another.
+fn named(cell: &Cell, other: &Cell) -> String {
+    if other.block == cell.block { other.name.clone() } else { other.id() }
 }
 
 /// The cell that `table.toml` names for the cell or for its block, or the one without the term, `STEM-none`. None is compared
@@ -76,45 +93,56 @@ fn reference<'a>(cell: &Cell, cells: &'a [Cell], about: &About) -> Result<Refere
     if cell.runs.is_empty() || (block == cell.block && name == cell.name) {
         return Ok(Reference::Nothing);
     }
-    let named = id(&block, &name);
+    let wanted = id(&block, &name);
     let Some(other) = cells.iter().find(|c| c.block == block && c.name == name) else {
-        return Ok(
-            asked.map_or(Reference::Nothing, |_| Reference::Missing(format!("{named}, which has no finished run")))
-        );
+        let missing = |_| Reference::Missing(format!("{wanted}, which has no finished run among these"));
+        return Ok(asked.map_or(Reference::Nothing, missing));
     };
     if other.runs.is_empty() {
-        return Ok(Reference::Missing(format!("{named}, of which every run diverged")));
+        return Ok(Reference::Missing(format!("{wanted}, of which every run diverged")));
     }
-    ensure!(
-        cell.judged_by == other.judged_by,
-        "{} is judged by {}, {named} by {} (held_out in table.toml): they cannot be compared",
-        cell.id(),
-        cell.judged_by.name(),
-        other.judged_by.name()
-    );
-    for what in ["teacher", cell.judged_by.name()] {
-        ensure!(!differ(cell, other, what), "{} and {named} have different {what}: they cannot be compared", cell.id());
-    }
-    let [a, b] = [cell, other].map(|c| c.setting("train.epochs"));
-    let unlike = if a != b {
-        Some(format!("{} was trained for {a} epochs, {named} for {b}", cell.id()))
-    } else {
-        let other_images = differ(cell, other, "training images");
-        other_images.then(|| format!("{} and {named} have different training images", cell.id()))
-    };
-    Ok(match unlike {
-        // Whoever asks for a comparison is told that there is none; a name alone has asked for nothing.
-        Some(why) if asked.is_some() => anyhow::bail!("{why}: they cannot be compared"),
-        Some(why) => Reference::Missing(format!("{named}: {why}")),
+    Ok(match unlike(cell, other) {
+        // Whoever asks for a comparison, or makes a grid of several teachers, is told that there is none; names that happen to
+        // match have asked for nothing.
+        Some((what, why)) if asked.is_some() || (what == "teacher" && !cell.block.is_empty()) => {
+            bail!("{why}: they cannot be compared")
+        }
+        Some((_, why)) => Reference::Missing(format!("{wanted}: {why}")),
         None if identical(cell, other) => Reference::Same(other),
         None => Reference::Cell(other),
     })
 }
 
-/// Whether two cells were made with different files or images of a kind.
+/// What keeps two cells from being compared, and how to say it.
+fn unlike(cell: &Cell, other: &Cell) -> Option<(&'static str, String)> {
+    let (own, others) = (cell.id(), other.id());
+    if cell.judged_by != other.judged_by {
+        let [a, b] = [cell, other].map(|c| c.judged_by.name());
+        return Some(("images", format!("{own} is judged by {a}, {others} by {b} (held_out in table.toml)")));
+    }
+    let [a, b] = [cell, other].map(|c| c.setting("train.epochs"));
+    if a != b {
+        return Some(("epochs", format!("{own} was trained for {a} epochs, {others} for {b}")));
+    }
+    let what =
+        ["teacher", cell.judged_by.name(), "training images"].into_iter().find(|what| differ(cell, other, what))?;
+    Some((what, format!("{own} and {others} have different {what}")))
+}
+
+/// Whether two cells were made with different files or images of a kind: their runs of one seed, or, where there are none, any
+/// two, whose seeds may draw other images.
 fn differ(a: &Cell, b: &Cell, what: &str) -> bool {
-    let input = |c: &Cell| c.runs.first().and_then(|r| r.report.inputs.get(what).cloned());
-    input(a).zip(input(b)).is_some_and(|(a, b)| a != b)
+    let unequal = |a: &Run, b: &Run| {
+        let [a, b] = [a, b].map(|run| run.report.inputs.get(what));
+        a.zip(b).is_some_and(|(a, b)| a != b)
+    };
+    let twin = |run: &Run| b.runs.iter().find(|twin| twin.seed == run.seed);
+    let pairs: Vec<(&Run, &Run)> = a.runs.iter().filter_map(|run| Some((run, twin(run)?))).collect();
+    if !pairs.is_empty() {
+        return pairs.into_iter().any(|(a, b)| unequal(a, b));
+    }
+    let drawn = what.ends_with("images") && a.setting("data.seed") != b.setting("data.seed");
+    !drawn && a.runs.first().zip(b.runs.first()).is_some_and(|(a, b)| unequal(a, b))
 }
 
 /// Whether every run of a cell is the other's of the same seed, as far as the test images tell.
@@ -138,7 +166,7 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, design: Design, margin
     let discordant: Option<Vec<(u64, u64)>> = pairs.iter().map(|(a, b)| discordant(a, b)).collect();
     let discordant = discordant.filter(|_| cell.judged_by == JudgedBy::TestImages);
     Some(Comparison {
-        against: if reference.block == cell.block { reference.name.clone() } else { reference.id() },
+        against: named(cell, reference),
         holm: difference.p,
         welch: statistics::welch(&cell.errors(), &reference.errors()),
         equivalence: difference.equivalence(margin),
@@ -160,7 +188,7 @@ fn discordant(a: &Run, b: &Run) -> Option<(u64, u64)> {
 
 /// Of the pairs of runs of one cell, how many McNemar's test tells apart at 5 %, and how many there are: what it finds where
 /// there is nothing but chance.
-pub(super) fn pairs_of_one_cell(cells: &[Cell]) -> (usize, usize) {
+pub(super) fn pairs_of_one_cell(cells: &[&Cell]) -> (usize, usize) {
     let (mut apart, mut all) = (0, 0);
     for cell in cells.iter().filter(|cell| cell.judged_by == JudgedBy::TestImages) {
         for (at, a) in cell.runs.iter().enumerate() {

@@ -5,19 +5,19 @@ use std::collections::BTreeSet;
 use super::folders::{Cell, Run};
 use super::{About, CellFigures, Mean, Spread};
 use crate::evaluate::agreement::Alike;
-use crate::report::statistics::{self, Design};
+use crate::report::statistics;
 use crate::run::JudgedBy;
 
-/// The figures of a block's cells, without comparisons.
-pub(super) fn of(cells: &[&Cell], about: &About) -> Vec<CellFigures> {
-    let errors = means(cells, |cell, run| Some(cell.error(run)));
+/// The figures of a block's cells, without comparisons; intervals are by the standard deviation of those that share one.
+pub(super) fn of(cells: &[&Cell], sharing: &[&Cell], about: &About) -> Vec<CellFigures> {
+    let errors = means(cells, sharing, |cell, run| Some(cell.error(run)));
     let tested = |figure: &dyn Fn(&Cell, &Run) -> Option<f64>| {
-        means(cells, |cell, run| figure(cell, run).filter(|_| cell.judged_by == JudgedBy::TestImages))
+        means(cells, sharing, |cell, run| figure(cell, run).filter(|_| cell.judged_by == JudgedBy::TestImages))
     };
     let nll = tested(&|_, run| Some(run.report.test_loss));
     let same_class = tested(&|_, run| Some(run.report.agreement.as_ref()?.same_class));
     let kl = tested(&|_, run| Some(run.report.agreement.as_ref()?.kl));
-    let pearson = tested(&|cell, run| correlation(run, &method(cell)));
+    let pearson = tested(&|cell, run| Some(alike(run, &method(cell))?.pearson));
     let cosine = tested(&|cell, run| Some(alike(run, &method(cell))?.cosine));
     let top20 = tested(&|cell, run| Some(alike(run, &method(cell))?.top20));
     let figures = |(at, cell): (usize, &&Cell)| CellFigures {
@@ -48,32 +48,30 @@ pub(super) fn of(cells: &[&Cell], about: &About) -> Vec<CellFigures> {
     cells.iter().enumerate().map(figures).collect()
 }
 
-/// How a block's cells scatter; None if none has two runs.
-pub(super) fn spread(cells: &[&Cell], design: Design) -> Option<Spread> {
-    let errors: Vec<Vec<f64>> = cells.iter().map(|cell| cell.errors()).collect();
-    let pooled = statistics::pooled(errors.iter().map(Vec::as_slice))?;
-    let cells = cells.iter().filter(|cell| !cell.runs.is_empty());
-    let seeds: Vec<BTreeSet<u64>> = cells.clone().map(|cell| cell.runs.iter().map(|run| run.seed).collect()).collect();
+/// Adds to a spread what the block's own cells say of seeds.
+pub(super) fn spread(cells: &[&Cell], spread: Spread) -> Spread {
+    let seeds: Vec<BTreeSet<u64>> = cells.iter().map(|cell| cell.runs.iter().map(|run| run.seed).collect()).collect();
     let all: BTreeSet<u64> = seeds.iter().flatten().copied().collect();
     let common: BTreeSet<u64> = all.iter().copied().filter(|seed| seeds.iter().all(|own| own.contains(seed))).collect();
     let shared = |cell: &&Cell| {
         let error = |seed: &u64| cell.runs.iter().find(|run| run.seed == *seed).map(|run| cell.error(run));
         common.iter().filter_map(error).collect()
     };
-    let groups: Vec<Vec<f64>> = cells.map(shared).collect();
-    Some(Spread { pooled, design, alike: statistics::alike(&groups), uneven: all != common, seeds: common })
+    let groups: Vec<Vec<f64>> = cells.iter().map(shared).collect();
+    Spread { alike: statistics::alike(&groups), uneven: all != common, seeds: common, ..spread }
 }
 
-/// The means of a figure over each cell's runs, with intervals by the standard deviation that the cells share.
-fn means(cells: &[&Cell], figure: impl Fn(&Cell, &Run) -> Option<f64>) -> Vec<Option<Mean>> {
-    let values = cells.iter().map(|cell| cell.runs.iter().filter_map(|run| figure(cell, run)).collect());
-    let values: Vec<Vec<f64>> = values.collect();
-    let pooled = statistics::pooled(values.iter().map(Vec::as_slice));
+/// The means of a figure over each cell's runs, with intervals by the standard deviation of the cells that share one.
+fn means(cells: &[&Cell], sharing: &[&Cell], figure: impl Fn(&Cell, &Run) -> Option<f64>) -> Vec<Option<Mean>> {
+    let values = |cells: &[&Cell]| -> Vec<Vec<f64>> {
+        cells.iter().map(|cell| cell.runs.iter().filter_map(|run| figure(cell, run)).collect()).collect()
+    };
+    let pooled = statistics::pooled(values(sharing).iter().map(Vec::as_slice));
     let mean = |values: &Vec<f64>| Mean {
         value: statistics::mean(values),
         half_width: pooled.map(|pooled| statistics::half_width(pooled, values.len())),
     };
-    values.iter().map(|values| (!values.is_empty()).then(|| mean(values))).collect()
+    values(cells).iter().map(|values| (!values.is_empty()).then(|| mean(values))).collect()
 }
 
 /// The method whose maps a cell is judged by: the one that it matches, or Grad-CAM.
@@ -88,9 +86,9 @@ fn alike(run: &Run, method: &str) -> Option<Alike> {
     maps.get(method).or_else(|| maps.get("grad_cam")).copied()
 }
 
-/// The correlation alone.
+/// The correlation of a method's own maps.
 pub(super) fn correlation(run: &Run, method: &str) -> Option<f64> {
-    Some(alike(run, method)?.pearson)
+    Some(run.report.agreement.as_ref()?.maps.get(method)?.pearson)
 }
 
 /// The term's part of the whole gradient, in percent.

@@ -43,6 +43,7 @@ impl Summary {
         self.cells.retain(|r| blocks.contains(&r.block));
         self.spreads.retain(|block, _| blocks.contains(block));
         self.single.retain(|block| blocks.contains(block));
+        self.same_cell.retain(|block, _| blocks.contains(block));
         Ok(())
     }
 

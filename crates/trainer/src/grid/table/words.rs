@@ -30,24 +30,19 @@ impl Summary {
             return Some(format!("identical to {other} on every test image ({word} {})", seeds.join(", ")));
         }
         let c = r.comparison.as_ref()?;
-        let found =
-            format!("{} ± {:.2} points against {}", signed(c.difference.mean), c.difference.half_width(), c.against);
+        let (d, margin) = (&c.difference, self.margin);
+        let against = |half: f64| format!("{} ± {half:.2} points against {}", signed(d.mean), c.against);
+        let found = against(d.half_width());
         Some(if r.diverged + c.diverged > 0 {
             // The runs that did not diverge are no sample of all.
             format!("not judged, as {} of the runs diverged ({found} of the others)", r.diverged + c.diverged)
         } else if c.holm < 0.05 {
-            let word = if c.difference.mean < 0.0 { "better" } else { "worse" };
-            let within =
-                if c.equivalence < 0.05 { format!(", by less than {} points", self.margin) } else { "".into() };
+            let word = if d.mean < 0.0 { "better" } else { "worse" };
+            let within = if c.equivalence < 0.05 { format!(", by less than {margin} points") } else { String::new() };
             format!("{word}{within} ({found}, {} after Holm)", p(c.holm))
         } else if c.equivalence < 0.05 {
-            let (mean, half) = (signed(c.difference.mean), c.difference.half_width_90());
-            let margin = self.margin;
-            format!(
-                "equivalent to within {margin} points ({mean} ± {half:.2} in 90 % against {}, {})",
-                c.against,
-                p(c.equivalence)
-            )
+            let found = against(d.half_width_90());
+            format!("equivalent to within {margin} points ({found} in 90 %, {})", p(c.equivalence))
         } else {
             let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
             format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
@@ -87,10 +82,12 @@ impl Summary {
             );
         }
         if self.cells.iter().any(|r| r.comparison.as_ref().is_some_and(|c| !c.discordant.is_empty())) {
-            let (apart, all) = self.same_cell;
+            let (apart, all) = self.same_cell.values().fold((0, 0), |(a, n), (apart, all)| (a + apart, n + all));
             let chance = match all {
                 0 => String::new(),
-                _ => format!(": of {all} pairs of runs of one cell it tells {apart} apart at 5 %"),
+                _ => {
+                    format!(": of {} of runs of one cell it tells {apart} apart at 5 %", counted(all, "pair", "pairs"))
+                }
             };
             notes.push(format!(
                 "McNemar: of runs, not of methods{chance}; twice the median of p over the pairs of one seed."
@@ -98,7 +95,7 @@ impl Summary {
         }
         if self.cells.iter().any(|r| r.maps[0].is_some()) {
             notes.push(
-                "Maps: the student's and the teacher's, by the cell's own method, or Grad-CAM where it has none; without: by that \
+                "Maps: the student's and the teacher's, by the cell's own method, or Grad-CAM where that is not measured; without: by that \
                  method in the cell that it is compared with. Gradient: the term's, weight times norm, of the whole's norm."
                     .into(),
             );
@@ -119,19 +116,21 @@ impl Summary {
         let Spread { pooled, design, .. } = spread;
         let name = if block.is_empty() { String::new() } else { format!("{block}: ") };
         let mut text = format!(
-            "{name}the standard deviation over seeds that its cells share is {:.3} points ({} degrees of freedom).",
-            pooled.sd, pooled.df
+            "{name}the standard deviation over seeds that its cells {}share is {:.3} points ({}).",
+            if spread.elsewhere { "and those of other blocks that they are compared with " } else { "" },
+            pooled.sd,
+            counted(pooled.df as usize, "degree of freedom", "degrees of freedom")
         );
-        if design.tests > 0 {
+        if design.tests > 0 && pooled.sd > 0.0 {
             let visible = |n| design.visible(n) * pooled.sd;
             let equal = design.runs_for_equivalence(self.margin, pooled.sd);
             text += &format!(
                 " In 80 % of cases 3 seeds a cell show a difference of {:.2} points, 5 of {:.2}, 12 of {:.2} (5 % after Holm \
-                 over {} comparisons), and {} that two equal cells are within {} points.",
+                 over {}), and {} that two equal cells are within {} points.",
                 visible(3),
                 visible(5),
                 visible(12),
-                design.tests,
+                counted(design.tests, "comparison", "comparisons"),
                 equal.map_or("a thousand or more".into(), |n| n.to_string()),
                 self.margin
             );
@@ -167,6 +166,11 @@ fn signed(x: f64) -> String {
 fn p(of: f64) -> String {
     let shown = probability(of, 3);
     if shown.starts_with('<') { format!("p {shown}") } else { format!("p = {shown}") }
+}
+
+/// A number of things.
+fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 fn in_block(block: &str) -> String {

@@ -18,6 +18,7 @@ use crate::files::sha256;
 use crate::nn::Backend;
 use crate::report::page::Page;
 use crate::run::Report;
+use crate::run::teacher::network_of;
 
 /// Test images whose maps are shown.
 const PICTURES: usize = 6;
@@ -33,8 +34,7 @@ pub(super) fn show(
     let weights = dir.join("last.safetensors");
     ensure!(weights.is_file(), "the folder holds no last.safetensors");
     let layers = vec![config.loss.layer.clone()];
-    let network = |file: File, arch: Option<&str>| file.network(arch, |_| layers.clone(), Backend::f32(device));
-    let student = network(File::read(&weights)?, None)?;
+    let student = File::read(&weights)?.network(None, |_| layers.clone(), Backend::f32(device))?;
     let images = config.data.source().load(Split::Test)?.spread(PICTURES);
     let mut names = vec![config.loss.interpreter.as_str()];
     names.extend((names[0] != "grad_cam").then_some("grad_cam"));
@@ -48,7 +48,8 @@ pub(super) fn show(
         let used = report.and_then(|r| r.inputs.get("teacher"));
         let same = used.is_none_or(|used| sha256(&bytes) == *used);
         ensure!(same, "{} is not the file that the run used", path.display());
-        let network = network(File::parse(path.display().to_string(), bytes)?, teacher.arch.as_deref())?;
+        let file = File::parse(path.display().to_string(), bytes)?;
+        let network = network_of(teacher, &file, |_| layers.clone(), Backend::f32(device))?;
         explain(&methods, &network, &config.loss.layer, &images, &Class::Given(own.classes.clone()))
     });
     let mut left_out: Vec<String> =
