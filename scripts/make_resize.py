@@ -2,7 +2,7 @@
 """Makes tests/fixtures/resize.safetensors: images of known pixels, resized by Pillow (antialiased, bilinear); and
 cmyk.jpg beside it: left red, right green, in the colours of printers.
 
-Usage: make_resize.py [OUT]     Needs numpy, pillow, safetensors from PyPI. The test: tests/tests/image_sets.rs
+Usage: make_resize.py [OUT]     Needs numpy, pillow, safetensors from PyPI. The test: tests/tests/image_sets/main.rs
 """
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 //! A run is a function of its configuration, data and seed: however it is interrupted, on however many threads.
 
+mod terms;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
-use testkit::program::{Call, call, command, finish};
+use testkit::program::{Call, call, command};
 
 /// A tiny teacher; its layers are cut where attention is transferred.
 const TEACHER: &str = "
@@ -246,86 +248,6 @@ fn cached_signals_change_nothing() -> Result<()> {
     assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 1);
     lab.train("shifted", &[&views[..], &["--set", &cache, "--set", "data.seed=5"]].concat()).json();
     assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 2);
-    Ok(())
-}
-
-/// With weight 0 a term leaves no trace: the run is the one without it.
-#[test]
-fn a_term_of_weight_zero_leaves_no_trace() -> Result<()> {
-    let lab = Lab::new()?;
-    let none = "loss.weights={ ce = 0.3, kd = 0.7, explanation = 0.0, attention = 0.0 }";
-    lab.train("none", &["--set", none]).json();
-    let other = ["--set", none, "--set", "loss.interpreter=grad_cam_pp", "--set", "loss.control=random"];
-    lab.train("other", &other).json();
-    assert_eq!(lab.metrics("none")?, lab.metrics("other")?);
-    Ok(())
-}
-
-/// Every interpreter, distance, control and class trains, and each makes a difference.
-#[test]
-fn every_choice_of_the_explanation_term_counts() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut seen: BTreeMap<String, String> = BTreeMap::new();
-    let explanation = "loss.weights={ ce = 0.3, kd = 0.0, explanation = 1.0, attention = 0.0 }";
-    for set in [
-        "loss.interpreter=grad_cam",
-        "loss.interpreter=grad_cam_pp",
-        "loss.interpreter=score_cam",
-        "loss.interpreter=random",
-        "interpreter.shap_cam.fill=channel_mean",
-        "loss.distance=raw_l2",
-        "loss.distance=cosine",
-        "loss.distance=all_class_pooled",
-        "loss.distance=region_kl",
-        "loss.relu=false",
-        "loss.control=random",
-        "loss.control=shuffled",
-        "loss.class=teacher_top1",
-        "loss.class=3",
-        "loss.schedule.explanation.ramp=2.0",
-    ] {
-        let run = set.replace(['.', '='], "-");
-        let call = lab.train(
-            &run,
-            &["--set", explanation, "--set", set, "--set", "train.epochs=1", "--set", "init.bn_gamma=uniform"],
-        );
-        assert_eq!(call.code, 0, "{set}: {}", call.stderr);
-        let last = lab.metrics(&run)?.pop().context("an epoch")?;
-        let value = last["explanation"].as_f64().with_context(|| format!("{set}: no explanation term"))?;
-        assert!(value.is_finite() && value > 0.0, "{set}: {value}");
-        if let Some(same) = seen.insert(format!("{value:?}"), set.into()) {
-            panic!("{set} and {same} give the same loss {value}");
-        }
-    }
-    Ok(())
-}
-
-/// A class that a loss cannot explain, and what it can.
-#[test]
-fn classes_of_a_loss_are_named() -> Result<()> {
-    let lab = Lab::new()?;
-    let refused = |set: &str, parts: &[&str]| lab.train("refused", &["--set", set]).assert_fails(1, parts);
-    refused("loss.class=top1", &["loss.class", "the class that the student names", "\"teacher_top1\""]);
-    refused("loss.class=teacher_top", &["loss.class", "did you mean", "teacher_top1"]);
-    refused("loss.class=-1", &["loss.class", "-1", "a class's number"]);
-    refused("loss.class=10", &["loss.class is 10", "10 classes, 0 to 9"]);
-    Ok(())
-}
-
-/// The two words a user needs about Score-CAM in a loss.
-#[test]
-fn score_cam_says_where_it_masks() -> Result<()> {
-    let lab = Lab::new()?;
-    for (more, part) in
-        [(None, "space = \"features\""), (Some("interpreter.score_cam.space=image"), "space = \"image\"")]
-    {
-        let mut arguments = lab.arguments(part, &["--set", "loss.interpreter=score_cam", "--set", "train.epochs=1"]);
-        arguments.retain(|a| a != "--quiet");
-        arguments.extend(more.into_iter().flat_map(|set| ["--set".to_string(), set.to_string()]));
-        let call = finish(command(&arguments.iter().map(String::as_str).collect::<Vec<_>>()));
-        assert_eq!(call.code, 0, "{}", call.stderr);
-        assert!(call.stderr.contains(part), "{}", call.stderr);
-    }
     Ok(())
 }
 
