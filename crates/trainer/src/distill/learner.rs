@@ -172,7 +172,9 @@ fn check(what: &str, value: f64, measured: &Measurements) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }
-    let terms: Vec<_> = measured.terms.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
+    // What diverges may be long.
+    let told = |v: f64| if v.abs() < 1e6 { format!("{v:.4}") } else { format!("{v:.2e}") };
+    let terms: Vec<_> = measured.terms.iter().map(|(name, v)| format!("{name} {}", told(*v))).collect();
     let what = format!(
         "the {what} is {value} at step {}: {}, learning rate {:.4}. Nothing of this step was kept; a smaller optim.lr \
          or train.clip = 1.0 usually helps",

@@ -146,12 +146,6 @@ pub struct Spread {
     pub alike: Option<Alike>,
 }
 
-impl Spread {
-    fn new(pooled: Pooled, design: Design, elsewhere: bool) -> Spread {
-        Spread { pooled, design, elsewhere, seeds: BTreeSet::new(), uneven: false, alike: None }
-    }
-}
-
 /// Everything that is said of a grid.
 pub struct Summary {
     /// Of each cell, block by block.
@@ -263,7 +257,7 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
         summary.same_cell.insert(block.clone(), compare::pairs_of_one_cell(&of_own));
         if let Some(pooled) = pooled {
             let elsewhere = sharing.len() > of_own.len();
-            summary.spreads.insert(block.clone(), figures::spread(&of_own, Spread::new(pooled, design, elsewhere)));
+            summary.spreads.insert(block.clone(), figures::spread(&of_own, (pooled, design), elsewhere));
         } else if design.tests > 0 {
             summary.single.insert(block.clone());
         }

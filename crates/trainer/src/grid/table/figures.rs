@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::folders::{Cell, Run};
 use super::{About, CellFigures, Mean, Spread};
 use crate::evaluate::agreement::Alike;
-use crate::report::statistics;
+use crate::report::statistics::{self, Design, Pooled};
 use crate::run::JudgedBy;
 
 /// The figures of a block's cells, without comparisons; intervals are by the standard deviation of those that share one.
@@ -48,8 +48,8 @@ pub(super) fn of(cells: &[&Cell], sharing: &[&Cell], about: &About) -> Vec<CellF
     cells.iter().enumerate().map(figures).collect()
 }
 
-/// Adds to a spread what the block's own cells say of seeds.
-pub(super) fn spread(cells: &[&Cell], spread: Spread) -> Spread {
+/// How the runs of a block's own cells scatter, by the standard deviation of its comparisons, which cells elsewhere may share.
+pub(super) fn spread(cells: &[&Cell], (pooled, design): (Pooled, Design), elsewhere: bool) -> Spread {
     let seeds: Vec<BTreeSet<u64>> = cells.iter().map(|cell| cell.runs.iter().map(|run| run.seed).collect()).collect();
     let all: BTreeSet<u64> = seeds.iter().flatten().copied().collect();
     let common: BTreeSet<u64> = all.iter().copied().filter(|seed| seeds.iter().all(|own| own.contains(seed))).collect();
@@ -58,7 +58,8 @@ pub(super) fn spread(cells: &[&Cell], spread: Spread) -> Spread {
         common.iter().filter_map(error).collect()
     };
     let groups: Vec<Vec<f64>> = cells.iter().map(shared).collect();
-    Spread { alike: statistics::alike(&groups), uneven: all != common, seeds: common, ..spread }
+    let (alike, uneven) = (statistics::alike(&groups), all != common);
+    Spread { pooled, design, elsewhere, seeds: common, uneven, alike }
 }
 
 /// The means of a figure over each cell's runs, with intervals by the standard deviation of the cells that share one.
