@@ -8,17 +8,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cargo.sh
+. scripts/venv.sh
 [ -x target/release/trainer ] || cargo build --release --package trainer
-
-venv=target/tensorboard
-if [ ! -x "$venv/bin/tensorboard" ]; then
-    if ! python3 -m venv "$venv"; then
-        # Debian keeps venv in a package of its own.
-        $(command -v sudo || true) apt-get install -y python3-venv
-        python3 -m venv "$venv"
-    fi
-    "$venv/bin/pip" install --quiet --disable-pip-version-check "tensorboard>=2.16" "setuptools<81"
-fi
+venv target/tensorboard tensorboard "tensorboard>=2.16" "setuptools<81"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # $1: what runs it.
@@ -36,4 +28,4 @@ done
 kill -9 $!
 wait $! || true
 train env
-"$venv/bin/python" scripts/check_tensorboard.py "$work/run"
+target/tensorboard/bin/python scripts/check_tensorboard.py "$work/run"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# All checks and tests: format, lints, documentation, unit and end-to-end tests, and a look at a run's events
-# with the real TensorBoard.
+# All checks and tests: format, lints, documentation, unit and end-to-end tests, and a look at a run's events with
+# the real TensorBoard and at exported models with the real ONNX Runtime.
 #
 #   scripts/test.sh
 #
@@ -35,5 +35,8 @@ python3 scripts/check-lists.py
 
 step "TensorBoard reads what a run writes"
 scripts/check-tensorboard.sh
+
+step "ONNX Runtime gets what this program gets"
+scripts/check-onnx.sh
 
 step "everything passed"

@@ -9,6 +9,7 @@ mod data;
 mod eval;
 mod evaluate;
 mod explain;
+mod export;
 mod interrupt;
 mod list;
 mod model;
@@ -106,6 +107,11 @@ enum Command {
         after_help = "Example:\n  trainer convert wrn.pth wrn.safetensors --arch wrn-16-2\n  trainer convert own.pth own.safetensors --layers own.toml --rename rules.toml"
     )]
     Convert(convert::ConvertArgs),
+    /// Writes a model as an ONNX file, for other programs to run.
+    #[command(
+        after_help = "Example:\n  trainer export --checkpoint runs/quickstart-s0/last.safetensors student.onnx --maps"
+    )]
+    Export(export::ExportArgs),
     /// Lists what there is, with every option and its default.
     #[command(after_help = "Example:\n  trainer list methods")]
     List {
@@ -210,7 +216,12 @@ fn run(cli: Cli) -> Result<Done> {
     let global = &cli.global;
     if matches!(
         cli.command,
-        Command::Table(_) | Command::Report(_) | Command::Data(_) | Command::Convert(_) | Command::List { .. }
+        Command::Table(_)
+            | Command::Report(_)
+            | Command::Data(_)
+            | Command::Convert(_)
+            | Command::Export(_)
+            | Command::List { .. }
     ) {
         global.device()?; // They compute on the CPU or not at all; a device that cannot be had is told all the same.
     }
@@ -225,6 +236,7 @@ fn run(cli: Cli) -> Result<Done> {
         Command::Bench(command) => bench::run(&command, global),
         Command::Data(command) => data::run(&command),
         Command::Convert(args) => convert::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::List { what } => list::run(what),
     }
 }

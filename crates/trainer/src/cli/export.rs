@@ -1,0 +1,62 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde_json::json;
+use trainer::checkpoint::onnx::{self, CLASS_MAPS, IMAGES, LOGITS, OPSET};
+use trainer::files::{make_parent, write_atomically};
+use trainer::models::Architecture;
+
+use super::Done;
+use super::model::ModelArgs;
+
+/// Arguments of `trainer export`.
+#[derive(Args)]
+pub(super) struct ExportArgs {
+    /// The model.
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The .onnx file to write.
+    output: PathBuf,
+    /// Hand out every class's map beside the logits (CAM; where the model ends in average pooling and a linear layer).
+    #[arg(long)]
+    maps: bool,
+}
+
+/// `trainer export`.
+pub(super) fn run(args: &ExportArgs) -> Result<Done> {
+    let path = args.output.display();
+    ensure!(
+        args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")),
+        "{path}: what is written is ONNX; name the file so, as in student.onnx"
+    );
+    let file = args.model.file()?;
+    let architecture = file.architecture(args.model.arch.as_deref())?;
+    let weights = file.state_dict(&architecture)?;
+    let mut metadata = file.metadata.clone();
+    metadata.remove("feature_mean"); // One number a channel, for a method that no runtime has.
+    let bytes = onnx::encode(&architecture, &weights, &file.normalization()?, &metadata, args.maps)?;
+    make_parent(&args.output)?;
+    write_atomically(&args.output, &bytes).with_context(|| format!("writing {path}"))?;
+    let Architecture { graph, classes, .. } = &architecture;
+    let (image, last) = (graph.shapes[0], graph.shape(graph.last()));
+    let images = [image.channels, image.h, image.w];
+    let (parameters, kilobytes) = (architecture.parameters(), bytes.len() / 1000);
+    let mut text = format!(
+        "{path}: {}, {parameters} parameters, {kilobytes} kB, opset {OPSET}\n  {IMAGES:<11}(batch, {}, {}, {}), f32, RGB from 0 to 1 (the normalisation is inside)\n  {LOGITS:<11}(batch, {classes})\n",
+        architecture.name, image.channels, image.h, image.w,
+    );
+    let mut outputs = json!({ LOGITS: [classes] });
+    if args.maps {
+        outputs[CLASS_MAPS] = json!([classes, last.h, last.w]);
+        text += &format!(
+            "  {CLASS_MAPS:<11}(batch, {classes}, {}, {}), signed; see trainer list methods, cam\n",
+            last.h, last.w
+        );
+    }
+    let value = json!({
+        "file": args.output, "arch": architecture.name, "parameters": parameters, "bytes": bytes.len(), "opset": OPSET,
+        "inputs": { IMAGES: images }, "outputs": outputs,
+    });
+    Ok(Done::Result(text, value))
+}
