@@ -15,7 +15,7 @@ echo "== 1/4 building (some minutes the first time)"
 cargo build --release --quiet --package trainer
 trainer=target/release/trainer
 
-echo "== 2/4 distilling a student (half a minute to three minutes on two cores; stop it, run it again, and it goes on)"
+echo "== 2/4 distilling a student (one to three minutes on two cores; stop it, run it again, and it goes on)"
 "$trainer" train configs/quickstart.toml --seed "$seed" --run "$run" --resume
 
 echo "== 3/4 its error on the test images"
