@@ -29,6 +29,7 @@
 //! |---|---|---|---|---|
 //! | [`methods::Mask`] | Fong & Vedaldi 2017 | one pass per iteration and draw of noise, forward and back | optimised | no |
 //! | [`methods::Rise`] | Petsiuk et al. 2018 | one per mask | sampled, with standard error | all of it, a pass per mask |
+//! | [`methods::Occlusion`] | Zeiler & Fergus 2014 | one per square | exact | all of it, a pass per square |
 //! | [`methods::Cam`] | Zhou et al. 2016 | 0 | exact | closed form |
 //! | [`methods::GradCam`] | Selvaraju et al. 2017 | 0, or one of the head and back | exact | closed form |
 //! | [`methods::GradCamPp`] | Chattopadhay et al. 2018 | the same | exact | closed form |
@@ -50,6 +51,7 @@ mod class_maps;
 mod forward;
 mod interpreter;
 pub mod maps;
+mod masked;
 pub mod methods;
 pub mod metrics;
 mod model;

@@ -8,6 +8,7 @@ mod grad_cam_pp;
 mod hires_cam;
 mod layer_cam;
 mod mask;
+mod occlusion;
 mod random;
 mod rise;
 mod score_cam;
@@ -23,14 +24,16 @@ pub use grad_cam_pp::GradCamPp;
 pub use hires_cam::HiresCam;
 pub use layer_cam::LayerCam;
 pub use mask::{Init, Mask, Reduction};
+pub use occlusion::Occlusion;
 pub use random::Random;
-pub use rise::{Background, Rise};
+pub use rise::Rise;
 pub use score_cam::{ScoreCam, Space};
 pub use shap_cam::{Computation, Fill, ShapCam};
 pub use shapley_cam::ShapleyCam;
 pub use xgrad_cam::XgradCam;
 
 use crate::Interpreter;
+pub use crate::masked::Background;
 use crate::ranges::Ranges;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +74,7 @@ macro_rules! methods {
 methods! {
     mask: Mask,
     rise: Rise,
+    occlusion: Occlusion,
     cam: Cam,
     grad_cam: GradCam,
     grad_cam_pp: GradCamPp,

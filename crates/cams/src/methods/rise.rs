@@ -5,19 +5,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::masked::{Background, Masked, add};
 use crate::ranges::{MEMORY_MB, Ranges, SEED, above, from};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
-
-/// What an absent pixel gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Background {
-    /// 0 in the network's input, the mean colour.
-    #[default]
-    Zero,
-    /// The image blurred by a Gaussian of 11 pixels, sigma 5.
-    Blur,
-}
 
 /// RISE (Petsiuk et al. 2018, arXiv 1806.07421, eq. 5): `S = 1 / (N p) sum_i f(x * M_i) M_i` at the image's resolution.
 ///
@@ -104,50 +94,23 @@ impl Rise {
         Tensor::stack(&cut, 0)
     }
 
+    /// What it asks of masked images.
+    fn asked(&self) -> Masked {
+        Masked { score: self.score, fill: self.fill, memory_mb: self.memory_mb }
+    }
+
     /// The scores of every image under given masks (m, h, w), (n, m).
     pub fn scores(&self, forward: &Forward, classes: &Tensor, masks: &Tensor) -> Result<Tensor> {
+        let asked = self.asked();
         let rows = (0..forward.images.dim(0)?)
-            .map(|i| self.scores_of(forward, classes, masks, i, self.background(forward, i)?.as_ref()));
+            .map(|i| asked.scores(forward, classes, masks, i, asked.background(forward, i)?.as_ref()));
         Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
-    }
-
-    /// What an image's absent pixels get, where that is not 0.
-    fn background(&self, forward: &Forward, i: usize) -> Result<Option<Tensor>> {
-        match self.fill {
-            Background::Zero => Ok(None),
-            Background::Blur => maps::blur(&forward.images.narrow(0, i, 1)?, 11, 5.0).map(Some),
-        }
-    }
-
-    /// Those of one image, (1, m): as many masked copies a pass as memory allows.
-    fn scores_of(
-        &self,
-        forward: &Forward,
-        classes: &Tensor,
-        masks: &Tensor,
-        i: usize,
-        background: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let image = forward.images.narrow(0, i, 1)?;
-        let m = masks.dim(0)?;
-        let chunk = images_per_pass(forward, self.memory_mb);
-        let mut row = Vec::new();
-        for first in (0..m).step_by(chunk) {
-            let count = chunk.min(m - first);
-            let masks = masks.narrow(0, first, count)?.unsqueeze(1)?;
-            let mut masked = image.broadcast_mul(&masks)?;
-            if let Some(background) = background {
-                masked = (masked + background.broadcast_mul(&masks.affine(-1.0, 1.0)?)?)?;
-            }
-            let logits = forward.model.head(&forward.model.features(&masked)?)?;
-            row.push(self.score.of(&logits, &classes.narrow(0, i, 1)?.broadcast_as(count)?.contiguous()?)?);
-        }
-        Tensor::cat(&row, 0)?.unsqueeze(0)
     }
 
     /// One image's map and its error, (1, h, w) each, and how many masks they took.
     fn map_of(&self, forward: &Forward, classes: &Tensor, masks: &Masks, i: usize) -> Result<(Tensor, Tensor, usize)> {
-        let background = self.background(forward, i)?;
+        let asked = self.asked();
+        let background = asked.background(forward, i)?;
         let chunk = images_per_pass(forward, self.memory_mb);
         let mut scores = Vec::new();
         let (mut taken, mut look) = (0, if self.tolerance > 0.0 { FIRST_LOOK } else { self.masks });
@@ -155,7 +118,7 @@ impl Rise {
             let end = look.min(self.masks);
             for first in (taken..end).step_by(chunk) {
                 let some = masks(first, chunk.min(end - first))?;
-                scores.push(self.scores_of(forward, classes, &some, i, background.as_ref())?);
+                scores.push(asked.scores(forward, classes, &some, i, background.as_ref())?);
             }
             (taken, look) = (end, 2 * look);
             let (map, error) = self.estimate(masks, &Tensor::cat(&scores, 1)?, chunk)?;
@@ -196,17 +159,6 @@ impl Rise {
 
 /// Masks by their numbers, (count, h, w): the first one, and how many.
 type Masks<'a> = dyn Fn(usize, usize) -> Result<Tensor> + 'a;
-
-/// A sum (1, h, w), where one has begun, and scores (m, 1, 1) times masks (m, h, w). What there was is the first
-/// summand, so that a CPU adds mask by mask, with the same rounding however many come at a time.
-fn add(sum: Option<Tensor>, scores: &Tensor, masks: &Tensor) -> Result<Tensor> {
-    // Not matrix products: they may be rounded differently in a batch of another size or on more threads.
-    let product = scores.broadcast_mul(masks)?;
-    match sum {
-        Some(sum) => Tensor::cat(&[&sum, &product], 0)?.sum_keepdim(0),
-        None => product.sum_keepdim(0),
-    }
-}
 
 impl Interpreter for Rise {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
