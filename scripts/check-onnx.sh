@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/cargo.sh
 . scripts/venv.sh
-venv target/onnx onnxruntime "onnx>=1.16" "onnxruntime>=1.17"
+venv target/onnx "onnx>=1.16" "onnxruntime>=1.17"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 ONNX_DIR=$work cargo test --release --quiet --workspace --test onnx

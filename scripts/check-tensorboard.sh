@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 . scripts/cargo.sh
 . scripts/venv.sh
 [ -x target/release/trainer ] || cargo build --release --package trainer
-venv target/tensorboard tensorboard "tensorboard>=2.16" "setuptools<81"
+venv target/tensorboard "tensorboard>=2.16" "setuptools<81"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # $1: what runs it.

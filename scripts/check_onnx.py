@@ -40,7 +40,7 @@ def main():
         expected = tensors(path.with_suffix(".safetensors"))
         images = expected.pop("images")
         names = [output.name for output in session.get_outputs()]
-        line = [f"{path.stem:<14}"]
+        line = [f"{path.stem:<18}"]
         if set(names) != set(expected):
             sys.exit(f"{path.stem}: outputs {names}, expected {sorted(expected)}")
         for count in (len(images), 1):

@@ -4,7 +4,7 @@
 #
 #   scripts/test.sh
 #
-# Needs: git, gcc, Python 3 and cargo (the script says how to install it). Golden files are compared with where
+# Needs: git, gcc, Python 3 with venv and PyPI, and cargo (the script says how to install it). Golden files are compared with where
 # GOLDEN_DIR names their folder. From nothing, most of the time goes into building.
 set -eu
 cd "$(dirname "$0")/.."

@@ -12,7 +12,7 @@ use kernels::pool::Window;
 use testkit::numbers;
 use testkit::program::call;
 use trainer::checkpoint::onnx::{CLASS_MAPS, IMAGES, LOGITS, encode};
-use trainer::checkpoint::{self, Entry, Metadata};
+use trainer::checkpoint::{self, Entry, File, Metadata};
 use trainer::models::{Architecture, Classifier, Layer, Options, Step};
 use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
 
@@ -39,45 +39,50 @@ fn write(folder: &Path, name: &str, architecture: Architecture, maps: bool) -> R
     let normalization = Normalization { mean: vec![0.4, 0.5, 0.6], std: vec![0.2, 0.25, 0.3] };
     let bytes = encode(&architecture, &weights, &normalization, &Metadata::new(), maps)?;
     std::fs::write(folder.join(format!("{name}.onnx")), bytes)?;
+    let network = Network::new(architecture, weights, normalization, &[], false, Backend::f32(&Device::Cpu))?;
+    expect(folder, name, &network, maps)
+}
 
-    let Shape { channels, h, w } = architecture.graph.shapes[0];
+/// Writes NAME.safetensors: images, and what the network makes of them.
+fn expect(folder: &Path, name: &str, network: &Network, maps: bool) -> Result<()> {
+    let Shape { channels, h, w } = network.architecture.graph.shapes[0];
     let pixels: Vec<u8> = numbers(BATCH * channels * h * w, 5).iter().map(|x| ((x + 1.0) * 127.5) as u8).collect();
     let shape = [BATCH, channels, h, w];
     let images: Vec<f32> = pixels.iter().map(|p| f32::from(*p) / 255.0).collect();
-    let network = Network::new(architecture, weights, normalization, &[], false, Backend::f32(&Device::Cpu))?;
     let pass = network.observe(&network.images(&Tensor::from_vec(pixels, &shape, &Device::Cpu)?)?)?;
     let mut entries = BTreeMap::from([
         (IMAGES.to_string(), Entry::f32(&shape, &images)),
         (LOGITS.to_string(), Entry::f32(pass.logits.dims(), &pass.logits.flatten_all()?.to_vec1()?)),
     ]);
     if maps {
-        let graph = &network.architecture.graph;
-        let weight = graph.parameters.iter().find(|entry| entry.name == "fc.weight").context("no linear layer")?;
-        let values = network.state_dict()?.parameters[weight.range()].to_vec();
-        let weight = Tensor::from_vec(values, weight.shape.as_slice(), &Device::Cpu)?;
-        let all = cams::ops::class_maps(&weight, pass.at("last")?)?.to_dtype(DType::F32)?;
+        let head = network.cut("last")?.linear_head().context("no linear head")?;
+        let all = cams::ops::class_maps(&head.weight, pass.at("last")?)?.to_dtype(DType::F32)?;
         entries.insert(CLASS_MAPS.to_string(), Entry::f32(all.dims(), &all.flatten_all()?.to_vec1()?));
     }
     checkpoint::write_tensors(&folder.join(format!("{name}.safetensors")), &entries, &Metadata::new())
 }
 
-/// Windows that are cut off and zeros that a mean counts, on sides that differ, and all that a classifier can do.
+/// Windows that are cut off, or dropped, and zeros that a mean counts, on sides that differ, and all that a classifier can
+/// do.
 fn by_hand() -> Architecture {
-    let mut graph = Graph::new(Shape { channels: 3, h: 23, w: 18 });
+    let mut graph = Graph::new(Shape { channels: 3, h: 27, w: 20 });
     let window = |k, stride, padding| Window { k, stride, padding, ceil_mode: true };
     let x = graph.conv_biased("first", Value(0), 8, 3, 1, 1);
     let x = graph.relu(x);
-    let x = graph.pool_window(x, window(3, 2, 1), false);
-    let x = graph.conv("second", x, 12, 5, 2, 1);
+    // A mean: the last window of the height is cut off, that of the width would start in the padding and is dropped.
+    let x = graph.pool_window(x, window(3, 3, 1), false);
+    assert_eq!(graph.shape(x), Shape { channels: 8, h: 10, w: 7 });
+    let x = graph.conv("second", x, 12, 5, 1, 2);
     let x = graph.pool_window(x, window(2, 3, 0), true);
-    assert_eq!(graph.shape(x), Shape { channels: 12, h: 2, w: 2 }, "both last windows are cut off");
+    assert_eq!(graph.shape(x), Shape { channels: 12, h: 4, w: 3 }, "both last windows are cut off");
     graph.batch_norm("norm", x, true);
     graph.cut("last");
     let trunk = graph.parameter_len();
     let steps = vec![
-        Step::AdaptivePool(3),
+        Step::AdaptivePool(2),
+        Step::AdaptivePool(2), // Nothing to do, as in a VGG of 224 pixels.
         Step::Flatten,
-        Classifier::linear(&mut graph, "hidden", 12 * 9, 16),
+        Classifier::linear(&mut graph, "hidden", 12 * 4, 16),
         Step::Relu,
         Step::Dropout(0.5),
         Classifier::linear(&mut graph, "fc", 16, CLASSES),
@@ -92,6 +97,7 @@ fn every_node_and_classifier() -> Result<()> {
     let folder = std::env::var_os("ONNX_DIR").map_or(own.path().into(), PathBuf::from);
     let square = |side| Shape { channels: 3, h: side, w: side };
     let padded = Options::from([("classifier_padding".to_string(), "1".to_string())]);
+    let open = Options::from([("classifier_relu".to_string(), "no".to_string())]);
     let raw = Options::from([("shortcut".to_string(), "raw".to_string())]);
     for (name, side, options, maps) in [
         ("wrn-10-1", 32, raw, true),
@@ -100,8 +106,10 @@ fn every_node_and_classifier() -> Result<()> {
         ("resnet18", 64, Options::new(), true),
         ("squeezenet1_0", 64, Options::new(), false),
         ("squeezenet1_1", 64, padded, false),
+        ("squeezenet1_1", 64, open, true),
     ] {
-        write(&folder, name, Architecture::named(name, square(side), CLASSES, &options)?, maps)?;
+        let file = if maps { format!("{name}-maps") } else { name.to_string() };
+        write(&folder, &file, Architecture::named(name, square(side), CLASSES, &options)?, maps)?;
     }
     let layers: Vec<Layer> = serde_json::from_str(
         r#"[{ "conv": { "channels": 8 } }, { "bn": {} }, { "relu": {} }, { "cut": { "name": "layer1" } },
@@ -128,6 +136,12 @@ fn the_command() -> Result<()> {
     assert_eq!(result["bytes"], bytes.len());
     for name in ["images", "normalized", "layer1.0.bn1.weight", "layer3", "class_maps", "test_error"] {
         assert!(bytes.windows(name.len()).any(|window| window == name.as_bytes()), "{name}");
+    }
+    // What the command wrote is run too.
+    if let Some(folder) = std::env::var_os("ONNX_DIR").map(PathBuf::from) {
+        std::fs::copy(&student, folder.join("command.onnx"))?;
+        let network = File::read(Path::new(&checkpoint))?.network(None, |_| vec![], Backend::f32(&Device::Cpu))?;
+        expect(&folder, "command", &network, true)?;
     }
     call(&[&export[..], &[&path("student.pt")]].concat()).assert_fails(1, &["student.pt", "student.onnx"]);
 

@@ -29,14 +29,14 @@
 //! |---|---|---|---|---|
 //! | [`methods::Mask`] | Fong & Vedaldi 2017 | one pass per iteration and draw of noise, forward and back | optimised | no |
 //! | [`methods::Rise`] | Petsiuk et al. 2018 | one per mask | sampled, with standard error | all of it, a pass per mask |
-//! | [`methods::Occlusion`] | Zeiler & Fergus 2014 | one per square | exact | all of it, a pass per square |
+//! | [`methods::Occlusion`] | Zeiler & Fergus 2014 | one per square, and one | exact | all of it, a pass per square |
 //! | [`methods::Cam`] | Zhou et al. 2016 | 0 | exact | closed form |
 //! | [`methods::GradCam`] | Selvaraju et al. 2017 | 0, or one of the head and back | exact | closed form |
 //! | [`methods::GradCamPp`] | Chattopadhay et al. 2018 | the same | exact | closed form |
 //! | [`methods::HiresCam`] | Draelos & Carin 2020 | the same | exact | closed form |
 //! | [`methods::XgradCam`] | Fu et al. 2020 | the same | exact | closed form |
 //! | [`methods::LayerCam`] | Jiang et al. 2021 | the same | exact | closed form |
-//! | [`methods::AblationCam`] | Desai & Ramaswamy 2020 | 0, or one of the head a channel | exact | closed form |
+//! | [`methods::AblationCam`] | Desai & Ramaswamy 2020 | 0, or one of the head a channel, and one | exact | closed form |
 //! | [`methods::EigenCam`] | Muhammad & Yeasin 2020 | 0 | exact | no |
 //! | [`methods::ScoreCam`] | Wang et al. 2020 | one per channel (`image`), 0 (`features`) | exact | weights constant |
 //! | [`methods::ShapCam`] | Zheng et al. 2022 | 0 with a linear head, else sampled passes of the head | exact, det2, aumann or mc | closed form |

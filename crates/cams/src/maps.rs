@@ -91,6 +91,16 @@ fn reflected(i: isize, len: usize) -> usize {
     (if at >= len as isize { period - at } else { at }) as usize
 }
 
+/// Adaptive average pooling of `from` pixels to `to` as a matrix (to, from), row by row: PyTorch's windows.
+pub fn average_windows(from: usize, to: usize) -> Vec<f64> {
+    let mut matrix = vec![0f64; to * from];
+    for i in 0..to {
+        let (start, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
+        matrix[i * from + start..i * from + end].fill(1.0 / (end - start) as f64);
+    }
+    matrix
+}
+
 /// Adaptive average pooling of (n, h, w) to (n, height, width), PyTorch's windows, as two matrix products.
 pub fn adaptive_average(maps: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (n, h, w) = maps.dims3()?;
@@ -98,12 +108,7 @@ pub fn adaptive_average(maps: &Tensor, height: usize, width: usize) -> Result<Te
         return Ok(maps.clone());
     }
     let axis = |from: usize, to: usize| -> Result<Tensor> {
-        let mut m = vec![0f64; to * from];
-        for i in 0..to {
-            let (start, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
-            m[i * from + start..i * from + end].fill(1.0 / (end - start) as f64);
-        }
-        Tensor::from_vec(m, (to, from), maps.device())?.to_dtype(maps.dtype())
+        Tensor::from_vec(average_windows(from, to), (to, from), maps.device())?.to_dtype(maps.dtype())
     };
     let wide = maps.reshape((n * h, w))?.matmul(&axis(w, width)?.t()?)?.reshape((n, h, width))?;
     axis(h, height)?.unsqueeze(0)?.broadcast_as((n, height, h))?.contiguous()?.matmul(&wide)

@@ -74,3 +74,43 @@ pub(crate) fn add(sum: Option<Tensor>, weights: &Tensor, masks: &Tensor) -> Resu
         None => product.sum_keepdim(0),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    /// A model of one class, whose logit is the sum of squares.
+    pub(crate) struct Sum;
+
+    impl crate::CamModel for Sum {
+        fn features(&self, images: &Tensor) -> Result<Tensor> {
+            Ok(images.clone())
+        }
+        fn head(&self, features: &Tensor) -> Result<Tensor> {
+            features.sqr()?.sum((1, 2, 3))?.unsqueeze(1)
+        }
+        fn linear_head(&self) -> Option<crate::LinearHead> {
+            None
+        }
+    }
+
+    /// Nothing masked is the image, everything masked is its background.
+    #[test]
+    fn backgrounds() -> Result<()> {
+        let image = Tensor::new(&[[[[4f64, 0.0], [0.0, 0.0]]]], &Device::Cpu)?;
+        let forward = Forward::new(&Sum, &image)?;
+        let masks =
+            Tensor::cat(&[Tensor::ones((1, 2, 2), DType::F64, &Device::Cpu)?, image.zeros_like()?.squeeze(0)?], 0)?;
+        let class = Tensor::new(&[0u32], &Device::Cpu)?;
+        let blurred = maps::blur(&image, 11, 5.0)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        assert!(blurred > 0.0 && blurred < 16.0);
+        for (fill, nothing) in [(Background::Zero, 0.0), (Background::Blur, blurred)] {
+            let asked = Masked { score: Score::Logit, fill, memory_mb: 256.0 };
+            let background = asked.background(&forward, 0)?;
+            let scores = asked.scores(&forward, &class, &masks, 0, background.as_ref())?;
+            assert_eq!(scores.to_vec2::<f64>()?, [[16.0, nothing]]);
+        }
+        Ok(())
+    }
+}

@@ -15,7 +15,7 @@ use kernels::graph::{Entry, Graph, Shape};
 
 use crate::data::{cifar, imagenet};
 use crate::error::{nearest, unknown};
-pub use classifier::{Classifier, Step};
+pub use classifier::{Classifier, LinearAt, Step};
 pub use layers::Layer;
 
 /// A choice that a family leaves open, as it stands in `[student]` and in a checkpoint's metadata.

@@ -163,6 +163,7 @@ fn help() {
     for arguments in [
         &[][..],
         &["train"],
+        &["ablate"],
         &["eval"],
         &["evaluate"],
         &["bench"],
@@ -174,6 +175,7 @@ fn help() {
         &["data", "verify"],
         &["data", "convert"],
         &["convert"],
+        &["export"],
         &["list"],
         &["table"],
         &["report"],

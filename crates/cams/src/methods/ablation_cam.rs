@@ -46,8 +46,9 @@ impl AblationCam {
         self.score.of(&left.reshape((n * k, count))?, &repeated)?.reshape((n, k))
     }
 
-    /// The same by passes of the head, as constants.
-    fn by_passes(&self, forward: &Forward, classes: &Tensor) -> Result<Tensor> {
+    /// The score (n, 1) and those without each channel (n, k) by passes of the head, as constants. The score too, and not
+    /// from the pass that is explained: in training that one normalises otherwise than the head alone.
+    fn by_passes(&self, forward: &Forward, classes: &Tensor) -> Result<(Tensor, Tensor)> {
         let (n, k, h, w) = forward.features.dims4()?;
         let features = forward.features.detach();
         let chunk = images_per_pass(forward, self.memory_mb);
@@ -65,7 +66,8 @@ impl AblationCam {
             }
             rows.push(Tensor::cat(&row, 0)?);
         }
-        Tensor::stack(&rows, 0)
+        let whole = self.score.of(&forward.model.head(&features)?, classes)?.detach().unsqueeze(1)?;
+        Ok((whole, Tensor::stack(&rows, 0)?))
     }
 }
 
@@ -74,14 +76,16 @@ const LEAST: f64 = 1e-3;
 
 impl Interpreter for AblationCam {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
-        let (without, estimator, evaluations) = match forward.model.linear_head() {
-            Some(head) => (self.linear(forward, &head, classes)?, Estimator::Exact, 0),
-            None => (self.by_passes(forward, classes)?, Estimator::Perturbation, forward.features.dim(1)?),
+        let (y, without, estimator, evaluations) = match forward.model.linear_head() {
+            Some(head) => {
+                let y = self.score.of(&forward.logits, classes)?.unsqueeze(1)?;
+                (y, self.linear(forward, &head, classes)?, Estimator::Exact, 0)
+            }
+            None => {
+                let (y, without) = self.by_passes(forward, classes)?;
+                (y, without, Estimator::Perturbation, forward.features.dim(1)? + 1)
+            }
         };
-        let mut y = self.score.of(&forward.logits, classes)?.unsqueeze(1)?;
-        if evaluations > 0 {
-            y = y.detach();
-        }
         let fall = y.broadcast_sub(&without)?;
         // A y near 0 is a difference of large numbers: divided by it, rounding would be all that is left of the map.
         let floor = (fall.detach().abs()?.max_keepdim(1)? * LEAST)?;

@@ -12,11 +12,13 @@ use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score,
 /// `S(p) = mean over the squares W that cover p of f(x) - f(x without W)`.
 ///
 /// Squares start at multiples of the stride; the last of each direction ends at the border, so that all of the image is
-/// covered.
+/// covered evenly (captum cuts it off there; where strides divide, the two agree). Sides are shares, for images of any
+/// size: squares of s pixels every t on a side of n are `window = s / n`, `stride = t / s`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Occlusion {
-    /// What is explained. The probability is the paper's; where a model is sure, no square moves it, but the logit.
+    /// What is explained. The probability is the paper's; where a model is sure, no square moves it; the logit still
+    /// falls.
     pub score: Score,
     /// Side of the square, as a share of the image's shorter side.
     pub window: f64,
@@ -60,35 +62,36 @@ fn drawn(squares: &[(Range<usize>, Range<usize>)], (h, w): (usize, usize), like:
 
 impl Interpreter for Occlusion {
     fn signed(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
-        let inside = |share: f64| share > 0.0 && share <= 1.0;
-        if !inside(self.window) || !inside(self.stride) {
+        let Occlusion { score, window, stride, fill, memory_mb } = *self;
+        let (n, _, h, w) = forward.images.dims4()?;
+        if !above(0.0, 1.0).holds(window) || !above(0.0, 1.0).holds(stride) || h * w == 0 {
             bail!(
-                "occlusion needs a window and a stride above 0 and at most 1; given window = {}, stride = {}",
-                self.window,
-                self.stride
+                "occlusion needs images of at least one pixel, and a window and a stride above 0 and at most 1; given {h} x {w} pixels, window = {window}, stride = {stride}"
             );
         }
-        let Occlusion { score, fill, memory_mb, .. } = *self;
         let asked = Masked { score, fill, memory_mb };
-        let (n, _, h, w) = forward.images.dims4()?;
         let squares = self.squares((h, w));
-        let whole = score.of(&forward.logits, classes)?;
+        let nothing_covered = Tensor::ones((1, h, w), forward.images.dtype(), forward.images.device())?;
         let mut all = Vec::with_capacity(n);
         for i in 0..n {
             let background = asked.background(forward, i)?;
+            // Not from the pass that is explained: in training that one normalises otherwise than these.
+            let whole = asked.scores(forward, classes, &nothing_covered, i, None)?.squeeze(0)?;
             let (mut sum, mut times) = (None, None);
             for some in squares.chunks(images_per_pass(forward, memory_mb)) {
                 let covered = drawn(some, (h, w), &forward.images)?;
                 let present = covered.affine(-1.0, 1.0)?;
                 let scores = asked.scores(forward, classes, &present, i, background.as_ref())?;
-                let falls = whole.narrow(0, i, 1)?.broadcast_sub(&scores.squeeze(0)?)?.reshape((some.len(), 1, 1))?;
+                let falls = whole.broadcast_sub(&scores.squeeze(0)?)?.reshape((some.len(), 1, 1))?;
                 sum = Some(add(sum, &falls, &covered)?);
                 times = Some(add(times, &falls.ones_like()?, &covered)?);
             }
-            let (Some(sum), Some(times)) = (sum, times) else { bail!("occlusion needs images of at least one pixel") };
-            all.push((sum / times)?);
+            // There is a square on every pixel.
+            if let (Some(sum), Some(times)) = (sum, times) {
+                all.push((sum / times)?);
+            }
         }
-        Explanation::new(Tensor::cat(&all, 0)?, Estimator::Perturbation, squares.len())
+        Explanation::new(Tensor::cat(&all, 0)?, Estimator::Perturbation, squares.len() + 1)
     }
 
     fn has_relu(&self) -> bool {
@@ -107,22 +110,8 @@ impl Interpreter for Occlusion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::masked::tests::Sum;
     use candle_core::{DType, Device};
-
-    /// One class, whose logit is the sum of squares.
-    struct Sum;
-
-    impl crate::CamModel for Sum {
-        fn features(&self, images: &Tensor) -> Result<Tensor> {
-            Ok(images.clone())
-        }
-        fn head(&self, features: &Tensor) -> Result<Tensor> {
-            features.sqr()?.sum((1, 2, 3))?.unsqueeze(1)
-        }
-        fn linear_head(&self) -> Option<crate::LinearHead> {
-            None
-        }
-    }
 
     /// Four squares of two pixels on three by three: a fall is what is covered.
     #[test]
@@ -135,14 +124,40 @@ mod tests {
             let method = Occlusion { score: Score::Logit, window: 0.6, memory_mb, ..Occlusion::default() };
             let found = method.signed(&forward, &classes)?;
             assert_eq!(found.map.to_vec3::<f64>()?, [expected]);
-            assert_eq!(found.evaluations, 4);
+            assert_eq!(found.evaluations, 5);
+        }
+        Ok(())
+    }
+
+    /// The fall is one between two passes of the same kind: the pass that is explained may be another's, as in training.
+    #[test]
+    fn the_logits_of_the_explained_pass_do_not_matter() -> Result<()> {
+        let images = testkit::tensor(&[2, 1, 4, 4], 3, DType::F64, &Device::Cpu)?;
+        let (mut forward, classes) = (Forward::new(&Sum, &images)?, Tensor::new(&[0u32, 0], &Device::Cpu)?);
+        let method = Occlusion { score: Score::Logit, ..Occlusion::default() };
+        let before = testkit::values(&method.signed(&forward, &classes)?.map)?;
+        forward.logits = (forward.logits + 1.0)?;
+        assert_eq!(testkit::values(&method.signed(&forward, &classes)?.map)?, before);
+        let blurred = Occlusion { fill: Background::Blur, ..method };
+        assert_ne!(testkit::values(&blurred.signed(&forward, &classes)?.map)?, before);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_covered_is_said() -> Result<()> {
+        let images = testkit::tensor(&[1, 1, 4, 4], 3, DType::F64, &Device::Cpu)?;
+        let (forward, classes) = (Forward::new(&Sum, &images)?, Tensor::new(&[0u32], &Device::Cpu)?);
+        for (window, stride) in [(0.0, 0.5), (0.5, 1.5), (f64::NAN, 0.5)] {
+            let method = Occlusion { window, stride, ..Occlusion::default() };
+            let error = method.signed(&forward, &classes).unwrap_err().to_string();
+            assert!(error.contains("4 x 4") && error.contains(&format!("window = {window}")), "{error}");
         }
         Ok(())
     }
 
     /// The last square of each direction ends at the border, whatever the stride.
     #[test]
-    fn all_of_the_image_is_covered() {
+    fn all_of_the_image_is_covered() -> Result<()> {
         let of = |window, stride, size| Occlusion { window, stride, ..Occlusion::default() }.squares(size);
         assert_eq!(of(0.25, 0.5, (32, 32)).len(), 49);
         assert_eq!(of(1.0, 1.0, (5, 5)), [(0..5, 0..5)]);
@@ -150,6 +165,12 @@ mod tests {
         assert_eq!(squares.len(), 2 * 4);
         assert_eq!(squares.last(), Some(&(2..4, 5..7)));
         assert_eq!(of(1e-9, 1e-9, (2, 3)).len(), 6, "a pixel at a time at least");
+        let like = Tensor::zeros(1, DType::F64, &Device::Cpu)?;
+        for (window, stride, size) in [(0.3, 1.0, (11, 17)), (0.5, 0.7, (9, 5)), (0.25, 0.5, (32, 32))] {
+            let times = testkit::values(&drawn(&of(window, stride, size), size, &like)?.sum(0)?)?;
+            assert!(times.iter().all(|t| *t >= 1.0), "{window} {stride} {size:?}");
+        }
+        Ok(())
     }
 
     /// A loss sees through all the passes.

@@ -209,6 +209,7 @@ impl Interpreter for Rise {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::masked::tests::Sum;
     use candle_core::Device;
 
     #[test]
@@ -234,21 +235,6 @@ mod tests {
         let centred = Rise { centred: true, ..rise };
         assert_eq!(centred.combine(&masks, &scores)?.to_vec3::<f64>()?, [[[-1.0, 1.0]]]);
         Ok(())
-    }
-
-    /// One class, whose logit is the sum of squares.
-    struct Sum;
-
-    impl crate::CamModel for Sum {
-        fn features(&self, images: &Tensor) -> Result<Tensor> {
-            Ok(images.clone())
-        }
-        fn head(&self, features: &Tensor) -> Result<Tensor> {
-            features.sqr()?.sum((1, 2, 3))?.unsqueeze(1)
-        }
-        fn linear_head(&self) -> Option<crate::LinearHead> {
-            None
-        }
     }
 
     /// A mask is what it is with all the others, and a few at a time make the same map and error to the bit, whether or
@@ -303,23 +289,6 @@ mod tests {
                 rise.signed(&forward, &classes)?.map.sqr()?.sum_all()
             })?;
             assert!(off < 1e-6, "off by {off:.1e}");
-        }
-        Ok(())
-    }
-
-    /// Nothing masked is the image, everything masked is its background.
-    #[test]
-    fn backgrounds() -> Result<()> {
-        let image = Tensor::new(&[[[[4f64, 0.0], [0.0, 0.0]]]], &Device::Cpu)?;
-        let forward = Forward::new(&Sum, &image)?;
-        let masks =
-            Tensor::cat(&[Tensor::ones((1, 2, 2), DType::F64, &Device::Cpu)?, image.zeros_like()?.squeeze(0)?], 0)?;
-        let class = Tensor::new(&[0u32], &Device::Cpu)?;
-        let blurred = maps::blur(&image, 11, 5.0)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        assert!(blurred > 0.0 && blurred < 16.0);
-        for (fill, background) in [(Background::Zero, 0.0), (Background::Blur, blurred)] {
-            let rise = Rise { score: Score::Logit, fill, ..Rise::default() };
-            assert_eq!(rise.scores(&forward, &class, &masks)?.to_vec2::<f64>()?, [[16.0, background]]);
         }
         Ok(())
     }

@@ -10,13 +10,14 @@ mod message;
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
+use cams::maps::average_windows;
 use kernels::graph::{EPS, Shape};
 use kernels::pool::PoolShape;
 use kernels::{Node, Value};
 use prost::Message;
 
 use super::Metadata;
-use crate::models::{Architecture, Step};
+use crate::models::{Architecture, LinearAt, Step};
 use crate::nn::{Normalization, StateDict};
 use builder::Builder;
 use message::{Attribute, Model, OperatorSet, Property};
@@ -48,8 +49,6 @@ pub fn encode(
     metadata: &Metadata,
     maps: bool,
 ) -> Result<Vec<u8>> {
-    let bytes = 4 * (weights.parameters.len() + weights.running.len());
-    ensure!(bytes < LIMIT - (16 << 20), "{} MB of weights: an ONNX file holds at most 2 GiB", bytes >> 20);
     let mut to = Builder::default();
     let last = trunk(&mut to, architecture, weights, normalization);
     let mut outputs = vec![message::Value::of_images(LOGITS, &[architecture.classes], "one per class")];
@@ -70,6 +69,8 @@ pub fn encode(
         opset_import: vec![OperatorSet { domain: String::new(), version: Some(OPSET) }],
         metadata_props: metadata.iter().map(|(k, v)| Property { key: k.clone(), value: v.clone() }).collect(),
     };
+    let bytes = model.encoded_len();
+    ensure!(bytes <= LIMIT, "the file would have {} MB: an ONNX file holds at most 2 GiB", bytes / 1_000_000);
     Ok(model.encode_to_vec())
 }
 
@@ -85,14 +86,19 @@ fn trunk(to: &mut Builder, architecture: &Architecture, weights: &StateDict, nor
         names.insert(entry.offset, entry.name.as_str());
         to.constant(&entry.name, &entry.shape, &values[entry.range()]);
     }
+    // A value has the name of its first layer; another layer that is the same value has it under its own name too.
+    let layers = |at: usize| -> Vec<&str> {
+        graph.cuts.iter().filter(|(_, value)| value.0 == at).map(|(name, _)| name.as_str()).collect()
+    };
     let mut values = vec![normalized(to, normalization)];
+    layers(0).iter().for_each(|name| to.same(name, &values[0]));
     for (i, node) in graph.nodes.iter().enumerate() {
         let value = Value(i + 1);
-        let cut = graph.cuts.iter().find(|(_, at)| *at == value).map(|(name, _)| name.clone());
+        let layers = layers(value.0);
         let of = |v: &Value| values[v.0].as_str();
-        // The node's own name where a ReLU takes the layer's.
-        let named = |op: &str, relu: bool| match (&cut, relu) {
-            (Some(name), false) => name.clone(),
+        // Where a ReLU follows, it takes the layer's name.
+        let named = |op: &str, relu: bool| match layers.first() {
+            Some(name) if !relu => name.to_string(),
             _ => format!("{op}_{}", value.0),
         };
         let (plain, relu) = match node {
@@ -130,8 +136,9 @@ fn trunk(to: &mut Builder, architecture: &Architecture, weights: &StateDict, nor
             }
             Node::Pool { input, shape } => (pool(to, &named("pool", false), of(input), shape), false),
         };
-        let name = cut.unwrap_or_else(|| format!("relu_{}", value.0));
-        values.push(if relu { to.relu(&name, &plain) } else { plain });
+        let made = if relu { to.relu(&named("relu", false), &plain) } else { plain };
+        layers.iter().skip(1).for_each(|name| to.same(name, &made));
+        values.push(made);
     }
     values.swap_remove(graph.last().0)
 }
@@ -188,8 +195,8 @@ fn classifier(to: &mut Builder, architecture: &Architecture, last: &str) -> Stri
             Step::Pool => to.mean(&name, &value),
             Step::AdaptivePool(side) if (h, w) == (*side, *side) => value,
             Step::AdaptivePool(side) => {
-                let rows = to.constant(format!("{name}.rows"), &[*side, h], &windows(h, *side, false));
-                let columns = to.constant(format!("{name}.columns"), &[w, *side], &windows(w, *side, true));
+                let rows = to.constant(format!("{name}.rows"), &[*side, h], &windows(h, *side));
+                let columns = to.constant(format!("{name}.columns"), &[w, *side], &transposed(&windows(w, *side), w));
                 (h, w) = (*side, *side);
                 let pooled = to.node("MatMul", &format!("{name}.rows_pooled"), &[&rows, &value], vec![]);
                 to.node("MatMul", &name, &[&pooled, &columns], vec![])
@@ -214,24 +221,21 @@ fn classifier(to: &mut Builder, architecture: &Architecture, last: &str) -> Stri
     value
 }
 
-/// Average pooling of `len` pixels to `side` as a matrix (side, len), or its transpose: PyTorch's windows.
-fn windows(len: usize, side: usize, transposed: bool) -> Vec<f32> {
-    let mut matrix = vec![0.0; side * len];
-    for row in 0..side {
-        let window = row * len / side..((row + 1) * len).div_ceil(side);
-        for column in window.clone() {
-            let at = if transposed { column * side + row } else { row * len + column };
-            matrix[at] = 1.0 / window.len() as f32;
-        }
-    }
-    matrix
+/// Average pooling of `from` pixels to `to` as a matrix (to, from).
+fn windows(from: usize, to: usize) -> Vec<f32> {
+    average_windows(from, to).into_iter().map(|v| v as f32).collect()
+}
+
+/// A matrix of so many columns, its columns one after another.
+fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns).copied()).collect()
 }
 
 /// Adds every class's map as [`CLASS_MAPS`]; returns an image's shape of them.
 fn class_maps(to: &mut Builder, architecture: &Architecture, weights: &StateDict, last: &str) -> Result<[usize; 3]> {
-    let [Step::Pool, Step::Linear { weight, inputs, outputs, .. }] = architecture.classifier.steps[..] else {
+    let Some(LinearAt { weight, inputs, outputs, .. }) = architecture.classifier.linear_head() else {
         bail!(
-            "{} does not end in average pooling and one linear layer, so its classes have no maps of their own: leave --maps out",
+            "{} does not end in average pooling and one linear layer, which the maps are made of: leave --maps out",
             architecture.name
         )
     };
@@ -240,4 +244,63 @@ fn class_maps(to: &mut Builder, architecture: &Architecture, weights: &StateDict
     to.node("Conv", CLASS_MAPS, &[last, &kernel], vec![Attribute::ints("kernel_shape", &[1, 1])]);
     let Shape { h, w, .. } = architecture.graph.shape(architecture.graph.last());
     Ok([architecture.classes, h, w])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::models::Options;
+
+    fn decoded(name: &str, maps: bool) -> (Architecture, message::Graph) {
+        let input = Shape { channels: 3, h: 32, w: 32 };
+        let architecture = Architecture::named(name, input, 10, &Options::new()).unwrap();
+        let weights = StateDict::init(&architecture, 0, false);
+        let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
+        let bytes = encode(&architecture, &weights, &normalization, &Metadata::new(), maps).unwrap();
+        (architecture, Model::decode(bytes.as_slice()).unwrap().graph.unwrap())
+    }
+
+    /// Every name stands for one thing, which is there before it is read, and every layer can be found by its name.
+    #[test]
+    fn names_are_those_of_layers_and_parameters() {
+        for name in ["wrn-10-1", "resnet8"] {
+            let (architecture, graph) = decoded(name, true);
+            let mut known: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+            assert_eq!(known.len(), graph.initializer.len(), "{name}: a constant twice");
+            assert!(architecture.entries().all(|(entry, _)| known.contains(entry.name.as_str())), "{name}");
+            known.insert(IMAGES);
+            for node in &graph.node {
+                assert!(
+                    node.input.iter().all(|i| known.contains(i.as_str())),
+                    "{name}: {node:?} reads what is not there"
+                );
+                assert!(node.output.iter().all(|o| known.insert(o)), "{name}: {node:?} writes what is there");
+            }
+            for value in architecture.layer_names().into_iter().chain(graph.output.iter().map(|o| o.name.as_str())) {
+                assert!(known.contains(value), "{name}: no {value}");
+            }
+        }
+    }
+
+    /// Scale, shift, mean and variance, in the order that ONNX gives them.
+    #[test]
+    fn batch_norm_s_inputs() {
+        let (_, graph) = decoded("wrn-10-1", false);
+        let norms: Vec<_> = graph.node.iter().filter(|n| n.op_type == "BatchNormalization").collect();
+        assert_eq!(norms.len(), 2 * 3 + 1);
+        for node in norms {
+            let ends = ["weight", "bias", "running_mean", "running_var"];
+            let stems = node.input[1..].iter().zip(ends).map(|(i, end)| i.strip_suffix(end));
+            let stems: HashSet<_> = stems.collect();
+            assert!(stems.len() == 1 && !stems.contains(&None), "{:?}", node.input);
+        }
+    }
+
+    #[test]
+    fn windows_by_hand() {
+        assert_eq!(windows(3, 2), [0.5, 0.5, 0.0, 0.0, 0.5, 0.5]);
+        assert_eq!(transposed(&windows(4, 2), 4), [0.5, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.5]);
+    }
 }

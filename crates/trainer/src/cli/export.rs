@@ -34,7 +34,9 @@ pub(super) fn run(args: &ExportArgs) -> Result<Done> {
     let architecture = file.architecture(args.model.arch.as_deref())?;
     let weights = file.state_dict(&architecture)?;
     let mut metadata = file.metadata.clone();
-    metadata.remove("feature_mean"); // One number a channel, for a method that no runtime has.
+    // The statistics are inside now, and nobody shall apply them twice; settings name folders of this machine; and the
+    // channels' means are for a method that no runtime has.
+    metadata.retain(|key, _| !["mean", "std", "config", "feature_mean"].contains(&key.as_str()));
     let bytes = onnx::encode(&architecture, &weights, &file.normalization()?, &metadata, args.maps)?;
     make_parent(&args.output)?;
     write_atomically(&args.output, &bytes).with_context(|| format!("writing {path}"))?;
@@ -50,7 +52,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Done> {
     if args.maps {
         outputs[CLASS_MAPS] = json!([classes, last.h, last.w]);
         text += &format!(
-            "  {CLASS_MAPS:<11}(batch, {classes}, {}, {}), signed; see trainer list methods, cam\n",
+            "  {CLASS_MAPS:<11}(batch, {classes}, {}, {}), signed CAM: a map's mean plus the class's bias is its logit\n",
             last.h, last.w
         );
     }

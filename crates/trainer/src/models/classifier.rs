@@ -43,6 +43,19 @@ pub enum Step {
     },
 }
 
+/// Where the parameters of a linear head lie, and its sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinearAt {
+    /// Offset of the weight (outputs, inputs).
+    pub weight: usize,
+    /// Offset of the bias (outputs,).
+    pub bias: usize,
+    /// Channels at `last`.
+    pub inputs: usize,
+    /// Classes.
+    pub outputs: usize,
+}
+
 /// The steps behind `last`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Classifier {
@@ -73,6 +86,18 @@ impl Classifier {
         let outputs = shape[0];
         let weight = graph.parameter(format!("{name}.weight"), shape, Init::Kaiming { fan_in });
         (weight, graph.parameter(format!("{name}.bias"), vec![outputs], Init::Zeros))
+    }
+
+    /// Pooling and a linear layer, in either order, if in eval mode that is all.
+    pub fn linear_head(&self) -> Option<LinearAt> {
+        let matters = |s: &&Step| !matches!(s, Step::Dropout(_) | Step::Flatten);
+        let steps: Vec<&Step> = self.steps.iter().filter(matters).collect();
+        let ([Step::Pool, Step::Linear { weight, bias, inputs, outputs }]
+        | [Step::Conv { weight, bias, inputs, outputs }, Step::Pool]) = steps[..]
+        else {
+            return None;
+        };
+        Some(LinearAt { weight: *weight, bias: *bias, inputs: *inputs, outputs: *outputs })
     }
 
     /// Multiplications and additions, per image whose activations have this shape.

@@ -6,12 +6,12 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor, bail};
 
 use super::Mode;
-use crate::models::{Classifier, Step};
+use crate::models::{Classifier, LinearAt, Step};
 
 /// A classifier with its parameters.
 #[derive(Clone, Debug)]
 pub struct Tail {
-    steps: Vec<Step>,
+    classifier: Classifier,
     /// Flat.
     parameters: Tensor,
     /// Offset of the first of them among the network's.
@@ -21,7 +21,7 @@ pub struct Tail {
 impl Tail {
     /// `parameters` are those behind offset `base`.
     pub fn new(classifier: &Classifier, parameters: Tensor, base: usize) -> Tail {
-        Tail { steps: classifier.steps.clone(), parameters, base }
+        Tail { classifier: classifier.clone(), parameters, base }
     }
 
     fn weight(&self, at: usize, rows: usize, columns: usize) -> Result<Tensor> {
@@ -34,22 +34,15 @@ impl Tail {
 
     /// Pooling and a linear layer, in either order, if that is all.
     pub fn linear_head(&self) -> Option<Result<LinearHead>> {
-        let matters = |s: &&Step| !matches!(s, Step::Dropout(_) | Step::Flatten);
-        let steps: Vec<&Step> = self.steps.iter().filter(matters).collect();
-        let ([Step::Pool, Step::Linear { weight, bias, inputs, outputs }]
-        | [Step::Conv { weight, bias, inputs, outputs }, Step::Pool]) = steps[..]
-        else {
-            return None;
-        };
-        let head =
-            || Ok(LinearHead { weight: self.weight(*weight, *outputs, *inputs)?, bias: self.bias(*bias, *outputs)? });
+        let LinearAt { weight, bias, inputs, outputs } = self.classifier.linear_head()?;
+        let head = || Ok(LinearHead { weight: self.weight(weight, outputs, inputs)?, bias: self.bias(bias, outputs)? });
         Some(head())
     }
 
     /// What each position of activations (n, k, h, w) gives to each logit, (n, classes, h, w), if every step before the
     /// final pooling sees one position alone.
     pub fn contributions(&self, features: &Tensor) -> Option<Result<Tensor>> {
-        let (last, steps) = self.steps.split_last()?;
+        let (last, steps) = self.classifier.steps.split_last()?;
         let alone = |s: &Step| matches!(s, Step::Dropout(_) | Step::Relu | Step::Conv { .. } | Step::Pad(_));
         if *last != Step::Pool || !steps.iter().all(alone) {
             return None;
@@ -85,14 +78,14 @@ impl Tail {
             Step::AdaptivePool(side) => (*side, *side) != (h, w),
             _ => true,
         };
-        let at = self.steps.iter().position(changes)?;
-        self.steps[..at].contains(&Step::Flatten).then(|| (at, self.steps[at]))
+        let at = self.classifier.steps.iter().position(changes)?;
+        self.classifier.steps[..at].contains(&Step::Flatten).then(|| (at, self.classifier.steps[at]))
     }
 
     /// What follows a first layer.
     pub fn behind_first_layer(&self, hidden: &Tensor, h: usize, w: usize) -> Result<Tensor> {
         let Some((at, _)) = self.first(h, w) else { bail!("the classifier does not begin with a linear layer") };
-        self.run(&self.steps[at + 1..], hidden, &mut |_, x| Ok(x))
+        self.run(&self.classifier.steps[at + 1..], hidden, &mut |_, x| Ok(x))
     }
 
     /// Activations (n, k, h, w) to logits (n, classes), without dropout.
@@ -100,7 +93,7 @@ impl Tail {
         if let Some(head) = self.linear_head() {
             return head?.logits(features);
         }
-        self.run(&self.steps, features, &mut |_, x| Ok(x))
+        self.run(&self.classifier.steps, features, &mut |_, x| Ok(x))
     }
 
     /// The same in a mode; in training `drop(p, x)` is what is left of x.
@@ -110,8 +103,12 @@ impl Tail {
         mode: Mode,
         drop: &mut dyn FnMut(f64, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let drops = self.steps.iter().any(|s| matches!(s, Step::Dropout(p) if *p > 0.0));
-        if mode == Mode::Eval || !drops { self.logits(features) } else { self.run(&self.steps, features, drop) }
+        let drops = self.classifier.steps.iter().any(|s| matches!(s, Step::Dropout(p) if *p > 0.0));
+        if mode == Mode::Eval || !drops {
+            self.logits(features)
+        } else {
+            self.run(&self.classifier.steps, features, drop)
+        }
     }
 
     fn run(&self, steps: &[Step], x: &Tensor, drop: &mut dyn FnMut(f64, Tensor) -> Result<Tensor>) -> Result<Tensor> {
@@ -161,7 +158,7 @@ impl Tail {
             return Ok((head.logits(value)?, without_bias.logits(tangent)?));
         }
         let (mut value, mut tangent) = (value.clone(), tangent.clone());
-        for step in &self.steps {
+        for step in &self.classifier.steps {
             match step {
                 Step::Dropout(_) => {}
                 Step::Relu => {

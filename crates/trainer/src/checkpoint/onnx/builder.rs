@@ -40,6 +40,11 @@ impl Builder {
         self.node(op, name, &inputs.iter().map(String::as_str).collect::<Vec<_>>(), vec![])
     }
 
+    /// Gives a value another name.
+    pub fn same(&mut self, name: &str, value: &str) {
+        self.node("Identity", name, &[value], vec![]);
+    }
+
     /// max(x, 0).
     pub fn relu(&mut self, name: &str, input: &str) -> String {
         self.node("Relu", name, &[input], vec![])
