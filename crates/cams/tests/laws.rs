@@ -156,6 +156,21 @@ fn another_seed_is_another_sample() -> Result<()> {
     Ok(())
 }
 
+/// What is measured by passes of the model alone is measured against such a pass too: the pass that is explained may be
+/// one in training, which normalises otherwise.
+#[test]
+fn a_fall_is_between_two_passes_of_one_kind() -> Result<()> {
+    let [_, model] = models();
+    let mut forward = Forward::new(&model, &images(2)?)?;
+    let of = |name: &str, forward: &Forward| -> Result<Vec<f64>> {
+        values(&methods().get(name).unwrap().explain(forward, &classes(&[1, 2])?)?.map)
+    };
+    let before = [of("occlusion", &forward)?, of("ablation_cam", &forward)?];
+    forward.logits = (forward.logits * 2.0)?;
+    assert_eq!([of("occlusion", &forward)?, of("ablation_cam", &forward)?], before);
+    Ok(())
+}
+
 #[test]
 fn all_classes_at_once_are_the_classes_one_by_one() -> Result<()> {
     let [model, _] = models();

@@ -70,28 +70,26 @@ impl Interpreter for Occlusion {
             );
         }
         let asked = Masked { score, fill, memory_mb };
-        let squares = self.squares((h, w));
+        // Not from the pass that is explained: in training that one normalises otherwise than these.
         let nothing_covered = Tensor::ones((1, h, w), forward.images.dtype(), forward.images.device())?;
-        let mut all = Vec::with_capacity(n);
-        for i in 0..n {
-            let background = asked.background(forward, i)?;
-            // Not from the pass that is explained: in training that one normalises otherwise than these.
-            let whole = asked.scores(forward, classes, &nothing_covered, i, None)?.squeeze(0)?;
-            let (mut sum, mut times) = (None, None);
-            for some in squares.chunks(images_per_pass(forward, memory_mb)) {
-                let covered = drawn(some, (h, w), &forward.images)?;
-                let present = covered.affine(-1.0, 1.0)?;
-                let scores = asked.scores(forward, classes, &present, i, background.as_ref())?;
-                let falls = whole.broadcast_sub(&scores.squeeze(0)?)?.reshape((some.len(), 1, 1))?;
-                sum = Some(add(sum, &falls, &covered)?);
-                times = Some(add(times, &falls.ones_like()?, &covered)?);
-            }
-            // There is a square on every pixel.
-            if let (Some(sum), Some(times)) = (sum, times) {
-                all.push((sum / times)?);
+        let whole = |i| asked.scores(forward, classes, &nothing_covered, i, None)?.squeeze(0);
+        let whole = (0..n).map(whole).collect::<Result<Vec<_>>>()?;
+        let backgrounds = (0..n).map(|i| asked.background(forward, i)).collect::<Result<Vec<_>>>()?;
+        let squares = self.squares((h, w));
+        let (mut sums, mut times) = (vec![None; n], Tensor::zeros_like(&nothing_covered)?);
+        for some in squares.chunks(images_per_pass(forward, memory_mb)) {
+            let covered = drawn(some, (h, w), &forward.images)?;
+            let present = covered.affine(-1.0, 1.0)?;
+            times = (times + covered.sum_keepdim(0)?)?;
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let scores = asked.scores(forward, classes, &present, i, backgrounds[i].as_ref())?;
+                let falls = whole[i].broadcast_sub(&scores.squeeze(0)?)?.reshape((some.len(), 1, 1))?;
+                *sum = Some(add(sum.take(), &falls, &covered)?);
             }
         }
-        Explanation::new(Tensor::cat(&all, 0)?, Estimator::Perturbation, squares.len() + 1)
+        let sums: Vec<Tensor> = sums.into_iter().flatten().collect();
+        let map = Tensor::cat(&sums, 0)?.broadcast_div(&times)?;
+        Explanation::new(map, Estimator::Perturbation, squares.len() + 1)
     }
 
     fn has_relu(&self) -> bool {

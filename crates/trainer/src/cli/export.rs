@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
+use trainer::checkpoint::File;
 use trainer::checkpoint::onnx::{self, CLASS_MAPS, IMAGES, LOGITS, OPSET};
 use trainer::files::{make_parent, write_atomically};
 use trainer::models::Architecture;
@@ -30,7 +31,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Done> {
         args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")),
         "{path}: what is written is ONNX; name the file so, as in student.onnx"
     );
-    let file = args.model.file()?;
+    let file = File::read(args.model.path()?)?;
     let architecture = file.architecture(args.model.arch.as_deref())?;
     let weights = file.state_dict(&architecture)?;
     let mut metadata = file.metadata.clone();

@@ -25,13 +25,13 @@ pub(super) struct ModelArgs {
 impl ModelArgs {
     /// The frozen model, which hands out `layers`.
     pub(super) fn load(&self, layers: &[String], device: &Device) -> Result<Network> {
-        self.file()?.network(self.arch.as_deref(), |_| layers.to_vec(), Backend::f32(device))
+        load(self.path()?, self.arch.as_deref(), layers, device)
     }
 
     /// Its file.
-    pub(super) fn file(&self) -> Result<File> {
-        let path = self.checkpoint.as_ref().or(self.weights.as_ref());
-        File::read(path.context("give --checkpoint, or --arch and --weights")?)
+    pub(super) fn path(&self) -> Result<&Path> {
+        let path = self.checkpoint.as_deref().or(self.weights.as_deref());
+        path.context("give --checkpoint, or --arch and --weights")
     }
 }
 
