@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
 use trainer::checkpoint::File;
@@ -40,7 +40,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Done> {
     metadata.retain(|key, _| !["mean", "std", "config", "feature_mean"].contains(&key.as_str()));
     let bytes = onnx::encode(&architecture, &weights, &file.normalization()?, &metadata, args.maps)?;
     make_parent(&args.output)?;
-    write_atomically(&args.output, &bytes).with_context(|| format!("writing {path}"))?;
+    write_atomically(&args.output, &bytes)?;
     let Architecture { graph, classes, .. } = &architecture;
     let (image, last) = (graph.shapes[0], graph.shape(graph.last()));
     let images = [image.channels, image.h, image.w];
