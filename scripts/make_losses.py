@@ -36,10 +36,19 @@ region_kl  SDD (CVPR 2024). Class maps M (n, c, 8, 8); a cell's logits are the m
            in: 2x2 and 1x1 are pooled from the 4x4 grid (another mean for other sides, whose adaptive cells overlap), the
            classifier's bias is in every cell, NaN elements count 0, and a loss that is not finite is replaced by a 0
            without gradient.
+sp         similarity-preserving (Tung & Mori, ICCV 2019): 1/n^2 sum (G_s - G_t)^2, G the products of the flat activations of
+           every two images, its rows divided by their norm.
+rkd        relational KD (Park et al., CVPR 2019): 25 mean_ij h(d_s - d_t) + 50 mean_ijk h(a_s - a_t) of the activations'
+           means over positions; d the distance of images i and j over the mean of those above 0, a the cosine of the
+           angle at j between i and k (0 where i or k is j), h Huber's loss with its corner at 1. Means are over n^2 and n^3
+           tuples, as in lenscloth/RKD and HobbitLong/RepDistiller@1e2f816, whose distances come from a difference of
+           squares that is cut off at 1e-12.
 
 Keys: case<i>.student, .teacher (n, c), .labels (n,) i64, .<term> (1,), .<term>.grad (n, c) with respect to z_s;
 where n <= 6 also case<i>.student_maps, .teacher_maps (n, c, 8, 8) as f32, .region_kl (1,), .region_kl.grad
-(n, c, 8, 8) with respect to the student's maps, which are not tied to case<i>.student. All inputs are representable in f32.
+(n, c, 8, 8) with respect to the student's maps, which are not tied to case<i>.student; where n > 1 also
+case<i>.student_features (n, 7, 3, 2), .teacher_features (n, 5, 2, 2) as f32, .sp, .rkd (1,), .sp.grad, .rkd.grad with
+respect to the student's features. All inputs are representable in f32.
 """
 import sys
 
@@ -120,6 +129,29 @@ def region_kl(ms, mt, y, t=4.0):
     return t**2 * (weights(mt, y) * each).mean()
 
 
+def sp(fs, ft, y):
+    def alike(f):
+        f = f.flatten(1)
+        return F.normalize(f @ f.T)
+
+    return (alike(fs) - alike(ft)).square().mean()
+
+
+def rkd(fs, ft, y, w_d=25.0, w_a=50.0):
+    def relations(f):
+        f = f.mean((2, 3))
+        away = f[None] - f[:, None]  # [j, i] from j to i
+        # A norm has no slope at 0: the diagonal stays out of it.
+        apart = ~torch.eye(len(f), dtype=torch.bool)
+        d = torch.zeros(len(f), len(f)).masked_scatter(apart, away[apart].norm(dim=1))
+        unit = torch.zeros_like(away)
+        unit[apart] = away[apart] / away[apart].norm(dim=1, keepdim=True)
+        return d / d[apart].mean(), unit @ unit.transpose(1, 2)
+
+    (d_s, a_s), (d_t, a_t) = relations(fs), relations(ft)
+    return w_d * F.smooth_l1_loss(d_s, d_t) + w_a * F.smooth_l1_loss(a_s, a_t)
+
+
 def keep(out, key, term, student, teacher, y):
     student = student.clone().requires_grad_()
     value = term(student, teacher, y)
@@ -154,6 +186,14 @@ def main():
             out.update({k: m.float().numpy() for k, m in inputs.items()})
             keep(out, key, region_kl, ms, mt, y)
             print(f"{key}: {int((weights(mt, y) == 2).sum())} of {n * 21} cells have weight 2")
+        if n > 1:
+            draw = torch.Generator().manual_seed(100 + i)
+            features = lambda *shape: single(scale * torch.randn(n, *shape, generator=draw).relu())
+            fs, ft = features(7, 3, 2), features(5, 2, 2)
+            inputs = {f"{key}.student_features": fs, f"{key}.teacher_features": ft}
+            out.update({k: f.float().numpy() for k, f in inputs.items()})
+            keep(out, key, sp, fs, ft, y)
+            keep(out, key, rkd, fs, ft, y)
         about[key] = f"{name}; n = {n}, c = {c}, logits times {scale}"
     about["made_by"] = f"scripts/make_losses.py, torch {torch.__version__.split('+')[0]}"
     save_file({k: np.ascontiguousarray(v) for k, v in out.items()}, sys.argv[1], metadata=about)

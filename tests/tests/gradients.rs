@@ -61,6 +61,17 @@ fn map_distances() {
     });
 }
 
+#[test]
+fn relations_of_a_batch() {
+    let (features, teacher) = (t(&[N + 2, K, 2, 2], 12), t(&[N + 2, 2 * K, 3, 3], 13));
+    check("sp", &features, |x| terms::similarity(x, &teacher));
+    let of = |distance, angle| terms::Geometry { distance, angle };
+    for (name, options) in [("distances", of(1.0, 0.0)), ("angles", of(0.0, 1.0)), ("rkd", terms::Geometry::default())]
+    {
+        check(name, &features, |x| terms::geometry(&cams::ops::pool(x)?, &cams::ops::pool(&teacher)?, &options));
+    }
+}
+
 /// A map that the ReLU has made all zero must not turn the gradient into NaN.
 #[test]
 fn zero_maps_have_finite_gradients() -> Result<()> {

@@ -4,13 +4,14 @@
 use std::path::Path;
 
 use anyhow::Result;
+use cams::ops::pool;
 use candle_core::{DType, Device, Tensor, Var};
 use testkit::{assert_close, values};
 use trainer::checkpoint::File;
 use trainer::config::Optim;
 use trainer::distill::distance::region_kl;
 use trainer::distill::optimizers;
-use trainer::distill::terms::{self, Decoupled, Relations};
+use trainer::distill::terms::{self, Decoupled, Geometry, Relations};
 
 fn fixture(name: &str) -> Result<File> {
     File::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name))
@@ -92,6 +93,34 @@ fn divergence_in_regions_is_pytorchs() -> Result<()> {
         }
     }
     assert_eq!(compared, 6 * 2);
+    Ok(())
+}
+
+#[test]
+fn relations_of_features_are_pytorchs() -> Result<()> {
+    let file = fixture("losses.safetensors")?;
+    let mut compared = 0;
+    let cases = (0..9).map(|case| format!("case{case}"));
+    for key in cases.filter(|key| file.f64(&format!("{key}.sp")).is_ok()) {
+        for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 1e-4)] {
+            let teacher = tensor(&file, &format!("{key}.teacher_features"), dtype)?;
+            for term in ["sp", "rkd"] {
+                let what = format!("{key}.{term}, {dtype:?}");
+                let student = Var::from_tensor(&tensor(&file, &format!("{key}.student_features"), dtype)?)?;
+                let value = match term {
+                    "sp" => terms::similarity(student.as_tensor(), &teacher)?,
+                    _ => terms::geometry(&pool(student.as_tensor())?, &pool(&teacher)?, &Geometry::default())?,
+                };
+                assert_close(&what, &values(&value)?, &file.f64(&format!("{key}.{term}"))?, tolerance);
+                let expected = file.f64(&format!("{key}.{term}.grad"))?;
+                let grads = value.backward()?;
+                let found = values(grads.get(student.as_tensor()).expect("it is used"))?;
+                assert_close(&format!("{what}, gradient"), &found, &expected, tolerance);
+                compared += 1;
+            }
+        }
+    }
+    assert_eq!(compared, 8 * 2 * 2);
     Ok(())
 }
 

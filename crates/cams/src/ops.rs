@@ -5,9 +5,11 @@
 //! walks memory by strides. Each op here reads the activations once. Elsewhere, and in other types than f32 and f64,
 //! the same is written in candle's ops.
 
+mod energy;
 mod sliced;
 
 use candle_core::{Result, Tensor, WithDType, bail};
+pub use energy::energy;
 use rayon::prelude::*;
 use sliced::apply1;
 pub(crate) use sliced::{Array, Gradients, Rule, apply2, are_plain};
@@ -258,7 +260,7 @@ mod tests {
     type Case = (&'static str, Op, Op, Vec<usize>, Vec<usize>);
 
     /// Each op, the same in candle's ops, and the shapes of its inputs.
-    fn all([n, k, h, w]: [usize; 4]) -> [Case; 4] {
+    fn all([n, k, h, w]: [usize; 4]) -> [Case; 5] {
         let features = vec![n, k, h, w];
         [
             (
@@ -269,6 +271,7 @@ mod tests {
                 features.clone(),
             ),
             ("pool", |_, f| pool(f), |_, f| f.mean((2, 3)), vec![1], features.clone()),
+            ("energy", |_, f| energy(f), |_, f| f.sqr()?.mean(1), vec![1], features.clone()),
             (
                 "class_maps",
                 class_maps,
@@ -294,7 +297,7 @@ mod tests {
                 assert_close(&what, &values(&single)?, &values(&expected)?, 1e-6);
                 let weight = t(out.dims(), 3);
                 let loss = |a: &Tensor, b: &Tensor| (ours(a, b)? * &weight)?.sum_all();
-                if name != "pool" {
+                if !["pool", "energy"].contains(&name) {
                     let worst = gradcheck(&a, 100, 1e-4, |a| loss(a, &b))?;
                     assert!(worst < 1e-8, "{what}: first input's gradient is off by {worst:.1e}");
                 }

@@ -146,14 +146,31 @@ pub fn relu_gradient<E: Element>(y: &[E], g: &[E], out: &mut [E]) {
 
 /// One image from (channels, pixels) to (pixels, channels), or back with the two sizes exchanged, each element
 /// passed through `convert`.
-fn transpose<A: Copy, B>(from: &[A], rows: usize, columns: usize, to: &mut [B], convert: impl Fn(A) -> B) {
-    const BLOCK: usize = 16;
-    for r0 in (0..rows).step_by(BLOCK) {
-        for c0 in (0..columns).step_by(BLOCK) {
-            for r in r0..(r0 + BLOCK).min(rows) {
-                for c in c0..(c0 + BLOCK).min(columns) {
-                    to[c * rows + r] = convert(from[r * columns + c]);
+///
+/// By way of a tile: columns that lie a power of two apart share few lines of the first cache, so that whoever writes
+/// one element into each of them writes every line many times.
+fn transpose<A: Copy, B: Copy + Default>(
+    from: &[A],
+    rows: usize,
+    columns: usize,
+    to: &mut [B],
+    convert: impl Fn(A) -> B,
+) {
+    const TILE: usize = 16;
+    let mut tile = [[B::default(); TILE]; TILE];
+    for r0 in (0..rows).step_by(TILE) {
+        let height = TILE.min(rows - r0);
+        for c0 in (0..columns).step_by(TILE) {
+            let width = TILE.min(columns - c0);
+            for r in 0..height {
+                let row = &from[(r0 + r) * columns + c0..][..width];
+                match <&[A; TILE]>::try_from(row) {
+                    Ok(row) => row.map(&convert).iter().zip(&mut tile).for_each(|(x, column)| column[r] = *x),
+                    Err(_) => row.iter().zip(&mut tile).for_each(|(x, column)| column[r] = convert(*x)),
                 }
+            }
+            for (c, column) in tile[..width].iter().enumerate() {
+                to[(c0 + c) * rows + r0..][..height].copy_from_slice(&column[..height]);
             }
         }
     }

@@ -148,7 +148,7 @@ fn list() -> Result<()> {
     };
     assert_eq!(names("methods"), cams::methods::Methods::NAMES);
     assert_eq!(names("datasets"), ["cifar10", "cifar100", "cifar10-mini", "planted", "folder", "imagenet", "voc2007"]);
-    assert_eq!(names("losses"), ["ce", "kd", "explanation", "attention", "bce", "dkd", "dist"]);
+    assert_eq!(names("losses"), ["ce", "kd", "explanation", "attention", "bce", "sp", "dkd", "dist", "rkd"]);
     assert_eq!(names("optimizers"), ["sgd", "adamw"]);
     assert!(names("models").contains(&"wrn-D-K"));
     let methods = call(&["list", "methods"]);

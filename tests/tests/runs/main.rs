@@ -55,7 +55,7 @@ const STUDENT: &str = "
     [loss]
     interpreter = 'shap_cam'
     distance = 'at_l2'
-    weights = { ce = 0.3, kd = 0.7, explanation = 10.0, attention = 10.0 }
+    weights = { ce = 0.3, kd = 0.7, explanation = 10.0, attention = 10.0, sp = 10.0, rkd = 0.1 }
     schedule = { kd = { ramp = 2.0 }, attention = { cut_off = 3.0 } }
 ";
 

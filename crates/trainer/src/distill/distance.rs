@@ -1,6 +1,7 @@
 //! Distances of maps, and of anything that is pooled from them; means over the batch.
 
 use cams::maps::adaptive_average;
+use cams::ops::energy;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::terms::{Distance, divergences};
@@ -64,7 +65,7 @@ pub fn region_kl(student: &Tensor, teacher: &Tensor, labels: &Tensor, temperatur
 
 /// Where a layer (n, k, h, w) looks: the mean of its squared activations, (n, h, w).
 pub fn attention_map(features: &Tensor) -> Result<Tensor> {
-    features.sqr()?.mean(1)
+    energy(features)
 }
 
 /// A scalar tensor as f64.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use cams::methods::Methods;
+use cams::ops::pool;
 use cams::{ClassMaps, Forward, Interpreter, SampleId, maps};
 use candle_core::{D, Tensor};
 
@@ -65,6 +66,10 @@ pub enum Part {
     Map(Box<MapOf>),
     /// The attention map of a layer of the teacher, (n, h, w).
     Attention(String),
+    /// The activations at `last`, (n, k, h, w).
+    Features,
+    /// Their mean over positions, (n, k).
+    Pooled,
 }
 
 impl Part {
@@ -74,6 +79,8 @@ impl Part {
             Part::Logits => "logits".into(),
             Part::ClassMaps => "class_maps".into(),
             Part::Attention(layer) => format!("attention-{layer}"),
+            Part::Features => "features".into(),
+            Part::Pooled => "pooled".into(),
             Part::Map(map) => {
                 let options = serde_json::to_value(&map.methods)?[&map.method].to_string();
                 let key = format!("{options} {} {} {:?}", map.layer, map.relu, map.class);
@@ -92,6 +99,8 @@ impl Part {
                 map.of(&pass.seen(&*cut, &map.layer, ids)?, &map.classes(labels, &pass.logits)?)?
             }
             Part::Attention(layer) => attention_map(pass.at(layer)?)?,
+            Part::Features => pass.at("last")?.clone(),
+            Part::Pooled => pool(pass.at("last")?)?,
         })
     }
 
@@ -104,6 +113,8 @@ impl Part {
             Part::Map(map) if map.interpreter()?.is_of_image_size() => sides(&pass.images),
             Part::Map(map) => sides(pass.at(&map.layer)?),
             Part::Attention(layer) => sides(pass.at(layer)?),
+            Part::Features => pass.at("last")?.dims()[1..].to_vec(),
+            Part::Pooled => vec![pass.at("last")?.dim(1)?],
         })
     }
 }

@@ -8,7 +8,9 @@ mod dist;
 mod dkd;
 mod explanation;
 mod kd;
+mod rkd;
 mod settings;
+mod sp;
 
 use anyhow::{Context, Result};
 pub use attention::{AttentionTransfer, attention_transfer};
@@ -22,8 +24,10 @@ pub use dist::{Relations, relations};
 pub use dkd::{Decoupled, decoupled};
 pub use explanation::Matching;
 pub use kd::{Distillation, distillation, divergences, standardised};
+pub use rkd::{Geometry, geometry};
 use serde::{Deserialize, Serialize};
 pub use settings::{Class, Control, Distance, MapGradient, WeightSchedule};
+pub use sp::{Similarity, similarity};
 
 use super::output::{Part, TeacherOutput};
 use crate::nn::{Model, Pass};
@@ -228,10 +232,12 @@ terms! {
         explanation: Matching = 0.0, &["interpreter", "distance", "class", "layer", "gradient", "relu", "control"];
         attention: AttentionTransfer = 0.0, &[];
         bce: MultiLabel = 0.0, &[];
+        sp: Similarity = 0.0, &[];
     }
     with_table {
         dkd: Decoupled = 0.0;
         dist: Relations = 0.0;
+        rkd: Geometry = 0.0;
     }
 }
 

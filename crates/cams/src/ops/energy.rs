@@ -1,0 +1,75 @@
+//! Where a layer is active.
+
+use candle_core::{Result, Tensor, WithDType};
+use rayon::prelude::*;
+
+use super::{Array, Gradients, Rule, are_plain, length, sliced::apply1};
+
+/// The mean over channels of the squares: (n, k, h, w) to (n, h, w). The same bits as candle's own ops, which follow
+/// every number of a sum over an inner axis by its indices.
+pub fn energy(features: &Tensor) -> Result<Tensor> {
+    features.dims4()?;
+    if are_plain(&[features]) { apply1(features, Energy) } else { features.sqr()?.mean(1) }
+}
+
+struct Energy;
+
+impl Rule for Energy {
+    const NAME: &'static str = "energy";
+
+    fn shape(&self, inputs: &[&[usize]]) -> Vec<usize> {
+        vec![inputs[0][0], inputs[0][2], inputs[0][3]]
+    }
+
+    fn forward<T: WithDType>(&self, inputs: &[Array<T>], out: &mut [T]) {
+        let (k, positions) = (length(&inputs[0].dims[1..2]), length(&inputs[0].dims[2..]));
+        let scale = T::from_f64(1.0 / k as f64);
+        out.par_chunks_mut(positions).zip(inputs[0].values.par_chunks(k * positions)).for_each(|(map, image)| {
+            for channel in image.chunks_exact(positions) {
+                map.iter_mut().zip(channel).for_each(|(to, x)| *to += *x * *x);
+            }
+            map.iter_mut().for_each(|to| *to *= scale);
+        });
+    }
+
+    fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], _: &[bool]) -> Gradients<T> {
+        let (k, positions) = (length(&inputs[0].dims[1..2]), length(&inputs[0].dims[2..]));
+        // Doubling is exact wherever it stands.
+        let scale = T::from_f64(1.0 / k as f64);
+        let mut of = vec![T::zero(); inputs[0].values.len()];
+        let images = g.par_chunks(positions).zip(inputs[0].values.par_chunks(k * positions));
+        of.par_chunks_mut(k * positions).zip(images).for_each(|(of, (g, image))| {
+            let slope: Vec<T> = g.iter().map(|g| (*g * scale) * T::from_f64(2.0)).collect();
+            for (of, channel) in of.chunks_exact_mut(positions).zip(image.chunks_exact(positions)) {
+                of.iter_mut().zip(channel.iter().zip(&slope)).for_each(|(of, (x, slope))| *of = *x * *slope);
+            }
+        });
+        vec![Some(of)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Var};
+    use testkit::{tensor, values};
+
+    /// To the bit: runs of before go on as they were.
+    #[test]
+    fn energy_and_its_gradient_are_candles() -> Result<()> {
+        for shape in [[3, 5, 3, 4], [1, 1, 1, 1], [4, 33, 7, 5]] {
+            for dtype in [DType::F32, DType::F64] {
+                let features = tensor(&shape, 1, dtype, &Device::Cpu)?;
+                let weight = tensor(&[shape[0], shape[2], shape[3]], 2, dtype, &Device::Cpu)?;
+                let of = |op: fn(&Tensor) -> Result<Tensor>| -> Result<[Vec<f64>; 2]> {
+                    let x = Var::from_tensor(&features)?;
+                    let out = op(x.as_tensor())?;
+                    let grads = (&out * &weight)?.sum_all()?.backward()?;
+                    Ok([values(&out)?, values(grads.get(&x).expect("it is used"))?])
+                };
+                assert_eq!(of(energy)?, of(|x| x.sqr()?.mean(1))?, "{shape:?} {dtype:?}");
+            }
+        }
+        Ok(())
+    }
+}
