@@ -2,7 +2,7 @@
 //! prints nothing.
 //!
 //! ```text
-//! Batch { pixels, labels, ids } --+--> Teacher::output ---------> TeacherOutput { logits, class maps, a map, attention }
+//! Batch { pixels, labels, ids } --+--> Teacher::output ---------> TeacherOutput { logits, class maps, a map, ... }
 //!                                 '--> Model::forward ----------> Pass { features, logits }
 //!         Objective::losses(pass, output, labels) -> Losses { ce, kd, explanation, ... }
 //!         gradient(total) -> clip -> Optimizer::step -> Measurements

@@ -11,7 +11,7 @@ use crate::Lab;
 #[test]
 fn a_term_of_weight_zero_leaves_no_trace() -> Result<()> {
     let lab = Lab::new()?;
-    let none = "loss.weights={ ce = 0.3, kd = 0.7, explanation = 0.0, attention = 0.0 }";
+    let none = "loss.weights={ ce = 0.3, kd = 0.7, explanation = 0.0, attention = 0.0, sp = 0.0, rkd = 0.0 }";
     lab.train("none", &["--set", none]).json();
     let other = ["--set", none, "--set", "loss.interpreter=grad_cam_pp", "--set", "loss.control=random"];
     lab.train("other", &other).json();
@@ -24,7 +24,7 @@ fn a_term_of_weight_zero_leaves_no_trace() -> Result<()> {
 fn every_choice_of_the_explanation_term_counts() -> Result<()> {
     let lab = Lab::new()?;
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
-    let explanation = "loss.weights={ ce = 0.3, kd = 0.0, explanation = 1.0, attention = 0.0 }";
+    let explanation = "loss.weights={ ce = 0.3, kd = 0.0, explanation = 1.0, attention = 0.0, sp = 0.0, rkd = 0.0 }";
     for set in [
         "loss.interpreter=grad_cam",
         "loss.interpreter=grad_cam_pp",

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Inputs, Part, Term};
 use crate::nn::Model;
 
-/// Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068, equations 3 to 8): the figure that a
-/// batch's images form in the space of their features.
+/// Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068, its distance-wise and angle-wise losses):
+/// the figure that a batch's images form in the space of their features.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Geometry {

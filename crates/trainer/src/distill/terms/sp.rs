@@ -5,8 +5,8 @@ use candle_core::{DType, Tensor};
 use super::{Inputs, Loss, Part, Term};
 use crate::nn::Model;
 
-/// Similarity-preserving distillation (Tung & Mori, ICCV 2019, arXiv 1907.09682, equations 1 to 4): images that are alike to
-/// the teacher are to be alike to the student, by the activations at `last`.
+/// Similarity-preserving distillation (Tung & Mori, ICCV 2019, arXiv 1907.09682): images that are alike to the teacher are
+/// to be alike to the student, by the activations at `last`.
 pub struct Similarity;
 
 impl Similarity {
