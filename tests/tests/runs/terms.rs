@@ -70,6 +70,27 @@ fn classes_of_a_loss_are_named() -> Result<()> {
     Ok(())
 }
 
+/// A student whose classifier alone is trained cannot follow what speaks of activations alone.
+#[test]
+fn terms_of_activations_need_the_trunk() -> Result<()> {
+    let lab = Lab::new()?;
+    let refused = |weights: &str, more: &str, name: &str| {
+        let none = "ce = 0.3, kd = 0.0, explanation = 0.0, attention = 0.0, sp = 0.0, rkd = 0.0";
+        let weights =
+            format!("loss.weights={{ {} }}", none.replace(&format!("{weights} = 0.0"), &format!("{weights} = 1.0")));
+        let call = lab.train(
+            "refused",
+            &["--set", &weights, "--set", "student.trained=head", "--set", "train.ema=0.0", "--set", more],
+        );
+        call.assert_fails(1, &["student.trained", name, "student.trained = \"all\""]);
+    };
+    for term in ["attention", "sp", "rkd"] {
+        refused(term, "loss.interpreter=grad_cam", &format!("loss.weights.{term}"));
+    }
+    refused("explanation", "loss.interpreter=score_cam", "loss.weights.explanation");
+    Ok(())
+}
+
 /// The two words a user needs about Score-CAM in a loss.
 #[test]
 fn score_cam_says_where_it_masks() -> Result<()> {

@@ -78,6 +78,11 @@ impl Objective {
         self.terms.iter().any(|t| t.term.needs_teacher())
     }
 
+    /// A term that speaks of activations alone, if there is one.
+    pub fn of_activations(&self) -> Option<&'static str> {
+        self.terms.iter().find(|t| t.term.is_of_activations()).map(|t| t.name)
+    }
+
     /// Whether a term asks one at this time, in epochs from 0.
     pub fn needs_teacher_at(&self, epoch: f64) -> bool {
         self.at(epoch).any(|(t, _)| t.term.needs_teacher())

@@ -74,6 +74,11 @@ pub trait Term: Send + Sync {
         vec![]
     }
 
+    /// Whether it speaks of activations alone, so that nothing of it reaches a student whose trunk is not trained.
+    fn is_of_activations(&self) -> bool {
+        false
+    }
+
     /// Its value, a scalar that can be differentiated.
     fn value(&self, inputs: &Inputs) -> Result<Tensor>;
 }

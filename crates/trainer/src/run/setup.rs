@@ -126,6 +126,12 @@ pub fn run<'c>(
     let mut student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
     if config.student.trained == Trained::Head {
         ensure!(config.train.ema == 0.0, "student.trained = \"head\" keeps no moving average: train.ema must be 0");
+        if let Some(term) = objective.of_activations() {
+            bail!(
+                "student.trained = \"head\" leaves all activations as they are, and loss.weights.{term} speaks of nothing else: \
+                 set it to 0, or student.trained = \"all\""
+            );
+        }
         student.freeze_trunk();
     }
     student.dropout = Dropout { seed: config.train.seed, pass: saved.as_ref().map_or(0, |s| s.step as u64) };

@@ -32,6 +32,10 @@ impl Term for AttentionTransfer {
         attention.to_vec()
     }
 
+    fn is_of_activations(&self) -> bool {
+        true
+    }
+
     fn value(&self, inputs: &Inputs) -> Result<Tensor> {
         let own = inputs.student.attention_layers();
         let own = own.iter().map(|layer| Ok(attention_map(inputs.pass.at(layer)?)?)).collect::<Result<Vec<_>>>()?;

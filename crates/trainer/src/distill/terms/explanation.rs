@@ -1,6 +1,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use cams::methods::Methods;
-use cams::ops;
+use cams::{Differentiable, Interpreter, ops};
 use candle_core::Tensor;
 
 use super::{Control, Distance, Inputs, Loss, MapGradient, Part, Term, place};
@@ -76,6 +76,12 @@ impl Term for Matching {
 
     fn layers(&self, _: &[String]) -> Vec<String> {
         vec![self.map.layer.clone()]
+    }
+
+    fn is_of_activations(&self) -> bool {
+        let constant = |method: &dyn Interpreter| method.differentiable() == Differentiable::WeightsConstant;
+        let stopped = self.map.layer != "last" && self.gradient == MapGradient::StopGrad;
+        !self.distance.compares_all_classes() && (stopped || self.map.interpreter().is_ok_and(constant))
     }
 
     fn value(&self, inputs: &Inputs) -> Result<Tensor> {

@@ -36,6 +36,10 @@ impl Term for Geometry {
         Ok(vec![Part::Logits, Part::Pooled])
     }
 
+    fn is_of_activations(&self) -> bool {
+        true
+    }
+
     fn value(&self, inputs: &Inputs) -> Result<Tensor> {
         Ok(geometry(&pool(inputs.pass.at("last")?)?, inputs.teacher()?.get(&Part::Pooled)?, self)?)
     }
@@ -145,35 +149,8 @@ impl Angles {
         Angles { value: 0.0, to_products: vec![0.0; n * n], to_distances: vec![0.0; n * n] }
     }
 
-    fn add(mut self, more: &Angles) -> Angles {
-        let add = |to: &mut [f64], x: &[f64]| to.iter_mut().zip(x).for_each(|(to, x)| *to += x);
-        self.value += more.value;
-        add(&mut self.to_products, &more.to_products);
-        add(&mut self.to_distances, &more.to_distances);
-        self
-    }
-}
-
-/// Into so many parts the corners are divided, whatever the number of threads: the bits do not depend on it.
-const PARTS: usize = 8;
-
-/// `sum_jik h(c_ijk - C_ijk)`.
-fn angles(own: &Figure, other: &Figure, n: usize) -> Angles {
-    let corners: Vec<usize> = (0..n).collect();
-    let parts: Vec<Angles> = corners
-        .par_chunks(n.div_ceil(PARTS).max(1))
-        .map(|corners| {
-            let mut sum = Angles::none(n);
-            corners.iter().for_each(|j| sum.take(*j, own, other, n));
-            sum
-        })
-        .collect();
-    parts.iter().fold(Angles::none(n), Angles::add)
-}
-
-impl Angles {
     /// Adds the angles at image j. The cosine between i and k is `(G_ik - G_ij - G_jk + G_jj) / (d_ij d_jk)`.
-    fn take(&mut self, j: usize, own: &Figure, other: &Figure, n: usize) {
+    fn add_corner(&mut self, j: usize, own: &Figure, other: &Figure, n: usize) {
         let (p, near) = (&own.products[j * n..][..n], &own.closeness[j * n..][..n]);
         let (q, near_other) = (&other.products[j * n..][..n], &other.closeness[j * n..][..n]);
         for i in 0..n {
@@ -196,6 +173,31 @@ impl Angles {
             self.to_distances[j * n + i] -= 2.0 * through_distance * near[i];
         }
     }
+
+    fn add(mut self, more: &Angles) -> Angles {
+        let add = |to: &mut [f64], x: &[f64]| to.iter_mut().zip(x).for_each(|(to, x)| *to += x);
+        self.value += more.value;
+        add(&mut self.to_products, &more.to_products);
+        add(&mut self.to_distances, &more.to_distances);
+        self
+    }
+}
+
+/// Into so many parts the corners are divided, whatever the number of threads: the bits do not depend on it.
+const PARTS: usize = 8;
+
+/// `sum_jik h(c_ijk - C_ijk)`.
+fn angles(own: &Figure, other: &Figure, n: usize) -> Angles {
+    let corners: Vec<usize> = (0..n).collect();
+    let parts: Vec<Angles> = corners
+        .par_chunks(n.div_ceil(PARTS).max(1))
+        .map(|corners| {
+            let mut sum = Angles::none(n);
+            corners.iter().for_each(|j| sum.add_corner(*j, own, other, n));
+            sum
+        })
+        .collect();
+    parts.iter().fold(Angles::none(n), Angles::add)
 }
 
 #[cfg(test)]
@@ -232,6 +234,18 @@ mod tests {
         let figure = [[0.0, 0.0], [3.0, 0.0], [0.0, 4.0], [-1.0, 2.0]];
         let moved = figure.map(|[x, y]| [1e3 - 2.0 * y, 2.0 * x - 5.0]);
         assert!(value(&geometry(&points(&figure), &points(&moved), &Geometry::default())?)? < 1e-18);
+        Ok(())
+    }
+
+    /// In either model, whatever is asked of it.
+    #[test]
+    fn what_is_no_number_is_seen() -> Result<()> {
+        let good = points(&[[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]);
+        for (bad, distance, angle) in [(f64::NAN, 25.0, 50.0), (f64::INFINITY, 25.0, 50.0), (f64::NAN, 1.0, 0.0)] {
+            let (bad, options) = (points(&[[0.0, 0.0], [3.0, bad], [0.0, 4.0]]), Geometry { distance, angle });
+            assert!(!value(&geometry(&bad, &good, &options)?)?.is_finite());
+            assert!(!value(&geometry(&good, &bad, &options)?)?.is_finite());
+        }
         Ok(())
     }
 
