@@ -2,62 +2,24 @@
 //!
 //! On the CPU candle's own ops would do, but not at their price: a batch of small products is one call of a matrix
 //! product an image, whose threads may wait for each other for longer than they compute, and a mean over positions
-//! walks memory by strides. Each op here reads the activations once. Elsewhere, and in other types than f32 and f64,
+//! walks memory by strides. Each op in this folder reads the activations once. Elsewhere, and in other types than f32 and f64,
 //! the same is written in candle's ops.
 
+mod class_maps;
 mod energy;
+mod pool;
+mod rows;
 mod sliced;
+mod weighted_sum;
 
-use candle_core::{Result, Tensor, WithDType, bail};
+use candle_core::WithDType;
+pub use class_maps::class_maps;
 pub use energy::energy;
-use rayon::prelude::*;
+pub use pool::pool;
+pub use rows::rows;
 use sliced::apply1;
 pub(crate) use sliced::{Array, Gradients, Rule, apply2, are_plain};
-
-/// `sum_k alpha_k A_k`: weights (n, k) and activations (n, k, h, w) to a map (n, h, w).
-pub fn weighted_sum(alpha: &Tensor, features: &Tensor) -> Result<Tensor> {
-    let (n, k, h, w) = features.dims4()?;
-    if alpha.dims() != [n, k] {
-        bail!("activations {:?} need weights ({n}, {k}), {:?} given", features.dims(), alpha.dims());
-    }
-    if are_plain(&[alpha, features]) {
-        return apply2(alpha, features, WeightedSum);
-    }
-    alpha.unsqueeze(1)?.matmul(&features.flatten_from(2)?)?.reshape((n, h, w))
-}
-
-/// The mean over positions: (n, k, h, w) to (n, k).
-pub fn pool(features: &Tensor) -> Result<Tensor> {
-    features.dims4()?;
-    if are_plain(&[features]) { apply1(features, Pool) } else { features.mean((2, 3)) }
-}
-
-/// Every class's CAM, `sum_k W_ck A_k`: weight (classes, k) and activations (n, k, h, w) to (n, classes, h, w).
-pub fn class_maps(weight: &Tensor, features: &Tensor) -> Result<Tensor> {
-    let (n, k, h, w) = features.dims4()?;
-    let (classes, of) = weight.dims2()?;
-    if of != k {
-        bail!("activations of {k} channels need weights (classes, {k}), {:?} given", weight.dims());
-    }
-    if are_plain(&[weight, features]) {
-        return apply2(weight, features, ClassMaps);
-    }
-    let weight = weight.unsqueeze(0)?.broadcast_as((n, classes, k))?.contiguous()?;
-    weight.matmul(&features.flatten_from(2)?)?.reshape((n, classes, h, w))
-}
-
-/// `x M`: (n, a) and (a, b) to (n, b), every row by itself. A matrix product may round a row differently in a batch of
-/// another size, and what is said about an image must not depend on its neighbours.
-pub fn rows(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
-    let (_, a) = x.dims2()?;
-    if matrix.dims2()?.0 != a {
-        bail!("rows of {a} numbers cannot be multiplied by a matrix {:?}", matrix.dims());
-    }
-    if are_plain(&[x, matrix]) {
-        return apply2(x, matrix, Rows);
-    }
-    x.unsqueeze(2)?.broadcast_mul(&matrix.unsqueeze(0)?)?.sum(1)
-}
+pub use weighted_sum::weighted_sum;
 
 /// `to += a x`.
 fn axpy<T: WithDType>(a: T, x: &[T], to: &mut [T]) {
@@ -82,172 +44,10 @@ pub(crate) fn length(axes: &[usize]) -> usize {
     axes.iter().product::<usize>().max(1)
 }
 
-struct WeightedSum;
-
-impl Rule for WeightedSum {
-    const NAME: &'static str = "weighted_sum";
-
-    fn shape(&self, inputs: &[&[usize]]) -> Vec<usize> {
-        let features = inputs[1];
-        vec![features[0], features[2], features[3]]
-    }
-
-    fn forward<T: WithDType>(&self, inputs: &[Array<T>], out: &mut [T]) {
-        let (alpha, features) = (&inputs[0], &inputs[1]);
-        let (k, positions) = (length(&features.dims[1..2]), length(&features.dims[2..]));
-        let images = alpha.values.par_chunks(k).zip(features.values.par_chunks(k * positions));
-        out.par_chunks_mut(positions).zip(images).for_each(|(map, (alpha, image))| {
-            alpha.iter().zip(image.chunks_exact(positions)).for_each(|(a, channel)| axpy(*a, channel, map));
-        });
-    }
-
-    fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], wanted: &[bool]) -> Gradients<T> {
-        let (alpha, features) = (&inputs[0], &inputs[1]);
-        let (k, positions) = (length(&features.dims[1..2]), length(&features.dims[2..]));
-        let mut of_alpha = wanted[0].then(|| vec![T::zero(); alpha.values.len()]);
-        let mut of_features = wanted[1].then(|| vec![T::zero(); features.values.len()]);
-        if let Some(of) = &mut of_alpha {
-            let images = g.par_chunks(positions).zip(features.values.par_chunks(k * positions));
-            of.par_chunks_mut(k).zip(images).for_each(|(of, (g, image))| {
-                of.iter_mut().zip(image.chunks_exact(positions)).for_each(|(of, channel)| *of = dot(g, channel));
-            });
-        }
-        if let Some(of) = &mut of_features {
-            let images = g.par_chunks(positions).zip(alpha.values.par_chunks(k));
-            of.par_chunks_mut(k * positions).zip(images).for_each(|(of, (g, alpha))| {
-                for (of, a) in of.chunks_exact_mut(positions).zip(alpha) {
-                    of.iter_mut().zip(g).for_each(|(of, g)| *of = *a * *g);
-                }
-            });
-        }
-        vec![of_alpha, of_features]
-    }
-}
-
-struct Pool;
-
-impl Rule for Pool {
-    const NAME: &'static str = "pool";
-
-    fn shape(&self, inputs: &[&[usize]]) -> Vec<usize> {
-        inputs[0][..2].to_vec()
-    }
-
-    fn forward<T: WithDType>(&self, inputs: &[Array<T>], out: &mut [T]) {
-        let (k, positions) = (length(&inputs[0].dims[1..2]), length(&inputs[0].dims[2..]));
-        let (ones, scale) = (vec![T::one(); positions], T::from_f64(1.0 / positions as f64));
-        out.par_chunks_mut(k).zip(inputs[0].values.par_chunks(k * positions)).for_each(|(out, image)| {
-            let channels = image.chunks_exact(positions);
-            out.iter_mut().zip(channels).for_each(|(out, channel)| *out = dot(channel, &ones) * scale);
-        });
-    }
-
-    fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], _: &[bool]) -> Gradients<T> {
-        let (k, positions) = (length(&inputs[0].dims[1..2]), length(&inputs[0].dims[2..]));
-        let scale = T::from_f64(1.0 / positions as f64);
-        let mut of = vec![T::zero(); inputs[0].values.len()];
-        of.par_chunks_mut(k * positions).zip(g.par_chunks(k)).for_each(|(of, g)| {
-            of.chunks_exact_mut(positions).zip(g).for_each(|(of, g)| of.fill(*g * scale));
-        });
-        vec![Some(of)]
-    }
-}
-
-struct ClassMaps;
-
-impl Rule for ClassMaps {
-    const NAME: &'static str = "class_maps";
-
-    fn shape(&self, inputs: &[&[usize]]) -> Vec<usize> {
-        let features = inputs[1];
-        vec![features[0], inputs[0][0], features[2], features[3]]
-    }
-
-    fn forward<T: WithDType>(&self, inputs: &[Array<T>], out: &mut [T]) {
-        let (weight, features) = (&inputs[0], &inputs[1]);
-        let (k, positions) = (length(&features.dims[1..2]), length(&features.dims[2..]));
-        let maps = length(&weight.dims[..1]) * positions;
-        out.par_chunks_mut(maps).zip(features.values.par_chunks(k * positions)).for_each(|(maps, image)| {
-            for (c, channel) in image.chunks_exact(positions).enumerate() {
-                let column = weight.values.iter().skip(c).step_by(k);
-                maps.chunks_exact_mut(positions).zip(column).for_each(|(map, w)| axpy(*w, channel, map));
-            }
-        });
-    }
-
-    fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], wanted: &[bool]) -> Gradients<T> {
-        let (weight, features) = (&inputs[0], &inputs[1]);
-        let (k, positions) = (length(&features.dims[1..2]), length(&features.dims[2..]));
-        let maps = length(&weight.dims[..1]) * positions;
-        let of_weight = wanted[0].then(|| {
-            // Each image's share by itself, then summed in their order: the threads cannot change the bits.
-            let images = g.par_chunks(maps).zip(features.values.par_chunks(k * positions));
-            let shares: Vec<Vec<T>> = images
-                .map(|(g, image)| {
-                    let rows = g.chunks_exact(positions);
-                    rows.flat_map(|g| image.chunks_exact(positions).map(move |channel| dot(g, channel))).collect()
-                })
-                .collect();
-            let mut sum = vec![T::zero(); weight.values.len()];
-            shares.iter().for_each(|share| axpy(T::one(), share, &mut sum));
-            sum
-        });
-        let of_features = wanted[1].then(|| {
-            let mut of = vec![T::zero(); features.values.len()];
-            of.par_chunks_mut(k * positions).zip(g.par_chunks(maps)).for_each(|(of, g)| {
-                for (c, of) in of.chunks_exact_mut(positions).enumerate() {
-                    let column = weight.values.iter().skip(c).step_by(k);
-                    g.chunks_exact(positions).zip(column).for_each(|(g, w)| axpy(*w, g, of));
-                }
-            });
-            of
-        });
-        vec![of_weight, of_features]
-    }
-}
-
-struct Rows;
-
-impl Rule for Rows {
-    const NAME: &'static str = "rows";
-
-    fn shape(&self, inputs: &[&[usize]]) -> Vec<usize> {
-        vec![inputs[0][0], inputs[1][1]]
-    }
-
-    fn forward<T: WithDType>(&self, inputs: &[Array<T>], out: &mut [T]) {
-        let (x, matrix) = (&inputs[0], &inputs[1]);
-        let (a, b) = (length(&matrix.dims[..1]), length(&matrix.dims[1..]));
-        out.par_chunks_mut(b).zip(x.values.par_chunks(a)).for_each(|(out, x)| {
-            x.iter().zip(matrix.values.chunks_exact(b)).for_each(|(x, row)| axpy(*x, row, out));
-        });
-    }
-
-    fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], wanted: &[bool]) -> Gradients<T> {
-        let (x, matrix) = (&inputs[0], &inputs[1]);
-        let (a, b) = (length(&matrix.dims[..1]), length(&matrix.dims[1..]));
-        let of_x = wanted[0].then(|| {
-            let mut of = vec![T::zero(); x.values.len()];
-            of.par_chunks_mut(a).zip(g.par_chunks(b)).for_each(|(of, g)| {
-                of.iter_mut().zip(matrix.values.chunks_exact(b)).for_each(|(of, row)| *of = dot(g, row));
-            });
-            of
-        });
-        let of_matrix = wanted[1].then(|| {
-            let mut of = vec![T::zero(); matrix.values.len()];
-            for (x, g) in x.values.chunks_exact(a).zip(g.chunks_exact(b)) {
-                of.chunks_exact_mut(b).zip(x).for_each(|(of, x)| axpy(*x, g, of));
-            }
-            of
-        });
-        vec![of_x, of_matrix]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Var};
+    use candle_core::{DType, Device, Result, Tensor, Var};
     use testkit::{assert_close, gradcheck, tensor, values};
 
     const SHAPES: [[usize; 4]; 4] = [[3, 5, 3, 4], [1, 1, 1, 1], [2, 1, 5, 5], [4, 17, 1, 3]];

@@ -164,10 +164,7 @@ fn transpose<A: Copy, B: Copy + Default>(
             let width = TILE.min(columns - c0);
             for r in 0..height {
                 let row = &from[(r0 + r) * columns + c0..][..width];
-                match <&[A; TILE]>::try_from(row) {
-                    Ok(row) => row.map(&convert).iter().zip(&mut tile).for_each(|(x, column)| column[r] = *x),
-                    Err(_) => row.iter().zip(&mut tile).for_each(|(x, column)| column[r] = convert(*x)),
-                }
+                row.iter().zip(&mut tile).for_each(|(x, column)| column[r] = convert(*x));
             }
             for (c, column) in tile[..width].iter().enumerate() {
                 to[(c0 + c) * rows + r0..][..height].copy_from_slice(&column[..height]);

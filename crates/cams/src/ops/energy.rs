@@ -1,9 +1,7 @@
-//! Where a layer is active.
-
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Array, Gradients, Rule, are_plain, length, sliced::apply1};
+use super::{Array, Gradients, Rule, apply1, are_plain, length};
 
 /// The mean over channels of the squares: (n, k, h, w) to (n, h, w). The same bits as candle's own ops, which follow
 /// every number of a sum over an inner axis by its indices.
@@ -34,14 +32,12 @@ impl Rule for Energy {
 
     fn backward<T: WithDType>(&self, inputs: &[Array<T>], g: &[T], _: &[bool]) -> Gradients<T> {
         let (k, positions) = (length(&inputs[0].dims[1..2]), length(&inputs[0].dims[2..]));
-        // Doubling is exact wherever it stands.
-        let scale = T::from_f64(1.0 / k as f64);
+        let (scale, two) = (T::from_f64(1.0 / k as f64), T::from_f64(2.0));
         let mut of = vec![T::zero(); inputs[0].values.len()];
         let images = g.par_chunks(positions).zip(inputs[0].values.par_chunks(k * positions));
         of.par_chunks_mut(k * positions).zip(images).for_each(|(of, (g, image))| {
-            let slope: Vec<T> = g.iter().map(|g| (*g * scale) * T::from_f64(2.0)).collect();
             for (of, channel) in of.chunks_exact_mut(positions).zip(image.chunks_exact(positions)) {
-                of.iter_mut().zip(channel.iter().zip(&slope)).for_each(|(of, (x, slope))| *of = *x * *slope);
+                of.iter_mut().zip(channel.iter().zip(g)).for_each(|(of, (x, g))| *of = *x * (*g * scale) * two);
             }
         });
         vec![Some(of)]

@@ -67,6 +67,8 @@ fn gram(features: &Tensor) -> candle_core::Result<Tensor> {
 
 /// What the products say of the images.
 struct Figure {
+    /// How many they are.
+    n: usize,
     /// (n, n).
     products: Vec<f64>,
     /// One over the distances (n, n), 0 where two images are one point.
@@ -85,18 +87,18 @@ impl Figure {
             .map(|at| {
                 let (i, j) = (at / n, at % n);
                 let squared = squares(i) + squares(j) - 2.0 * products[at];
-                // What is left of the subtraction of equal numbers is no distance.
-                if squared > 1e-13 * (squares(i) + squares(j)) { squared.sqrt().recip() } else { 0.0 }
+                // What is left of the subtraction of equal numbers is no distance; what is no number stays none.
+                if squared <= 1e-13 * (squares(i) + squares(j)) { 0.0 } else { squared.sqrt().recip() }
             })
             .collect();
-        let apart = closeness.iter().filter(|c| **c > 0.0);
+        let apart = closeness.iter().filter(|c| **c != 0.0);
         let (sum, pairs) = apart.fold((0.0, 0.0), |(sum, pairs), c| (sum + c.recip(), pairs + 1.0));
-        Ok(Figure { products, closeness, mean: if pairs > 0.0 { sum / pairs } else { 1.0 }, pairs })
+        Ok(Figure { n, products, closeness, mean: if pairs > 0.0 { sum / pairs } else { 1.0 }, pairs })
     }
 
     /// A distance over their mean.
     fn distance(&self, at: usize) -> f64 {
-        if self.closeness[at] > 0.0 { (self.closeness[at] * self.mean).recip() } else { 0.0 }
+        if self.closeness[at] != 0.0 { (self.closeness[at] * self.mean).recip() } else { 0.0 }
     }
 }
 
@@ -108,9 +110,9 @@ fn huber(x: f64) -> (f64, f64) {
 
 /// The loss, and its gradient with respect to the student's products.
 fn compare(own: &Figure, other: &Figure, options: &Geometry) -> (f64, Vec<f64>) {
-    let n = own.products.len().isqrt();
+    let n = own.n;
     let count = (n * n) as f64;
-    let of_angles = angles(own, other, n);
+    let of_angles = if options.angle > 0.0 { angles(own, other) } else { Angles::none(n) };
     let angle = options.angle / (count * n as f64);
     let (mut value, mut to_products) = (of_angles.value * angle, of_angles.to_products);
     to_products.iter_mut().for_each(|g| *g *= angle);
@@ -124,7 +126,7 @@ fn compare(own: &Figure, other: &Figure, options: &Geometry) -> (f64, Vec<f64>) 
         *slope = of * distance;
     }
     let through_mean: f64 = slopes.iter().enumerate().map(|(at, s)| s * own.distance(at)).sum();
-    for at in (0..n * n).filter(|at| own.closeness[*at] > 0.0) {
+    for at in (0..n * n).filter(|at| own.closeness[*at] != 0.0) {
         let of_distance = (slopes[at] - through_mean / own.pairs) / own.mean + angle * of_angles.to_distances[at];
         // The square is G_ii + G_jj - 2 G_ij.
         let of_square = of_distance * own.closeness[at] / 2.0;
@@ -150,7 +152,8 @@ impl Angles {
     }
 
     /// Adds the angles at image j. The cosine between i and k is `(G_ik - G_ij - G_jk + G_jj) / (d_ij d_jk)`.
-    fn add_corner(&mut self, j: usize, own: &Figure, other: &Figure, n: usize) {
+    fn add_corner(&mut self, j: usize, own: &Figure, other: &Figure) {
+        let n = own.n;
         let (p, near) = (&own.products[j * n..][..n], &own.closeness[j * n..][..n]);
         let (q, near_other) = (&other.products[j * n..][..n], &other.closeness[j * n..][..n]);
         for i in 0..n {
@@ -187,13 +190,14 @@ impl Angles {
 const PARTS: usize = 8;
 
 /// `sum_jik h(c_ijk - C_ijk)`.
-fn angles(own: &Figure, other: &Figure, n: usize) -> Angles {
+fn angles(own: &Figure, other: &Figure) -> Angles {
+    let n = own.n;
     let corners: Vec<usize> = (0..n).collect();
     let parts: Vec<Angles> = corners
         .par_chunks(n.div_ceil(PARTS).max(1))
         .map(|corners| {
             let mut sum = Angles::none(n);
-            corners.iter().for_each(|j| sum.add_corner(*j, own, other, n));
+            corners.iter().for_each(|j| sum.add_corner(*j, own, other));
             sum
         })
         .collect();
