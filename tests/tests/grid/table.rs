@@ -306,3 +306,53 @@ fn tables_from_folders_alone() -> Result<()> {
     call(&["table", &dir.path().join("table.svg").display().to_string()]).assert_fails(1, &["table.svg"]);
     Ok(())
 }
+
+/// The middle of the values that are as good as the best, and what one should know of it.
+#[test]
+fn a_search_chooses_the_middle_of_what_is_as_good_as_the_best() -> Result<()> {
+    let grid = tempfile::tempdir()?;
+    let (dir, about) = (grid.path(), grid.path().join("table.toml"));
+    let cell = |run: &str, error: f64| {
+        let mut told = report(50.0, 100, "00", "fast");
+        told["curve"] = serde_json::json!([90.0, error]);
+        put(dir, &format!("search/{run}/s100"), &told, "[train]\nseed = 100\nepochs = 60\n[data]\nvalidation = 5000\n")
+    };
+    let errors = |name: &str, errors: &[(&str, f64)]| -> Result<()> {
+        errors.iter().try_for_each(|(value, error)| cell(&format!("{name}={value}"), *error))
+    };
+    // Within 0.34 points of the lowest, to the second digit; the lower of two; a number is a number however it is written.
+    errors("a-weight", &[("0.3", 7.5), ("1.0", 7.04), ("3.0", 6.9), ("10.0", 6.7), ("30.0", 7.05)])?;
+    errors("b-weight", &[("0.3", 9.0), ("1e0", 6.8), ("3.0", 6.9), ("10.0", 8.0)])?;
+    errors("c-weight", &[("0.3", 9.0), ("1.0", 8.0), ("3.0", 7.0)])?;
+    cell("none", 1.0)?;
+    std::fs::create_dir_all(dir.join("search/c-weight=10.0/s100"))?;
+    std::fs::write(dir.join("search/c-weight=10.0/s100/diverged.json"), "{}")?;
+    let said = |rule: &str| -> Result<Vec<String>> {
+        std::fs::write(&about, format!("held_out = [\"search\"]\nchoose = {{ search = {rule} }}"))?;
+        let told = call(&["table", &dir.display().to_string(), "--json"]).json();
+        let sentences = told["sentences"].as_array().context("no sentences")?;
+        Ok(sentences.iter().filter_map(Value::as_str).filter(|s| s.contains("chosen")).map(str::to_string).collect())
+    };
+    let [a, b, c] = said("{ within = 0.34 }")?.try_into().map_err(|all| anyhow::anyhow!("{all:?}"))?;
+    assert!(
+        a.starts_with("search/a-weight: 3.0 is chosen") && a.contains("(1.0, 3.0, 10.0; lowest 6.70 % at 10.0)"),
+        "{a}"
+    );
+    assert!(b.starts_with("search/b-weight: 1e0 is chosen") && b.contains("(1e0, 3.0; lowest 6.80 % at 1e0)"), "{b}");
+    assert!(c.starts_with("search/c-weight: 3.0 is chosen") && c.contains("lowest of 3 (no other;"), "{c}");
+    assert!(c.contains("may lie beyond; diverged: 10.0)"), "{c}");
+    // Of two the one nearer to what is asked for.
+    assert!(said("{ within = 0.34, toward = 2.5 }")?[1].starts_with("search/b-weight: 3.0 is chosen"));
+    // One standard error of 5,000 images: sqrt(0.067 * 0.933 / 5000) = 0.3536 points, which 7.05 is within.
+    let a = &said("{}")?[0];
+    assert!(a.starts_with("search/a-weight: 3.0 is chosen") && a.contains("within 0.35 points"), "{a}");
+    assert!(a.contains("(1.0, 3.0, 10.0, 30.0; "), "{a}");
+    let path = dir.display().to_string();
+    std::fs::write(&about, "choose = { search = {} }")?;
+    call(&["table", &path]).assert_fails(1, &["chooses in the block search", "test images", "held_out"]);
+    std::fs::write(&about, "held_out = [\"search\"]\nchoose = { search = { within = -1.0 } }")?;
+    call(&["table", &path]).assert_fails(1, &["choose.search", "within must be a number of at least 0"]);
+    std::fs::write(&about, "held_out = [\"search\"]\nchoose = { search = { withing = 1.0 } }")?;
+    call(&["table", &path]).assert_fails(1, &["withing", "within"]);
+    Ok(())
+}

@@ -2,6 +2,7 @@
 //! that says.
 
 pub(super) mod arithmetic;
+mod choice;
 mod compare;
 mod figures;
 mod folders;
@@ -13,6 +14,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use choice::{Choice, Rule};
 use folders::{Cell, check, walk};
 use serde::Deserialize;
 
@@ -33,11 +35,19 @@ struct About {
     /// Blocks that settings are chosen by: their figure is the error of the images held out, and what their runs' reports say
     /// of the test images is not looked at.
     held_out: BTreeSet<String>,
+    /// Blocks of these that choose a value, and how.
+    choose: BTreeMap<String, Rule>,
 }
 
 impl Default for About {
     fn default() -> Self {
-        About { margin: 0.2, published: BTreeMap::new(), against: BTreeMap::new(), held_out: BTreeSet::new() }
+        About {
+            margin: 0.2,
+            published: BTreeMap::new(),
+            against: BTreeMap::new(),
+            held_out: BTreeSet::new(),
+            choose: BTreeMap::new(),
+        }
     }
 }
 
@@ -158,6 +168,8 @@ pub struct Summary {
     pub single: BTreeSet<String>,
     /// Of each block the pairs of runs of one cell whose test images McNemar's test tells apart at 5 %, and all such pairs.
     pub same_cell: BTreeMap<String, (usize, usize)>,
+    /// What its searches choose, block by block.
+    pub choices: BTreeMap<String, Vec<Choice>>,
     /// The runs' profile.
     pub profile: String,
     /// Blocks and cells that `table.toml` speaks of and that have no run.
@@ -242,8 +254,9 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
         spreads: BTreeMap::new(),
         single: BTreeSet::new(),
         same_cell: BTreeMap::new(),
+        choices: BTreeMap::new(),
         profile: cells.iter().find_map(|c| Some(c.runs.first()?.report.profile.clone())).unwrap_or_default(),
-        absent: about.held_out.iter().chain(about.against.keys()).cloned().collect(),
+        absent: about.held_out.iter().chain(about.against.keys()).chain(about.choose.keys()).cloned().collect(),
     };
     summary.absent.retain(|name| !cells.iter().any(|c| c.block == *name || c.id() == *name));
     let blocks: BTreeSet<&String> = cells.iter().map(|c| &c.block).collect();
@@ -252,6 +265,7 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
         let references = compare::references(&own, &cells, &about)?;
         let sharing = compare::sharing(&own, &references);
         let mut rows = figures::of(&own, &sharing, &about);
+        summary.choices.insert(block.clone(), choice::of(block, &own, &rows, &about)?);
         let (design, pooled) = compare::family((&own, &references), &sharing, &mut rows, about.margin);
         let of_own: Vec<&Cell> = sharing.iter().copied().filter(|cell| cell.block == *block).collect();
         summary.same_cell.insert(block.clone(), compare::pairs_of_one_cell(&of_own));

@@ -44,6 +44,7 @@ impl Summary {
         self.spreads.retain(|block, _| blocks.contains(block));
         self.single.retain(|block| blocks.contains(block));
         self.same_cell.retain(|block, _| blocks.contains(block));
+        self.choices.retain(|block, _| blocks.contains(block));
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use super::choice::Choice;
 use super::{CellFigures, Spread, Summary};
 use crate::report::table::probability;
 use crate::run::JudgedBy;
 
 impl Summary {
-    /// A sentence per comparison.
+    /// A sentence per comparison and per choice.
     pub fn sentences(&self) -> Vec<String> {
         let of = |r: &CellFigures| {
             let of = match r.judged_by {
@@ -16,7 +17,8 @@ impl Summary {
             };
             Some(format!("{}{of}: {}", r.cell, self.verdict(r)?))
         };
-        self.cells.iter().filter_map(of).collect()
+        let choices = self.choices.values().flatten().map(Choice::sentence);
+        self.cells.iter().filter_map(of).chain(choices).collect()
     }
 
     /// What is to be said of a cell.

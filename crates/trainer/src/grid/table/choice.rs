@@ -1,0 +1,123 @@
+//! What a search chooses: of the values of a number that its cells differ in, one that is as good as the best and in the middle.
+//!
+//! The lowest figure of many is the luckiest one, too. So every value within a standard error of it counts as well (the rule of
+//! Breiman et al. 1984 for the size of a tree), and the one in the middle of these is taken: its neighbours are as good.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use serde::Deserialize;
+
+use super::folders::Cell;
+use super::{About, CellFigures};
+
+/// How a block's value is chosen: a line of `[choose]` in `table.toml`.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Rule {
+    /// Points above the lowest error that count as equal to it; one standard error of the lowest where it is not given: of a
+    /// share of the images held out.
+    within: Option<f64>,
+    /// Of two values in the middle the one nearer to this.
+    toward: f64,
+}
+
+/// What the cells `name=value` of a search come to.
+pub struct Choice {
+    /// `block/name`.
+    pub name: String,
+    /// The value that is taken, as its cell's name has it.
+    pub value: String,
+    /// The value with the lowest error, and that error.
+    pub lowest: (String, f64),
+    /// Points that count as equal to it.
+    pub within: f64,
+    /// The values that are, in their order.
+    pub equal: Vec<String>,
+    /// Values with a finished run.
+    pub tried: usize,
+    /// Whether the lowest is the first or the last of them, so that a better one may lie beyond.
+    pub at_the_end: bool,
+    /// Values all of whose runs diverged.
+    pub diverged: Vec<String>,
+}
+
+/// A value of a search: as a number, as its cell's name has it, and its cell's figures.
+type Tried<'a> = (f64, &'a str, &'a CellFigures);
+
+/// The choices of a block, a name each.
+///
+/// # Errors
+/// If the block is not judged by images held out, or its rule is no rule.
+pub(super) fn of(block: &str, cells: &[&Cell], figures: &[CellFigures], about: &About) -> Result<Vec<Choice>> {
+    let Some(rule) = about.choose.get(block) else { return Ok(vec![]) };
+    ensure!(
+        about.held_out.contains(block),
+        "table.toml chooses in the block {block}, which is judged by the test images: what is chosen by them looks better on \
+         them than it is. Hold images out (data.validation) and name the block in held_out"
+    );
+    let within = rule.within.unwrap_or(1.0);
+    ensure!(
+        within >= 0.0 && within.is_finite() && rule.toward.is_finite(),
+        "table.toml, choose.{block}: within and toward are {within} and {}; within must be a number of at least 0, toward a number",
+        rule.toward
+    );
+    let mut names: BTreeMap<&str, Vec<Tried>> = BTreeMap::new();
+    for figure in figures {
+        let Some((name, text)) = figure.cell.rsplit_once('=') else { continue };
+        let Ok(value) = text.parse::<f64>() else { continue };
+        names.entry(name).or_default().push((value, text, figure));
+    }
+    let held_out = cells.iter().find_map(|cell| cell.setting("data.validation").parse::<f64>().ok());
+    let choice = |(name, tried): (&str, Vec<Tried>)| choice(name, tried, rule, held_out);
+    Ok(names.into_iter().filter_map(choice).collect())
+}
+
+/// None if no value has a finished run.
+fn choice(name: &str, mut all: Vec<Tried>, rule: &Rule, held_out: Option<f64>) -> Option<Choice> {
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let text = |of: &[&Tried]| of.iter().map(|t| t.1.to_string()).collect::<Vec<_>>();
+    let (tried, diverged): (Vec<&Tried>, Vec<&Tried>) = all.iter().partition(|t| t.2.n > 0);
+    let at = (0..tried.len()).min_by(|a, b| tried[*a].2.error.total_cmp(&tried[*b].2.error))?;
+    let lowest = tried[at].2.error;
+    let within = rule.within.unwrap_or_else(|| standard_error(lowest, held_out.unwrap_or(f64::INFINITY)));
+    // Errors are shares of images, which are no round numbers in binary.
+    let equal: Vec<&Tried> = tried.iter().copied().filter(|t| t.2.error <= lowest + within + 1e-9).collect();
+    let (below, above) = (equal[(equal.len() - 1) / 2], equal[equal.len() / 2]);
+    let value = if (above.0 - rule.toward).abs() < (below.0 - rule.toward).abs() { above } else { below };
+    Some(Choice {
+        name: name.into(),
+        value: value.1.into(),
+        lowest: (tried[at].1.into(), lowest),
+        within,
+        equal: text(&equal),
+        tried: tried.len(),
+        at_the_end: tried.len() > 1 && (at == 0 || at + 1 == tried.len()),
+        diverged: text(&diverged),
+    })
+}
+
+/// Of a share of `n` images, both in percent.
+fn standard_error(percent: f64, n: f64) -> f64 {
+    (percent * (100.0 - percent) / n).sqrt()
+}
+
+impl Choice {
+    /// What is chosen, and by what.
+    pub(super) fn sentence(&self) -> String {
+        let Choice { name, value, lowest: (best, error), within, equal, tried, .. } = self;
+        let equal = match equal.len() {
+            1 => "no other".into(),
+            _ => equal.join(", "),
+        };
+        let end = if self.at_the_end { ", the last one on its side: a better one may lie beyond" } else { "" };
+        let diverged = match self.diverged.as_slice() {
+            [] => String::new(),
+            values => format!("; diverged: {}", values.join(", ")),
+        };
+        format!(
+            "{name}: {value} is chosen, the middle of those within {within:.2} points of the lowest of {tried} ({equal}; lowest \
+             {error:.2} % at {best}{end}{diverged})"
+        )
+    }
+}
