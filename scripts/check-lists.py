@@ -164,7 +164,7 @@ LINES = {
     f"{TRAINER}/distill/terms.rs": [
         ("mod explanation;", "mod dummy;\n"),
         ("pub use explanation::", "pub use dummy::Dummy;\n"),
-        ("        dist: Relations = 0.0;", "        dummy: Dummy = 0.0;\n"),
+        ("        dist: Dist = 0.0;", "        dummy: Dummy = 0.0;\n"),
     ],
     f"{TRAINER}/distill/optimizers.rs": [
         ("mod sgd;", "mod dummy;\n"),

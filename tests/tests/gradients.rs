@@ -33,7 +33,7 @@ fn terms_of_logits() {
     check("ce, smoothed", &x, |x| terms::cross_entropy(x, &labels(), 0.1));
     check("kd", &x, |x| terms::distillation(x, &teacher, 4.0));
     check("standardised logits", &x, |x| terms::distillation(&terms::standardised(x)?, &teacher, 2.0));
-    let (decoupled, relations) = (terms::Decoupled::default(), terms::Relations::default());
+    let (decoupled, relations) = (terms::Dkd::default(), terms::Dist::default());
     check("dkd", &x, |x| terms::decoupled(x, &teacher, &labels(), &decoupled));
     check("dist", &x, |x| terms::relations(x, &teacher, &relations));
 }
@@ -65,9 +65,8 @@ fn map_distances() {
 fn relations_of_a_batch() {
     let (features, teacher) = (t(&[N + 2, K, 2, 2], 12), t(&[N + 2, 2 * K, 3, 3], 13));
     check("sp", &features, |x| terms::similarity(x, &teacher));
-    let of = |distance, angle| terms::Geometry { distance, angle };
-    for (name, options) in [("distances", of(1.0, 0.0)), ("angles", of(0.0, 1.0)), ("rkd", terms::Geometry::default())]
-    {
+    let of = |distance, angle| terms::Rkd { distance, angle };
+    for (name, options) in [("distances", of(1.0, 0.0)), ("angles", of(0.0, 1.0)), ("rkd", terms::Rkd::default())] {
         check(name, &features, |x| terms::geometry(&cams::ops::pool(x)?, &cams::ops::pool(&teacher)?, &options));
     }
 }

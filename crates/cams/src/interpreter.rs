@@ -128,6 +128,7 @@ pub trait Interpreter: Send + Sync {
             (_, Place::Inner { .. }) if self.needs_linear_head() => Some(
                 "is not defined: it needs average pooling and a linear layer behind the layer; use \"last\", or grad_cam".into(),
             ),
+            (Differentiable::ThroughPasses, Place::Inner { .. }) => None,
             (_, Place::Inner { second_order: true }) if !self.is_of_gradients() => Some(
                 "is differentiable with constant channel weights only: say so with loss.gradient = \"stop_grad\"".into(),
             ),

@@ -118,8 +118,12 @@ mod tests {
                 let nothing = name != "rows" || shape[0] * shape[1] == 0;
                 assert!(!nothing || values(&out)?.iter().all(|v| *v == 0.0), "{name} {shape:?}");
                 let grads = out.sum_all()?.backward()?;
-                let gradient = grads.get(&b).expect("the second input is used");
+                let gradient = grads.get(&b).expect("the last input is used");
                 assert_eq!(gradient.dims(), b.dims(), "{name} {shape:?}");
+                if !["pool", "energy"].contains(&name) {
+                    let gradient = grads.get(&a).expect("the first input is used");
+                    assert_eq!(gradient.dims(), a.dims(), "{name} {shape:?}");
+                }
             }
         }
         Ok(())

@@ -203,7 +203,7 @@ fn what_a_method_cannot_explain_it_says() -> Result<()> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Any sizes, zero images among them: a map of the promised size, and no NaN anywhere.
+    /// Any sizes, black images among them: a map of the promised size, and no NaN anywhere.
     #[test]
     fn no_shape_breaks_a_method(
         channels in 1usize..4, k in 1usize..4, classes in 1usize..4, h in 1usize..5, w in 1usize..5,

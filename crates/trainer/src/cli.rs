@@ -21,6 +21,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use cams::methods::Methods;
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
@@ -149,6 +150,16 @@ impl Global {
             }
             _ => bail!("unknown device \"{text}\"; accepted: cpu, cuda, cuda:N, metal"),
         }
+    }
+
+    /// `--seed` as the seed of every method that draws; an empty table where it is not given.
+    fn seeded_methods(&self) -> Result<toml::Table> {
+        let Some(seed) = self.seed else { return Ok(toml::Table::new()) };
+        let seed =
+            i64::try_from(seed).with_context(|| format!("--seed {seed}: expected a number up to {}", i64::MAX))?;
+        let methods = toml::Table::try_from(Methods::default())?;
+        let drawn = methods.into_iter().filter(|(_, options)| options.get("seed").is_some());
+        Ok(drawn.map(|(method, _)| (method, toml::Table::from_iter([("seed".into(), seed.into())]).into())).collect())
     }
 }
 

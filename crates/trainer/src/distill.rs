@@ -1,5 +1,5 @@
-//! The algorithm: what a student learns from, one step at a time. It knows no run folder, no file of settings and
-//! prints nothing.
+//! The algorithm: what a student learns from, one step at a time. It knows no run folder and no file of
+//! settings; the one line that it may print says that a file of the teacher's cache is damaged.
 //!
 //! ```text
 //! Batch { pixels, labels, ids } --+--> Teacher::output ---------> TeacherOutput { logits, class maps, a map, ... }
@@ -14,6 +14,7 @@
 //! | [`objective`] | the terms of one run, built and checked once |
 //! | [`output`] | what a teacher is asked for, and how that is made |
 //! | [`teacher`] | who answers: a model, or a cache in front of it |
+//! | [`cache`] | what a teacher has said, on disk |
 //! | [`distance`] | distances of maps |
 //! | [`optimizers`] | the one list of optimizers |
 //! | [`schedule`] | learning rates |

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow};
+use serde::Serializer;
 use sha2::{Digest, Sha256};
 
 /// Numbers the partial files of this process.
@@ -46,6 +47,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 fn sync_folder_of(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+/// Writes a path as people see it: JSON has no place for bytes that are no text.
+pub fn as_shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// Hash of some bytes, in hexadecimal.

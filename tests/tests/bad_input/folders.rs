@@ -21,6 +21,25 @@ fn a_folder_with_another_run() -> Result<()> {
     Ok(())
 }
 
+/// A folder's name that is no text is shown as well as it can be, at the end of a whole run, too.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_name_that_is_no_text() -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = lab()?;
+    let run = dir.path().join(std::ffi::OsStr::from_bytes(b"run-\xff"));
+    let config = path(&dir, "quick.toml");
+    let mut train = testkit::program::command(&["train", &config, "--quiet", "--json", "--run"]);
+    train.arg(&run);
+    let report = testkit::program::finish(train).json();
+    assert!(report["run"].as_str().is_some_and(|run| run.contains("run-\u{fffd}")), "{report}");
+    assert!(run.join("report.json").is_file());
+    let mut page = testkit::program::command(&["report", "--json"]);
+    page.arg(&run);
+    assert!(testkit::program::finish(page).json()["out"].as_str().is_some_and(|out| out.ends_with("report.html")));
+    Ok(())
+}
+
 #[test]
 fn a_damaged_state() -> Result<()> {
     let dir = lab()?;

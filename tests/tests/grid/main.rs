@@ -343,5 +343,10 @@ fn a_dry_run_tells_the_cost() -> Result<()> {
     // Logits, ten maps of 8 x 8, one map of 8 x 8 for 64 images, rounded up to MB each.
     assert_eq!(value["cache_mb"], 3);
     assert!(!Path::new(&lab.path("nothing")).exists());
+    let report = lab.path("some/b/wrong/s0/report.json");
+    std::fs::create_dir_all(Path::new(&report).parent().context("a folder")?)?;
+    std::fs::write(&report, "{}")?;
+    assert_eq!(lab.ablate("some", &["--dry-run"]).json()["cells_done"], 1);
+    lab.ablate("nothing", &["--seeds", "0..20000"]).assert_fails(1, &["20000 seeds", "at most 10,000"]);
     Ok(())
 }

@@ -62,7 +62,7 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
         let told = report(error, seed, ["f0", "0f", "33"][seed as usize], "fast");
         put(dir, &format!("b/a-none/s{seed}"), &told, &settings(60))?;
         put(dir, &format!("b/a-same/s{seed}"), &told, &settings(60))?;
-        put(dir, &format!("b/a-weight=10.0/s{seed}"), &report(error - 1.0, seed, "80", "fast"), &settings(60))?;
+        put(dir, &format!("b/a-weight=1000e-2/s{seed}"), &report(error - 1.0, seed, "80", "fast"), &settings(60))?;
         put(dir, &format!("b/a-weight=9e0/s{seed}"), &report(error - 0.01, seed, "80", "fast"), &settings(60))?;
         let mut short = report(error - 2.0, seed, "80", "fast");
         short["epochs"] = 10.into();
@@ -82,7 +82,7 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
         "b/a-same: identical to a-none on every test image (seeds 0, 1, 2)",
         "b/a-lost: not judged, as 2 of the runs diverged (-1.80 ± ",
         "b/a-gone: every run diverged (2)",
-        "b/a-weight=10.0: better (-1.00 ± ",
+        "b/a-weight=1000e-2: better (-1.00 ± ",
     ] {
         assert!(sentences.iter().any(|s| s.starts_with(part)), "{part}: {sentences:#?}");
     }
@@ -100,7 +100,7 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
     }
     let rows = told["rows"].as_array().context("rows")?;
     let order: Vec<&str> = rows.iter().map(|r| r["cell"].as_str().unwrap()).collect();
-    assert!(order[0] == "b/a-none" && order[1] == "b/a-weight=9e0" && order[2] == "b/a-weight=10.0", "{order:?}");
+    assert!(order[0] == "b/a-none" && order[1] == "b/a-weight=9e0" && order[2] == "b/a-weight=1000e-2", "{order:?}");
     let markdown = call(&["table", &path, "--format", "md"]).stdout;
     assert!(markdown.contains("| b/a-lost | 1 (+2 diverged) | 5.00 ± "), "{markdown}");
     // Of one seed nothing is compared, but what is the same is seen.
@@ -325,8 +325,12 @@ fn a_search_chooses_the_middle_of_what_is_as_good_as_the_best() -> Result<()> {
     errors("b-weight", &[("0.3", 9.0), ("1e0", 6.8), ("3.0", 6.9), ("10.0", 8.0)])?;
     errors("c-weight", &[("0.3", 9.0), ("1.0", 8.0), ("3.0", 7.0)])?;
     cell("none", 1.0)?;
-    std::fs::create_dir_all(dir.join("search/c-weight=10.0/s100"))?;
-    std::fs::write(dir.join("search/c-weight=10.0/s100/diverged.json"), "{}")?;
+    // One run is as good as none where others of its cell diverged.
+    cell("c-weight=10.0", 5.0)?;
+    for run in ["c-weight=10.0/s101", "c-weight=30.0/s100"] {
+        std::fs::create_dir_all(dir.join("search").join(run))?;
+        std::fs::write(dir.join("search").join(run).join("diverged.json"), "{}")?;
+    }
     let said = |rule: &str| -> Result<Vec<String>> {
         std::fs::write(&about, format!("held_out = [\"search\"]\nchoose = {{ search = {rule} }}"))?;
         let told = call(&["table", &dir.display().to_string(), "--json"]).json();
@@ -340,7 +344,16 @@ fn a_search_chooses_the_middle_of_what_is_as_good_as_the_best() -> Result<()> {
     );
     assert!(b.starts_with("search/b-weight: 1e0 is chosen") && b.contains("(1e0, 3.0; lowest 6.80 % at 1e0)"), "{b}");
     assert!(c.starts_with("search/c-weight: 3.0 is chosen") && c.contains("lowest of 3 (no other;"), "{c}");
-    assert!(c.contains("may lie beyond; diverged: 10.0)"), "{c}");
+    assert!(c.contains("lowest 7.00 % at 3.0; diverged: 10.0, 30.0)"), "{c}");
+    errors("c-weight", &[("9.0", 6.0), ("99.0", 5.0)])?;
+    let beyond = &said("{ within = 0.34 }")?[2];
+    assert!(
+        beyond.starts_with("search/c-weight: 99.0 is chosen") && beyond.contains("may lie beyond; diverged"),
+        "{beyond}"
+    );
+    for value in ["9.0", "99.0"] {
+        std::fs::remove_dir_all(dir.join(format!("search/c-weight={value}")))?;
+    }
     // Of two the one nearer to what is asked for.
     assert!(said("{ within = 0.34, toward = 2.5 }")?[1].starts_with("search/b-weight: 3.0 is chosen"));
     // One standard error of 5,000 images: sqrt(0.067 * 0.933 / 5000) = 0.3536 points, which 7.05 is within.
@@ -352,6 +365,9 @@ fn a_search_chooses_the_middle_of_what_is_as_good_as_the_best() -> Result<()> {
     call(&["table", &path]).assert_fails(1, &["chooses in the block search", "test images", "held_out"]);
     std::fs::write(&about, "held_out = [\"search\"]\nchoose = { search = { within = -1.0 } }")?;
     call(&["table", &path]).assert_fails(1, &["choose.search", "within must be a number of at least 0"]);
+    cell("other/none", 1.0)?;
+    std::fs::write(&about, "held_out = [\"search\", \"search/other\"]\nchoose = { \"search/other\" = {} }")?;
+    call(&["table", &path]).assert_fails(1, &["no cell's name ends with =NUMBER (one is none)"]);
     std::fs::write(&about, "held_out = [\"search\"]\nchoose = { search = { withing = 1.0 } }")?;
     call(&["table", &path]).assert_fails(1, &["withing", "within"]);
     Ok(())

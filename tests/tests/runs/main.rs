@@ -148,6 +148,32 @@ fn resuming_is_exact() -> Result<()> {
     Ok(())
 }
 
+/// Products of a whole batch's activations, large enough to be divided among threads.
+#[test]
+fn what_compares_the_images_of_a_batch_does_not_depend_on_threads() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let trained = |threads: &str| -> Result<Vec<u8>> {
+        let run = dir.path().join(threads).display().to_string();
+        let sets = [
+            "data.limit=256",
+            "train.epochs=1",
+            "train.batch=128",
+            "student.arch=resnet8",
+            "loss.weights={ ce = 0.3, kd = 0.0, explanation = 0.0, attention = 0.0, sp = 1000.0, rkd = 1.0 }",
+            "teacher.cache_limit_mb=0",
+            "data.views=0",
+        ];
+        let mut arguments = vec!["train", "configs/quickstart.toml", "--quiet", "--run", &run, "--threads", threads];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let call = call(&arguments);
+        assert_eq!(call.code, 0, "{}", call.stderr);
+        std::fs::read(dir.path().join(threads).join("last.safetensors")).context("the student")
+    };
+    let alone = trained("1")?;
+    assert!(alone == trained("2")? && alone == trained("3")?, "the students differ");
+    Ok(())
+}
+
 /// Killed without warning, over and over, at any moment.
 #[test]
 fn a_kill_loses_nothing() -> Result<()> {

@@ -58,6 +58,33 @@ fn every_choice_of_the_explanation_term_counts() -> Result<()> {
     Ok(())
 }
 
+/// A map that takes passes of its own is differentiated through them wherever the loss looks, and by default.
+#[test]
+fn maps_of_many_passes_are_matched_at_any_layer() -> Result<()> {
+    let lab = Lab::new()?;
+    let explanation = "loss.weights={ ce = 0.3, kd = 0.0, explanation = 1.0, attention = 0.0, sp = 0.0, rkd = 0.0 }";
+    for interpreter in ["rise", "occlusion"] {
+        let values = ["last", "layer2"].map(|layer| -> Result<Option<f64>> {
+            let run = format!("{interpreter}-{layer}");
+            let sets = [
+                explanation.to_string(),
+                format!("loss.interpreter={interpreter}"),
+                format!("loss.layer={layer}"),
+                "interpreter.rise.masks=3".into(),
+                "interpreter.occlusion.window=1.0".into(),
+                "train.epochs=1".into(),
+            ];
+            let call = lab.train(&run, &sets.iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>());
+            assert_eq!(call.code, 0, "{run}: {}", call.stderr);
+            Ok(lab.metrics(&run)?.first().context("a step")?["explanation"].as_f64())
+        });
+        let [last, inner] = values;
+        let (last, inner) = (last?.context("a number")?, inner?.context("a number")?);
+        assert!(last > 0.0 && (last - inner).abs() <= 1e-6 * last, "{interpreter}: {last} and {inner}");
+    }
+    Ok(())
+}
+
 /// A class that a loss cannot explain, and what it can.
 #[test]
 fn classes_of_a_loss_are_named() -> Result<()> {

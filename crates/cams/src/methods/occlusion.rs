@@ -12,7 +12,7 @@ use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score,
 /// `S(p) = mean over the squares W that cover p of f(x) - f(x without W)`.
 ///
 /// Squares start at multiples of the stride; the last of each direction ends at the border, so that all of the image is
-/// covered evenly (captum cuts it off there; where strides divide, the two agree). Sides are shares, for images of any
+/// covered (captum cuts it off there; where strides divide, the two agree). Sides are shares, for images of any
 /// size: squares of s pixels every t on a side of n are `window = s / n`, `stride = t / s`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

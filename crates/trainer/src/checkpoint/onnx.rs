@@ -9,7 +9,7 @@ mod message;
 
 use std::collections::HashMap;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cams::maps::average_windows;
 use kernels::graph::{EPS, Shape};
 use kernels::pool::PoolShape;
@@ -57,7 +57,7 @@ pub fn encode(
         let about = "CAM of every class; its mean plus the class's bias is the logit";
         outputs.push(message::Value::of_images(CLASS_MAPS, &shape, about));
     }
-    let logits = classifier(&mut to, architecture, &last);
+    let logits = classifier(&mut to, architecture, &last)?;
     let Shape { channels, h, w } = architecture.graph.shapes[0];
     let images = message::Value::of_images(IMAGES, &[channels, h, w], "RGB from 0 to 1");
     let model = Model {
@@ -181,11 +181,11 @@ fn pool(to: &mut Builder, name: &str, input: &str, shape: &PoolShape) -> String 
 }
 
 /// From the activations at `last` to logits, whose name it returns.
-fn classifier(to: &mut Builder, architecture: &Architecture, last: &str) -> String {
+fn classifier(to: &mut Builder, architecture: &Architecture, last: &str) -> Result<String> {
     let graph = &architecture.graph;
     let parameter = |at: &usize| {
         let entry = graph.parameters.iter().find(|entry| entry.offset == *at);
-        entry.map_or("", |entry| entry.name.as_str())
+        entry.map(|entry| entry.name.as_str()).with_context(|| format!("the classifier has no parameter at {at}"))
     };
     let Shape { mut h, mut w, .. } = graph.shape(graph.last());
     let mut value = last.to_string();
@@ -209,16 +209,16 @@ fn classifier(to: &mut Builder, architecture: &Architecture, last: &str) -> Stri
             Step::Dropout(_) => value,
             Step::Relu => to.relu(&name, &value),
             Step::Linear { weight, bias, .. } => {
-                let inputs = [value.as_str(), parameter(weight), parameter(bias)];
+                let inputs = [value.as_str(), parameter(weight)?, parameter(bias)?];
                 to.node("Gemm", &name, &inputs, vec![Attribute::int("transB", 1)])
             }
             Step::Conv { weight, bias, .. } => {
-                let inputs = [value.as_str(), parameter(weight), parameter(bias)];
+                let inputs = [value.as_str(), parameter(weight)?, parameter(bias)?];
                 to.node("Conv", &name, &inputs, vec![Attribute::ints("kernel_shape", &[1, 1])])
             }
         };
     }
-    value
+    Ok(value)
 }
 
 /// Average pooling of `from` pixels to `to` as a matrix (to, from).

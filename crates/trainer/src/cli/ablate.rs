@@ -89,7 +89,7 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
     let out = args.out.clone().unwrap_or_else(|| grid.folder());
     let device = global.device()?;
     if args.dry_run {
-        return dry_run(&grid, &cost::estimate(&grid, &device)?, &out.display().to_string());
+        return dry_run(&grid, &cost::estimate(&grid, &device)?, &out);
     }
     let minutes = |m: f64| {
         Duration::try_from_secs_f64(m * 60.0)
@@ -105,7 +105,9 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
                 say(line);
             }
         })?;
-        let value = json!({ "out": out, "cells_done": 0, "cells_total": grid.cells.len() });
+        let value = json!({
+            "out": out.display().to_string(), "cells_done": with_report(&grid, &out), "cells_total": grid.cells.len(),
+        });
         return Ok(match done {
             Prepared::Done => Done::Result("the teachers' caches are full\n".into(), value),
             Prepared::Interrupted => Done::Interrupted("interrupted; the views that are whole are kept".into()),
@@ -151,7 +153,7 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         return Ok(Done::Told(1, text.trim_end().into()));
     }
     let value = json!({
-        "out": out, "cells_done": done, "cells_total": total, "cells_diverged": diverged, "cells_failed": failed,
+        "out": out.display().to_string(), "cells_done": done, "cells_total": total, "cells_diverged": diverged, "cells_failed": failed,
     });
     Ok(Done::Result(text, value))
 }
@@ -198,10 +200,18 @@ fn submit(args: &AblateArgs, global: &Global, grid: &Grid, options: &Options) ->
             json!({ "caches": jobs.caches, "runs": jobs.runs, "table": jobs.table }),
         ),
     };
-    Ok(Done::Result(text, json!({ "out": out, "cells_done": done, "cells_total": total, "jobs": value })))
+    Ok(Done::Result(
+        text,
+        json!({ "out": out.display().to_string(), "cells_done": done, "cells_total": total, "jobs": value }),
+    ))
 }
 
-fn dry_run(grid: &Grid, cost: &cost::Cost, out: &str) -> Result<Done> {
+/// Runs that have a report; whether it is of this very configuration is looked at when the grid is run.
+fn with_report(grid: &Grid, out: &Path) -> usize {
+    grid.cells.iter().filter(|cell| out.join(cell.id()).join("report.json").is_file()).count()
+}
+
+fn dry_run(grid: &Grid, cost: &cost::Cost, out: &Path) -> Result<Done> {
     let mut table = Table::new(vec![
         column("cell", "cell", 0),
         column("runs", "runs", 0),
@@ -228,14 +238,15 @@ fn dry_run(grid: &Grid, cost: &cost::Cost, out: &str) -> Result<Done> {
     let hours = sum(|c| c.hours) + cost.cache_hours;
     let pflop = sum(|c| c.flops) / 1e15;
     table.rows.push(vec!["all".into(), runs.into(), Entry::Nothing, pflop.into(), hours.into(), "".into()]);
-    let threads = rayon::current_num_threads();
+    let (threads, done) = (rayon::current_num_threads(), with_report(grid, out));
     let text = format!(
         "{}hours: steps measured here on {threads} threads, one run after another; evaluation comes on top.\n\
-         Teachers' caches: {} MB on disk, {:.2} h to fill, once. Profile {}, folder {out}.\n",
+         Teachers' caches: {} MB on disk, {:.2} h to fill, once. Profile {}, folder {}, {done} of {runs} runs have a report.\n",
         table.text(),
         cost.cache_mb,
         cost.cache_hours,
-        grid.profile
+        grid.profile,
+        out.display()
     );
     let cells = cost.cells.iter().map(|c| {
         json!({
@@ -243,7 +254,7 @@ fn dry_run(grid: &Grid, cost: &cost::Cost, out: &str) -> Result<Done> {
         })
     });
     let value = json!({
-        "out": out, "cells_done": 0, "cells_total": runs, "rows": cells.collect::<Vec<_>>(), "hours": hours,
+        "out": out.display().to_string(), "cells_done": done, "cells_total": runs, "rows": cells.collect::<Vec<_>>(), "hours": hours,
         "cache_mb": cost.cache_mb, "cache_hours": cost.cache_hours, "threads": threads,
     });
     Ok(Done::Result(text, value))

@@ -78,7 +78,7 @@ fn verified(fetch: &Fetch, dir: &Path) -> Result<Done> {
     let text = format!("{}: {} files, hashes as they should be\n", dir.display(), files.len());
     let names: Vec<_> = files.iter().map(|(f, _)| f).collect();
     let hashes: serde_json::Map<_, _> = files.iter().map(|(f, h)| (f.clone(), json!(h))).collect();
-    Ok(Done::Result(text, json!({ "dir": dir, "files": names, "sha256": hashes })))
+    Ok(Done::Result(text, json!({ "dir": dir.display().to_string(), "files": names, "sha256": hashes })))
 }
 
 fn convert(name: &str, dir: Option<&Path>) -> Result<Done> {
@@ -106,5 +106,6 @@ fn convert(name: &str, dir: Option<&Path>) -> Result<Done> {
     }
     let hashes = files.iter().map(|f| Ok(sha256(&std::fs::read(f)?))).collect::<Result<Vec<_>>>()?;
     let text = format!("{} files in {}\n", files.len(), dir.display());
-    Ok(Done::Result(text, json!({ "dir": dir, "files": files, "sha256": hashes })))
+    let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    Ok(Done::Result(text, json!({ "dir": dir.display().to_string(), "files": names, "sha256": hashes })))
 }

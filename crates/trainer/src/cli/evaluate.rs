@@ -8,7 +8,7 @@ use candle_core::Device;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
-use trainer::config::{table, typed};
+use trainer::config::{merge, table, typed};
 use trainer::evaluate::judge::{Found, LIKENESS, Published, Share};
 use trainer::evaluate::sanity::{self, Sanity};
 use trainer::evaluate::seeds::{self, Seeds};
@@ -103,6 +103,7 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
         EvaluateCommand::Faithfulness(args) => {
             let mut settings: faithfulness::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.faithfulness.seed = global.seed.unwrap_or(settings.faithfulness.seed);
+            settings.interpreter = seeded(settings.interpreter, global)?;
             let record = settings.faithfulness.record.take();
             let found = args.measure("faithfulness", record, global, |record, device, say| {
                 settings.faithfulness.record = record;
@@ -113,6 +114,7 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
         EvaluateCommand::Localization(args) => {
             let mut settings: localization::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.localization.seed = global.seed.unwrap_or(settings.localization.seed);
+            settings.interpreter = seeded(settings.interpreter, global)?;
             let record = settings.localization.record.take();
             let found = args.measure("localization", record, global, |record, device, say| {
                 settings.localization.record = record;
@@ -123,6 +125,7 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
         EvaluateCommand::Sanity(args) => {
             let mut settings: sanity::Settings = typed(table(&args.configs, &args.set)?)?;
             settings.sanity.seed = global.seed.unwrap_or(settings.sanity.seed);
+            settings.interpreter = seeded(settings.interpreter, global)?;
             let record = settings.sanity.record.take();
             let Sanity { found, steps } = args.measure("sanity", record, global, |record, device, say| {
                 settings.sanity.record = record;
@@ -132,6 +135,13 @@ pub(super) fn run(command: &EvaluateCommand, global: &Global) -> Result<Done> {
             args.shown(|| show(&found, None, &columns, CORRELATIONS))
         }
     }
+}
+
+/// Methods that draw do it by `--seed`, unless their own tables say by which.
+fn seeded(interpreter: toml::Table, global: &Global) -> Result<toml::Table> {
+    let mut all = global.seeded_methods()?;
+    merge(&mut all, interpreter);
+    Ok(all)
 }
 
 /// Figure, heading and digits.

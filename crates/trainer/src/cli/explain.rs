@@ -10,6 +10,7 @@ use trainer::config::{check_methods, parse_set, typed};
 use trainer::error::unknown;
 use trainer::explain::gallery::{self, Strip};
 use trainer::explain::{Class, Explained, Input, Outcome, explain, input};
+use trainer::files::make_parent;
 use trainer::report::table::{Table, column};
 use trainer::terminal::say;
 
@@ -77,6 +78,7 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
         say(format!("beside: skipped {line}"));
     }
     if let Some(path) = &args.out {
+        make_parent(path)?;
         write(path, &found, input.images.len())?;
     }
     if let Some(dir) = &args.gallery {
@@ -163,13 +165,9 @@ fn strips<'a>(found: &'a Explained, beside: Option<&'a Explained>) -> Vec<Strip<
 /// The methods asked for, configured.
 fn methods(args: &ExplainArgs, global: &Global) -> Result<(Methods, Vec<&'static str>)> {
     let mut methods = Methods::default();
-    let defaults = toml::Table::try_from(&methods)?;
-    let drawn = defaults.iter().filter(|(_, options)| options.get("seed").is_some()).map(|(method, _)| method);
-    let seeds = drawn.filter_map(|m| global.seed.map(|s| format!("interpreter.{m}.seed={s}")));
-    let sets = seeds.chain(args.set.iter().cloned());
-    let mut table = toml::Table::new();
-    for set in sets {
-        let mut given = parse_set(&set)?;
+    let mut table = global.seeded_methods()?;
+    for set in &args.set {
+        let mut given = parse_set(set)?;
         let Some(toml::Value::Table(inner)) = given.remove("interpreter") else {
             bail!("--set \"{set}\": expected interpreter.<method>.<key>=value");
         };

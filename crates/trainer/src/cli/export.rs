@@ -58,7 +58,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Done> {
         );
     }
     let value = json!({
-        "file": args.output, "arch": architecture.name, "parameters": parameters, "bytes": bytes.len(), "opset": OPSET,
+        "file": args.output.display().to_string(), "arch": architecture.name, "parameters": parameters, "bytes": bytes.len(), "opset": OPSET,
         "inputs": { IMAGES: images }, "outputs": outputs,
     });
     Ok(Done::Result(text, value))

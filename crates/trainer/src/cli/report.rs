@@ -35,5 +35,5 @@ pub(super) fn run(args: &ReportArgs, global: &Global) -> Result<Done> {
     make_parent(&out)?;
     write_atomically(&out, html.as_bytes())?;
     let text = format!("{}: {} kB, needs no other file\n", out.display(), html.len().div_ceil(1000));
-    Ok(Done::Result(text, json!({ "out": out })))
+    Ok(Done::Result(text, json!({ "out": out.display().to_string() })))
 }

@@ -11,6 +11,7 @@ use image::{ImageFormat, RgbImage};
 
 use super::cifar::CIFAR10_STATISTICS;
 use super::{DataSet, Images, Source, Split};
+use crate::files::write_atomically;
 
 const TRAIN: &[u8] = include_bytes!("cifar10-mini-train.png");
 const TEST: &[u8] = include_bytes!("cifar10-mini-test.png");
@@ -72,15 +73,14 @@ fn make(out: &Path) -> Result<Vec<PathBuf>> {
             }
         }
         let file = out.join(format!("cifar10-mini-{name}.png"));
-        let writer = std::io::BufWriter::new(
-            std::fs::File::create(&file).with_context(|| format!("creating {}", file.display()))?,
-        );
+        let mut bytes = vec![];
         let encoder = image::codecs::png::PngEncoder::new_with_quality(
-            writer,
+            &mut bytes,
             image::codecs::png::CompressionType::Best,
             image::codecs::png::FilterType::Adaptive,
         );
-        sheet.write_with_encoder(encoder).with_context(|| format!("writing {}", file.display()))?;
+        sheet.write_with_encoder(encoder).with_context(|| format!("encoding {}", file.display()))?;
+        write_atomically(&file, &bytes)?;
         files.push(file);
     }
     Ok(files)

@@ -146,12 +146,19 @@ impl Cache {
         }
     }
 
+    /// The rows of a batch's images, which all show the same view.
+    fn rows_of(&self, batch: &Batch) -> Result<Vec<usize>> {
+        let view = batch.ids.first().map(|id| id.view);
+        ensure!(batch.ids.iter().all(|id| Some(id.view) == view), "the batch holds images of several views");
+        let rows = batch.ids.iter().map(|id| self.rows.get(&id.sample).copied()).collect::<Option<Vec<_>>>();
+        rows.context("the batch holds an image that is not of the training set")
+    }
+
     /// What it knows about a batch, a tensor for each part, if it knows all of it.
     pub fn read(&mut self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
         let Some(first) = batch.ids.first() else { return Ok(None) };
         self.enter(first.view)?;
-        let rows = batch.ids.iter().map(|id| self.rows.get(&id.sample).copied()).collect::<Option<Vec<_>>>();
-        let rows = rows.context("the batch holds an image that is not of the training set")?;
+        let rows = self.rows_of(batch)?;
         if !rows.iter().all(|r| self.filled[*r]) {
             return Ok(None);
         }
@@ -170,18 +177,18 @@ impl Cache {
         ensure!(output.len() == self.parts.len(), "an output of {} parts, not of {}", output.len(), self.parts.len());
         let Some(first) = batch.ids.first() else { return Ok(()) };
         self.enter(first.view)?;
-        let count = self.rows.len();
+        let (rows, count) = (self.rows_of(batch)?, self.rows.len());
         for (table, part) in self.tables.iter_mut().zip(output).filter(|(table, _)| !table.complete) {
             if table.values.is_empty() {
                 table.shape = part.dims()[1..].to_vec();
                 table.values = vec![0.0; count * table.width()];
             }
             let (width, values) = (table.width(), part.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
-            for (id, values) in batch.ids.iter().zip(values.chunks_exact(width)) {
-                table.values[self.rows[&id.sample] * width..][..width].copy_from_slice(values);
+            for (row, values) in rows.iter().zip(values.chunks_exact(width)) {
+                table.values[row * width..][..width].copy_from_slice(values);
             }
         }
-        batch.ids.iter().for_each(|id| self.filled[self.rows[&id.sample]] = true);
+        rows.iter().for_each(|row| self.filled[*row] = true);
         if self.filled.iter().all(|f| *f) {
             for at in 0..self.tables.len() {
                 if !self.tables[at].complete {

@@ -14,20 +14,20 @@ mod sp;
 
 use anyhow::{Context, Result};
 pub use attention::{AttentionTransfer, attention_transfer};
-pub use bce::{MultiLabel, binary_cross_entropy};
+pub use bce::{Bce, binary_cross_entropy};
 use cams::methods::Methods;
 use cams::ranges::Ranges;
 use cams::{Place, SampleId};
 use candle_core::Tensor;
 pub use ce::{CrossEntropy, cross_entropy};
-pub use dist::{Relations, relations};
-pub use dkd::{Decoupled, decoupled};
+pub use dist::{Dist, relations};
+pub use dkd::{Dkd, decoupled};
 pub use explanation::Matching;
 pub use kd::{Distillation, distillation, divergences, standardised};
-pub use rkd::{Geometry, geometry};
+pub use rkd::{Rkd, geometry};
 use serde::{Deserialize, Serialize};
 pub use settings::{Class, Control, Distance, MapGradient, WeightSchedule};
-pub use sp::{Similarity, similarity};
+pub use sp::{Sp, similarity};
 
 use super::output::{Part, TeacherOutput};
 use crate::nn::{Model, Pass};
@@ -236,13 +236,13 @@ terms! {
         kd: Distillation = 0.0, &["temperature", "logit_std"];
         explanation: Matching = 0.0, &["interpreter", "distance", "class", "layer", "gradient", "relu", "control"];
         attention: AttentionTransfer = 0.0, &[];
-        bce: MultiLabel = 0.0, &[];
-        sp: Similarity = 0.0, &[];
+        bce: Bce = 0.0, &[];
+        sp: Sp = 0.0, &[];
     }
     with_table {
-        dkd: Decoupled = 0.0;
-        dist: Relations = 0.0;
-        rkd: Geometry = 0.0;
+        dkd: Dkd = 0.0;
+        dist: Dist = 0.0;
+        rkd: Rkd = 0.0;
     }
 }
 

@@ -1,13 +1,14 @@
 //! Pictures of maps: overlays as PNG files and a page that shows them.
 
 use std::fs;
+use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use html_escape::{encode_double_quoted_attribute, encode_text};
 use image::imageops::{FilterType, replace, resize};
-use image::{Rgb, RgbImage};
+use image::{ImageFormat, Rgb, RgbImage};
 
 use crate::data::Images;
 use crate::files::write_atomically;
@@ -157,5 +158,7 @@ pub fn sheet(images: &Images, maps: &[Tensor]) -> Result<RgbImage> {
 }
 
 fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    picture.save(path).with_context(|| format!("writing {}", path.display()))
+    let mut bytes = Cursor::new(vec![]);
+    picture.write_to(&mut bytes, ImageFormat::Png).with_context(|| format!("encoding {}", path.display()))?;
+    write_atomically(path, &bytes.into_inner())
 }

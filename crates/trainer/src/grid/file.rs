@@ -94,6 +94,7 @@ pub fn parse_seeds(text: &str) -> Result<Vec<u64>> {
     let ends = text.split_once("..").and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     match ends {
         Some((a, b)) if a < b && b - a <= 10_000 => Ok((a..b).collect()),
+        Some((a, b)) if a < b => bail!("seeds \"{text}\": that is {} seeds; at most 10,000 are run", b - a),
         _ => bail!("seeds \"{text}\": expected A..B with A below B, as in 0..3 for the seeds 0, 1 and 2"),
     }
 }

@@ -241,8 +241,7 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     check(&cells)?;
     // Within a block a cell without the term comes first, and numbers in their order.
     cells.sort_by(|a, b| {
-        let base = |name: &str| stem(name.rsplit_once('=').map_or(name, |(base, _)| base)).to_string();
-        let key = |c: &Cell| (c.block.clone(), base(&c.name), !c.name.ends_with("none"));
+        let key = |c: &Cell| (c.block.clone(), stem(&c.name).to_string(), !c.name.ends_with("none"));
         let last =
             |name: &str| name.rsplit_once('=').or(name.rsplit_once('-')).and_then(|(_, n)| n.parse::<f64>().ok());
         let number = |c: &Cell| last(&c.name).unwrap_or(f64::INFINITY);
@@ -280,7 +279,8 @@ pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     Ok(summary)
 }
 
-/// A name without its last part: `kd` of `kd-grad_cam`.
+/// A name without its last part and the value behind it: `kd` of `kd-grad_cam` and of `kd-weight=1e-5`.
 fn stem(name: &str) -> &str {
+    let name = name.rsplit_once('=').map_or(name, |(name, _)| name);
     name.rsplit_once('-').map_or(name, |(stem, _)| stem)
 }

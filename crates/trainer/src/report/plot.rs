@@ -18,6 +18,8 @@ pub struct Place {
     pub interval: Option<(f64, f64)>,
     /// Drawn as a line.
     pub published: Option<f64>,
+    /// Runs that have no point, as they diverged: said at the top.
+    pub diverged: usize,
 }
 
 /// Places on one axis.
@@ -86,6 +88,8 @@ fn draw_panel(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (blue, red) = (RGBColor(31, 88, 158), RGBColor(190, 60, 40));
     let room = (high - low).max(0.1) * 0.08;
+    let words = if panel.places.iter().any(|p| p.diverged > 0) { room } else { 0.0 };
+    let top_of_axis = high + room + words;
     let n = panel.places.len();
     let parts = panel.places.iter().map(|p| p.name.split(['/', '-']).count()).max().unwrap_or(1);
     let (area, _) = area.split_horizontally(BESIDE + PLACE * n as u32);
@@ -94,7 +98,7 @@ fn draw_panel(
         .margin(12)
         .x_label_area_size(22 + 14 * parts as u32)
         .y_label_area_size(56)
-        .build_cartesian_2d(-0.5..n as f64 - 0.5, low - room..high + room)?;
+        .build_cartesian_2d(-0.5..n as f64 - 0.5, low - room..top_of_axis)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -122,6 +126,10 @@ fn draw_panel(
             Circle::new((x + ((i as f64 + 0.5) / runs - 0.5) * 0.4, *v), 3, blue.mix(0.6).filled())
         };
         chart.draw_series(place.points.iter().enumerate().map(spot))?;
+        if place.diverged > 0 {
+            let (px, py) = chart.backend_coord(&(x, top_of_axis));
+            area.draw_text(&format!("{} diverged", place.diverged), &style.color(&red), (px - left, py - top + 4))?;
+        }
         // A name's parts below each other, so that long names do not meet.
         let (px, py) = chart.backend_coord(&(x, low - room));
         for (line, part) in place.name.split(['/', '-']).enumerate() {
@@ -272,10 +280,15 @@ mod tests {
         let of = |high: f64| lines(["x", "y"], &[("a".into(), vec![(0.0, -high), (1.0, high)])]);
         assert!(of(1e308).is_err() && of(f64::NAN).is_err());
         assert!(of(1e30)?.contains("<svg") && of(0.0)?.contains("<svg"));
-        let place = |points| Place { name: "p".into(), points, interval: None, published: None };
+        let place = |points| Place { name: "p".into(), points, interval: None, published: None, diverged: 0 };
         let of = |points| panels("t", &[Panel { title: "a".into(), axis: "%".into(), places: vec![place(points)] }]);
         assert!(of(vec![-1e308, 1e308]).is_err() && of(vec![]).is_err());
-        assert!(of(vec![5.0])?.contains("<svg"));
+        let drawn = of(vec![5.0])?;
+        assert!(drawn.contains("<svg") && !drawn.contains("diverged"));
+        let mut lost = place(vec![]);
+        lost.diverged = 2;
+        let both = Panel { title: "a".into(), axis: "%".into(), places: vec![lost, place(vec![5.0])] };
+        assert!(panels("t", &[both])?.contains("2 diverged"));
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ use crate::nn::{Backend, Network, StateDict};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Report {
+    #[serde(serialize_with = "crate::files::as_shown")]
     pub run: PathBuf,
     pub test_error: f64,
     pub test_loss: f64,

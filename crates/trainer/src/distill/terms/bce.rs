@@ -6,17 +6,17 @@ use super::{Inputs, Loss, Part, Term};
 use crate::nn::Model;
 
 /// Binary cross-entropy of every class, for images that may show several.
-pub struct MultiLabel;
+pub struct Bce;
 
-impl MultiLabel {
+impl Bce {
     pub(super) const ABOUT: &str = "binary cross-entropy of every class, where an image may show several";
 
-    pub(super) fn new(_: &Loss, _: &Methods) -> Result<MultiLabel> {
-        Ok(MultiLabel)
+    pub(super) fn new(_: &Loss, _: &Methods) -> Result<Bce> {
+        Ok(Bce)
     }
 }
 
-impl Term for MultiLabel {
+impl Term for Bce {
     fn parts(&self, _: &dyn Model) -> Result<Vec<Part>> {
         Ok(vec![])
     }

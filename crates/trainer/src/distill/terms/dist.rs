@@ -10,7 +10,7 @@ use super::{Inputs, Term};
 /// DIST (Huang et al., NeurIPS 2022, arXiv 2205.10536, equations 6 to 10): relations instead of values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Relations {
+pub struct Dist {
     /// Weight of the relation between an image's classes.
     pub beta: f64,
     /// Weight of the relation between a class's images.
@@ -19,20 +19,20 @@ pub struct Relations {
     pub temperature: f64,
 }
 
-impl Default for Relations {
+impl Default for Dist {
     fn default() -> Self {
-        Relations { beta: 1.0, gamma: 1.0, temperature: 1.0 }
+        Dist { beta: 1.0, gamma: 1.0, temperature: 1.0 }
     }
 }
 
-impl Relations {
+impl Dist {
     pub(super) const ABOUT: &str =
         "DIST: beta times 1 - correlation over an image's classes, gamma times over a class's images";
     pub(super) const RANGES: Ranges =
         &[("beta", from(0.0, 1e6)), ("gamma", from(0.0, 1e6)), ("temperature", TEMPERATURE)];
 }
 
-impl Term for Relations {
+impl Term for Dist {
     fn value(&self, inputs: &Inputs) -> Result<Tensor> {
         Ok(relations(&inputs.pass.logits, inputs.teacher()?.logits()?, self)?)
     }
@@ -41,7 +41,7 @@ impl Term for Relations {
 /// `T^2 (beta mean_i (1 - r(p_i, q_i)) + gamma mean_j (1 - r(p_j, q_j)))` of logits (n, classes): p and q are the
 /// softened probabilities of teacher and student, i runs over images, j over classes, r is Pearson's correlation. In
 /// f64, and given back in the student's type.
-pub fn relations(student: &Tensor, teacher: &Tensor, options: &Relations) -> candle_core::Result<Tensor> {
+pub fn relations(student: &Tensor, teacher: &Tensor, options: &Dist) -> candle_core::Result<Tensor> {
     let soft = |t: &Tensor| softmax(&(t.to_dtype(DType::F64)? / options.temperature)?, D::Minus1);
     let (q, p) = (soft(student)?, soft(&teacher.detach())?);
     let of_classes = (1.0 - correlation(&q, &p)?.mean_all()?)?;

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::settings::TEMPERATURE;
 use super::{Inputs, Term};
 
-/// Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7).
+/// Dkd knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Decoupled {
+pub struct Dkd {
     /// Weight of the target class's part.
     pub alpha: f64,
     /// Weight of the other classes' part.
@@ -19,20 +19,20 @@ pub struct Decoupled {
     pub temperature: f64,
 }
 
-impl Default for Decoupled {
+impl Default for Dkd {
     fn default() -> Self {
-        Decoupled { alpha: 1.0, beta: 8.0, temperature: 4.0 }
+        Dkd { alpha: 1.0, beta: 8.0, temperature: 4.0 }
     }
 }
 
-impl Decoupled {
+impl Dkd {
     pub(super) const ABOUT: &str =
         "decoupled KD: alpha times target against the rest, beta times the rest among themselves";
     pub(super) const RANGES: Ranges =
         &[("alpha", from(0.0, 1e6)), ("beta", from(0.0, 1e6)), ("temperature", TEMPERATURE)];
 }
 
-impl Term for Decoupled {
+impl Term for Dkd {
     fn value(&self, inputs: &Inputs) -> Result<Tensor> {
         Ok(decoupled(&inputs.pass.logits, inputs.teacher()?.logits()?, inputs.labels, self)?)
     }
@@ -41,12 +41,7 @@ impl Term for Decoupled {
 /// `T^2 / n sum_i (alpha KL(b_t || b_s) + beta KL(r_t || r_s))` of logits (n, classes) and labels (n,): b is the pair
 /// (label's probability, the rest of it), r the distribution over the other classes, both softened by T. In f64, and
 /// given back in the student's type.
-pub fn decoupled(
-    student: &Tensor,
-    teacher: &Tensor,
-    labels: &Tensor,
-    options: &Decoupled,
-) -> candle_core::Result<Tensor> {
+pub fn decoupled(student: &Tensor, teacher: &Tensor, labels: &Tensor, options: &Dkd) -> candle_core::Result<Tensor> {
     let (n, classes) = student.dims2()?;
     let soft = |t: &Tensor| t.to_dtype(DType::F64)? / options.temperature;
     let (s, t) = (soft(student)?, soft(&teacher.detach())?);

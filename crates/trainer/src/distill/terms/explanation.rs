@@ -79,9 +79,13 @@ impl Term for Matching {
     }
 
     fn is_of_activations(&self) -> bool {
-        let constant = |method: &dyn Interpreter| method.differentiable() == Differentiable::WeightsConstant;
         let stopped = self.map.layer != "last" && self.gradient == MapGradient::StopGrad;
-        !self.distance.compares_all_classes() && (stopped || self.map.interpreter().is_ok_and(constant))
+        let alone = |method: &dyn Interpreter| match method.differentiable() {
+            Differentiable::WeightsConstant => true,
+            Differentiable::ThroughPasses => false,
+            _ => stopped,
+        };
+        !self.distance.compares_all_classes() && self.map.interpreter().is_ok_and(alone)
     }
 
     fn value(&self, inputs: &Inputs) -> Result<Tensor> {

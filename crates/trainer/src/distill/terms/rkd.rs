@@ -12,26 +12,26 @@ use crate::nn::Model;
 /// the figure that a batch's images form in the space of their features.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Geometry {
+pub struct Rkd {
     /// Weight of the distances between two images.
     pub distance: f64,
     /// Weight of the angles between three.
     pub angle: f64,
 }
 
-impl Default for Geometry {
+impl Default for Rkd {
     fn default() -> Self {
-        Geometry { distance: 25.0, angle: 50.0 }
+        Rkd { distance: 25.0, angle: 50.0 }
     }
 }
 
-impl Geometry {
+impl Rkd {
     pub(super) const ABOUT: &str =
         "relational KD: distances of two and angles of three images of a batch, by pooled features";
     pub(super) const RANGES: Ranges = &[("distance", from(0.0, 1e6)), ("angle", from(0.0, 1e6))];
 }
 
-impl Term for Geometry {
+impl Term for Rkd {
     fn parts(&self, _: &dyn Model) -> Result<Vec<Part>> {
         Ok(vec![Part::Logits, Part::Pooled])
     }
@@ -49,7 +49,11 @@ impl Term for Geometry {
 /// distances between images over their mean (of those that are not 0), c the cosines of the angles at image j between i
 /// and k, capitals the teacher's, h Huber's loss with its corner at 1. The means are over all n^2 and n^3 tuples, as the
 /// usual weights, 25 and 50, take them. In f64, and given back in the student's type.
-pub fn geometry(student: &Tensor, teacher: &Tensor, options: &Geometry) -> candle_core::Result<Tensor> {
+pub fn geometry(student: &Tensor, teacher: &Tensor, options: &Rkd) -> candle_core::Result<Tensor> {
+    let (n, others) = (student.dim(0)?, teacher.dim(0)?);
+    if n != others {
+        candle_core::bail!("{n} images of the student's and {others} of the teacher's are no pairs");
+    }
     let (own, other) = (gram(student)?, gram(&teacher.detach())?);
     let (value, gradient) = compare(&Figure::new(&own)?, &Figure::new(&other)?, options);
     let gradient = Tensor::from_vec(gradient, own.shape(), &Device::Cpu)?.to_device(own.device())?;
@@ -109,7 +113,7 @@ fn huber(x: f64) -> (f64, f64) {
 }
 
 /// The loss, and its gradient with respect to the student's products.
-fn compare(own: &Figure, other: &Figure, options: &Geometry) -> (f64, Vec<f64>) {
+fn compare(own: &Figure, other: &Figure, options: &Rkd) -> (f64, Vec<f64>) {
     let n = own.n;
     let count = (n * n) as f64;
     let of_angles = if options.angle > 0.0 { angles(own, other) } else { Angles::none(n) };
@@ -220,7 +224,7 @@ mod tests {
     fn two_triangles_by_hand() -> Result<()> {
         let (student, teacher) =
             (points(&[[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), points(&[[7.0, 7.0], [8.0, 7.0], [7.0, 8.0]]));
-        let of = |distance, angle| value(&geometry(&student, &teacher, &Geometry { distance, angle })?);
+        let of = |distance, angle| value(&geometry(&student, &teacher, &Rkd { distance, angle })?);
         let root = 2f64.sqrt();
         let mean = (2.0 + root) / 3.0;
         let distances: f64 =
@@ -237,8 +241,16 @@ mod tests {
     fn a_figure_is_itself_wherever_it_lies() -> Result<()> {
         let figure = [[0.0, 0.0], [3.0, 0.0], [0.0, 4.0], [-1.0, 2.0]];
         let moved = figure.map(|[x, y]| [1e3 - 2.0 * y, 2.0 * x - 5.0]);
-        assert!(value(&geometry(&points(&figure), &points(&moved), &Geometry::default())?)? < 1e-18);
+        assert!(value(&geometry(&points(&figure), &points(&moved), &Rkd::default())?)? < 1e-18);
         Ok(())
+    }
+
+    #[test]
+    fn other_images_are_no_pairs() {
+        let (three, two) = (points(&[[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), points(&[[0.0, 0.0], [3.0, 0.0]]));
+        for (student, teacher) in [(&three, &two), (&two, &three)] {
+            assert!(geometry(student, teacher, &Rkd::default()).unwrap_err().to_string().contains("no pairs"));
+        }
     }
 
     /// In either model, whatever is asked of it.
@@ -246,7 +258,7 @@ mod tests {
     fn what_is_no_number_is_seen() -> Result<()> {
         let good = points(&[[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]);
         for (bad, distance, angle) in [(f64::NAN, 25.0, 50.0), (f64::INFINITY, 25.0, 50.0), (f64::NAN, 1.0, 0.0)] {
-            let (bad, options) = (points(&[[0.0, 0.0], [3.0, bad], [0.0, 4.0]]), Geometry { distance, angle });
+            let (bad, options) = (points(&[[0.0, 0.0], [3.0, bad], [0.0, 4.0]]), Rkd { distance, angle });
             assert!(!value(&geometry(&bad, &good, &options)?)?.is_finite());
             assert!(!value(&geometry(&good, &bad, &options)?)?.is_finite());
         }
@@ -260,7 +272,7 @@ mod tests {
         for student in [[[1.0, 2.0]; 3], [[1.0, 2.0], [1.0, 2.0], [5.0, 0.1]]] {
             for n in 1..=3 {
                 let var = Var::from_tensor(&points(&student[..n]))?;
-                let term = geometry(var.as_tensor(), &teacher.narrow(0, 0, n)?, &Geometry::default())?;
+                let term = geometry(var.as_tensor(), &teacher.narrow(0, 0, n)?, &Rkd::default())?;
                 assert!(value(&term)?.is_finite());
                 let gradient = values(term.backward()?.get(&var).expect("it is used"))?;
                 assert!(gradient.iter().all(|g| g.is_finite()), "{gradient:?}");

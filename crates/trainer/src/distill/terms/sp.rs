@@ -7,18 +7,18 @@ use crate::nn::Model;
 
 /// Similarity-preserving distillation (Tung & Mori, ICCV 2019, arXiv 1907.09682): images that are alike to the teacher are
 /// to be alike to the student, by the activations at `last`.
-pub struct Similarity;
+pub struct Sp;
 
-impl Similarity {
+impl Sp {
     pub(super) const ABOUT: &str =
         "similarity-preserving KD: which images of a batch are alike, by the activations at last";
 
-    pub(super) fn new(_: &Loss, _: &Methods) -> Result<Similarity> {
-        Ok(Similarity)
+    pub(super) fn new(_: &Loss, _: &Methods) -> Result<Sp> {
+        Ok(Sp)
     }
 }
 
-impl Term for Similarity {
+impl Term for Sp {
     fn parts(&self, _: &dyn Model) -> Result<Vec<Part>> {
         Ok(vec![Part::Logits, Part::Features])
     }

@@ -1,7 +1,7 @@
 //! What a search chooses: of the values of a number that its cells differ in, one that is as good as the best and in the middle.
 //!
 //! The lowest figure of many is the luckiest one, too. So every value within a standard error of it counts as well (the rule of
-//! Breiman et al. 1984 for the size of a tree), and the one in the middle of these is taken: its neighbours are as good.
+//! Breiman et al. 1984 for the size of a tree), and the one in the middle of these is taken.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(super) struct Rule {
     /// Points above the lowest error that count as equal to it; one standard error of the lowest where it is not given: of a
     /// share of the images held out.
     within: Option<f64>,
-    /// Of two values in the middle the one nearer to this.
+    /// Of two values in the middle the one nearer to this: 0, if nothing else is asked for, so the smaller of two weights.
     toward: f64,
 }
 
@@ -34,11 +34,11 @@ pub struct Choice {
     pub within: f64,
     /// The values that are, in their order.
     pub equal: Vec<String>,
-    /// Values with a finished run.
+    /// Values whose runs have finished, none of them by diverging.
     pub tried: usize,
     /// Whether the lowest is the first or the last of them, so that a better one may lie beyond.
     pub at_the_end: bool,
-    /// Values all of whose runs diverged.
+    /// Values of which a run diverged: what is left of their runs is no sample.
     pub diverged: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ type Tried<'a> = (f64, &'a str, &'a CellFigures);
 /// The choices of a block, a name each.
 ///
 /// # Errors
-/// If the block is not judged by images held out, or its rule is no rule.
+/// If the block is not judged by images held out, has no cell with a number, or its rule is no rule.
 pub(super) fn of(block: &str, cells: &[&Cell], figures: &[CellFigures], about: &About) -> Result<Vec<Choice>> {
     let Some(rule) = about.choose.get(block) else { return Ok(vec![]) };
     ensure!(
@@ -64,20 +64,26 @@ pub(super) fn of(block: &str, cells: &[&Cell], figures: &[CellFigures], about: &
     );
     let mut names: BTreeMap<&str, Vec<Tried>> = BTreeMap::new();
     for figure in figures {
+        // A cell without a number, as one without the term, stands beside the search.
         let Some((name, text)) = figure.cell.rsplit_once('=') else { continue };
         let Ok(value) = text.parse::<f64>() else { continue };
         names.entry(name).or_default().push((value, text, figure));
     }
+    ensure!(
+        !names.is_empty(),
+        "table.toml chooses in the block {block}, but no cell's name ends with =NUMBER (one is {}): let the numbers be the last axis",
+        figures.first().map_or("none", CellFigures::short)
+    );
     let held_out = cells.iter().find_map(|cell| cell.setting("data.validation").parse::<f64>().ok());
     let choice = |(name, tried): (&str, Vec<Tried>)| choice(name, tried, rule, held_out);
     Ok(names.into_iter().filter_map(choice).collect())
 }
 
-/// None if no value has a finished run.
+/// None if there is no value to choose from.
 fn choice(name: &str, mut all: Vec<Tried>, rule: &Rule, held_out: Option<f64>) -> Option<Choice> {
     all.sort_by(|a, b| a.0.total_cmp(&b.0));
     let text = |of: &[&Tried]| of.iter().map(|t| t.1.to_string()).collect::<Vec<_>>();
-    let (tried, diverged): (Vec<&Tried>, Vec<&Tried>) = all.iter().partition(|t| t.2.n > 0);
+    let (tried, diverged): (Vec<&Tried>, Vec<&Tried>) = all.iter().partition(|t| t.2.n > 0 && t.2.diverged == 0);
     let at = (0..tried.len()).min_by(|a, b| tried[*a].2.error.total_cmp(&tried[*b].2.error))?;
     let lowest = tried[at].2.error;
     let within = rule.within.unwrap_or_else(|| standard_error(lowest, held_out.unwrap_or(f64::INFINITY)));
@@ -92,7 +98,7 @@ fn choice(name: &str, mut all: Vec<Tried>, rule: &Rule, held_out: Option<f64>) -
         within,
         equal: text(&equal),
         tried: tried.len(),
-        at_the_end: tried.len() > 1 && (at == 0 || at + 1 == tried.len()),
+        at_the_end: all.len() > 1 && [all.first(), all.last()].into_iter().flatten().any(|end| end.1 == tried[at].1),
         diverged: text(&diverged),
     })
 }

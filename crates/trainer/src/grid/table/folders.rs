@@ -99,13 +99,19 @@ pub(super) fn walk(root: &Path, dir: &Path, cells: &mut Vec<Cell>) -> Result<()>
         let found = report.is_file().then(|| finished(dir)).transpose()?.flatten();
         match found {
             Some(run) => cells[at].runs.push(run),
-            None if diverged.is_file() => cells[at].diverged.push(seed.unwrap_or(0)),
+            None if diverged.is_file() => cells[at].diverged.push(seed.or_else(|| configured_seed(dir)).unwrap_or(0)),
             None => {}
         }
         return Ok(());
     }
     let hidden = |p: &Path| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
     paths.iter().filter(|p| p.is_dir() && !hidden(p)).try_for_each(|p| walk(root, p, cells))
+}
+
+/// The seed that a run's settings name, where its folder's name does not.
+fn configured_seed(dir: &Path) -> Option<u64> {
+    let settings: Table = fs::read_to_string(dir.join("config.toml")).ok()?.parse().ok()?;
+    settings.get("train")?.get("seed")?.as_integer()?.try_into().ok()
 }
 
 /// The run of a folder with a report; None if that is the report of a shorter run that is being made longer.

@@ -128,93 +128,10 @@ impl Summary {
 
     /// Everything, a row per cell: for CSV and JSON.
     pub fn whole(&self) -> Table {
-        let names = [
-            "cell",
-            "n",
-            "diverged",
-            "error_of",
-            "error",
-            "half_width",
-            "sd",
-            "published",
-            "against",
-            "difference",
-            "difference_half_width",
-            "p",
-            "holm",
-            "equivalence",
-            "paired_difference",
-            "paired_p",
-            "correlation",
-            "only_this_wrong",
-            "only_other_wrong",
-            "mcnemar",
-            "runs_needed",
-            "nll",
-            "same_class",
-            "kl",
-            "pearson",
-            "cosine",
-            "top20",
-            "share",
-            "welch_p",
-            "identical_to",
-            "not_compared",
-            "nll_half_width",
-            "same_class_half_width",
-            "kl_half_width",
-            "pearson_half_width",
-            "pearson_without",
-        ];
-        let mut table = Table::new(names.map(|name| column(name, name, 4)).into());
-        for r in &self.cells {
-            let c = r.comparison.as_ref();
-            let of = |figure: &dyn Fn(&Comparison) -> Option<f64>| Entry::from(c.and_then(figure));
-            let discordant = c.filter(|c| !c.discordant.is_empty());
-            let [pearson, cosine, top20] = r.maps;
-            let count = |n: Option<u64>| n.map_or(Entry::Nothing, Entry::Count);
-            let value = |mean: Option<Mean>| Entry::from(mean.map(|mean| mean.value));
-            let half = |mean: Option<Mean>| Entry::from(mean.and_then(|mean| mean.half_width));
-            let words = |text: &Option<String>| text.clone().map_or(Entry::Nothing, Entry::Text);
-            table.rows.push(vec![
-                r.cell.clone().into(),
-                r.n.into(),
-                r.diverged.into(),
-                r.judged_by.name().into(),
-                r.error.into(),
-                r.half_width.into(),
-                r.sd.into(),
-                r.published.into(),
-                c.map_or(Entry::Nothing, |c| c.against.clone().into()),
-                of(&|c| Some(c.difference.mean)),
-                of(&|c| Some(c.difference.half_width())),
-                of(&|c| Some(c.difference.p)),
-                of(&|c| Some(c.holm)),
-                of(&|c| Some(c.equivalence)),
-                of(&|c| Some(c.paired?.0.mean)),
-                of(&|c| Some(c.paired?.0.p)),
-                of(&|c| c.paired?.1),
-                count(discordant.map(|c| c.discordant.iter().map(|d| d.0).sum())),
-                count(discordant.map(|c| c.discordant.iter().map(|d| d.1).sum())),
-                of(&Comparison::mcnemar),
-                count(c.and_then(|c| Some(c.needed? as u64))),
-                value(r.nll),
-                value(r.same_class),
-                value(r.kl),
-                value(pearson),
-                value(cosine),
-                value(top20),
-                r.share.into(),
-                of(&|c| Some(c.welch?.p)),
-                words(&r.identical),
-                words(&r.not_compared),
-                half(r.nll),
-                half(r.same_class),
-                half(r.kl),
-                half(pearson),
-                r.maps_without.into(),
-            ]);
-        }
+        let rows: Vec<_> = self.cells.iter().map(whole_row).collect();
+        let columns = rows.first().into_iter().flatten().map(|(name, _)| column(*name, *name, 4)).collect();
+        let mut table = Table::new(columns);
+        table.rows = rows.into_iter().map(|row| row.into_iter().map(|(_, entry)| entry).collect()).collect();
         table
     }
 
@@ -228,6 +145,7 @@ impl Summary {
             points: r.runs.iter().map(|(_, error)| *error).collect(),
             interval: r.half_width.map(|half| (r.error, half)),
             published: r.published,
+            diverged: r.diverged,
         };
         let panels = self.blocks().map(|cells| Panel {
             title: cells[0].block.clone(),
@@ -241,4 +159,54 @@ impl Summary {
     pub fn blocks(&self) -> impl Iterator<Item = &[CellFigures]> {
         self.cells.chunk_by(|a, b| a.block == b.block)
     }
+}
+
+/// Every figure of a cell under its name, the same names for each cell.
+fn whole_row(r: &CellFigures) -> Vec<(&'static str, Entry)> {
+    let c = r.comparison.as_ref();
+    let of = |figure: &dyn Fn(&Comparison) -> Option<f64>| Entry::from(c.and_then(figure));
+    let discordant = c.filter(|c| !c.discordant.is_empty());
+    let [pearson, cosine, top20] = r.maps;
+    let count = |n: Option<u64>| n.map_or(Entry::Nothing, Entry::Count);
+    let value = |mean: Option<Mean>| Entry::from(mean.map(|mean| mean.value));
+    let half = |mean: Option<Mean>| Entry::from(mean.and_then(|mean| mean.half_width));
+    let words = |text: &Option<String>| text.clone().map_or(Entry::Nothing, Entry::Text);
+    vec![
+        ("cell", r.cell.clone().into()),
+        ("n", r.n.into()),
+        ("diverged", r.diverged.into()),
+        ("error_of", r.judged_by.name().into()),
+        ("error", r.error.into()),
+        ("half_width", r.half_width.into()),
+        ("sd", r.sd.into()),
+        ("published", r.published.into()),
+        ("against", c.map_or(Entry::Nothing, |c| c.against.clone().into())),
+        ("difference", of(&|c| Some(c.difference.mean))),
+        ("difference_half_width", of(&|c| Some(c.difference.half_width()))),
+        ("p", of(&|c| Some(c.difference.p))),
+        ("holm", of(&|c| Some(c.holm))),
+        ("equivalence", of(&|c| Some(c.equivalence))),
+        ("paired_difference", of(&|c| Some(c.paired?.0.mean))),
+        ("paired_p", of(&|c| Some(c.paired?.0.p))),
+        ("correlation", of(&|c| c.paired?.1)),
+        ("only_this_wrong", count(discordant.map(|c| c.discordant.iter().map(|d| d.0).sum()))),
+        ("only_other_wrong", count(discordant.map(|c| c.discordant.iter().map(|d| d.1).sum()))),
+        ("mcnemar", of(&Comparison::mcnemar)),
+        ("runs_needed", count(c.and_then(|c| Some(c.needed? as u64)))),
+        ("nll", value(r.nll)),
+        ("same_class", value(r.same_class)),
+        ("kl", value(r.kl)),
+        ("pearson", value(pearson)),
+        ("cosine", value(cosine)),
+        ("top20", value(top20)),
+        ("share", r.share.into()),
+        ("welch_p", of(&|c| Some(c.welch?.p))),
+        ("identical_to", words(&r.identical)),
+        ("not_compared", words(&r.not_compared)),
+        ("nll_half_width", half(r.nll)),
+        ("same_class_half_width", half(r.same_class)),
+        ("kl_half_width", half(r.kl)),
+        ("pearson_half_width", half(pearson)),
+        ("pearson_without", r.maps_without.into()),
+    ]
 }

@@ -38,6 +38,9 @@ impl Summary {
         Some(if r.diverged + c.diverged > 0 {
             // The runs that did not diverge are no sample of all.
             format!("not judged, as {} of the runs diverged ({found} of the others)", r.diverged + c.diverged)
+        } else if r.n == 1 {
+            // Its seed is all that is known of its scatter.
+            format!("not judged, as it has one run ({found}, by the scatter of others)")
         } else if c.holm < 0.05 {
             let word = if d.mean < 0.0 { "better" } else { "worse" };
             let within = if c.equivalence < 0.05 { format!(", by less than {margin} points") } else { String::new() };
@@ -158,7 +161,7 @@ fn joined(names: &BTreeSet<String>, by: &str) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(by)
 }
 
-/// With two digits and a sign, which nothing has not.
+/// With two digits and a sign; 0 has no sign.
 fn signed(x: f64) -> String {
     let text = format!("{x:+.2}");
     if text[1..].bytes().all(|c| matches!(c, b'0' | b'.')) { text[1..].into() } else { text }
