@@ -152,19 +152,17 @@ fn resuming_is_exact() -> Result<()> {
 #[test]
 fn what_compares_the_images_of_a_batch_does_not_depend_on_threads() -> Result<()> {
     let dir = tempfile::tempdir()?;
+    let config = dir.path().join("student.toml").display().to_string();
+    std::fs::write(
+        &config,
+        "[data]\nname = 'cifar10-mini'\nlimit = 256\n[student]\narch = 'resnet8'\n\
+         [teacher]\ncheckpoint = 'checkpoints/wrn-16-2-cifar10.safetensors'\n\
+         [loss]\nweights = { ce = 0.3, kd = 0.0, explanation = 0.0, sp = 1000.0, rkd = 1.0 }\n\
+         [train]\nprofile = 'fast'\nepochs = 1\nbatch = 128\n",
+    )?;
     let trained = |threads: &str| -> Result<Vec<u8>> {
         let run = dir.path().join(threads).display().to_string();
-        let sets = [
-            "data.limit=256",
-            "train.epochs=1",
-            "train.batch=128",
-            "student.arch=resnet8",
-            "loss.weights={ ce = 0.3, kd = 0.0, explanation = 0.0, attention = 0.0, sp = 1000.0, rkd = 1.0 }",
-            "teacher.cache_limit_mb=0",
-            "data.views=0",
-        ];
-        let mut arguments = vec!["train", "configs/quickstart.toml", "--quiet", "--run", &run, "--threads", threads];
-        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let arguments = ["train", &config, "--quiet", "--run", &run, "--threads", threads];
         let call = call(&arguments);
         assert_eq!(call.code, 0, "{}", call.stderr);
         std::fs::read(dir.path().join(threads).join("last.safetensors")).context("the student")
