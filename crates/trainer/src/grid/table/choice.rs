@@ -13,7 +13,7 @@ use super::{About, CellFigures};
 
 /// How a block's value is chosen: a line of `[choose]` in `table.toml`.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table such as { within = 0.3, toward = 0.0 }")]
 pub(super) struct Rule {
     /// Points above the lowest error that count as equal to it; one standard error of the lowest where it is not given: of a
     /// share of the images held out.
@@ -56,10 +56,11 @@ pub(super) fn of(block: &str, cells: &[&Cell], figures: &[CellFigures], about: &
         "table.toml chooses in the block {block}, which is judged by the test images: what is chosen by them looks better on \
          them than it is. Hold images out (data.validation) and name the block in held_out"
     );
-    let within = rule.within.unwrap_or(1.0);
+    let given = |x: f64| x >= 0.0 && x.is_finite();
     ensure!(
-        within >= 0.0 && within.is_finite() && rule.toward.is_finite(),
-        "table.toml, choose.{block}: within and toward are {within} and {}; within must be a number of at least 0, toward a number",
+        rule.within.is_none_or(given) && rule.toward.is_finite(),
+        "table.toml, choose.{block}: within must be a number of at least 0 and toward a number, not {} and {}",
+        rule.within.unwrap_or_default(),
         rule.toward
     );
     let mut names: BTreeMap<&str, Vec<Tried>> = BTreeMap::new();
