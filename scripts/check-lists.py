@@ -203,7 +203,9 @@ def main():
                 text = text.replace(mark, line + mark)
             (copy / name).write_text(text)
         # The project's own code without optimisation: it is built for this alone; the dependencies are there already.
-        plain = ["cargo", "build", "--release", "--package", "trainer", "--quiet", "--target-dir", target]
+        # Of the whole workspace and with an example, so that they are those that the tests were built with.
+        chosen = ["--workspace", "--bin", "trainer", "--example", "own_model"]
+        plain = ["cargo", "build", "--release", *chosen, "--quiet", "--target-dir", target]
         quick = [f"--config=profile.release.package.{name}.opt-level=0" for name in ("kernels", "cams", "trainer")]
         subprocess.run([*plain, *quick], cwd=copy, check=True)
         program = copy / "trainer"

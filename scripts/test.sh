@@ -20,15 +20,17 @@ done
 step "format"
 cargo fmt --all --check
 
+# All that is built here is built with the tests' features (`--all-targets`, an example, or a test among the targets): without
+# them cargo compiles candle and its relatives a second time.
 step "tests"
-cargo build --release --package trainer
+cargo build --release --workspace --all-targets
 cargo test --release --workspace
 
 step "lints"
 cargo clippy --release --workspace --all-targets -- -D warnings
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --lib --examples
 
 step "a dummy of each kind takes the places that CONTRIBUTING.md names"
 python3 scripts/check-lists.py

@@ -13,7 +13,9 @@ pub fn trainer() -> &'static Path {
         let test = std::env::current_exe().expect("the test knows its own file");
         let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_path_buf();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "trainer"]);
+        // With an example, and of the whole workspace, so that cargo chooses the features that it chose for the tests: otherwise it
+        // compiles candle a second time.
+        build.args(["build", "--quiet", "--workspace", "--bin", "trainer", "--example", "own_model"]);
         if folder.ends_with("release") {
             build.arg("--release");
         }

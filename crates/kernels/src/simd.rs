@@ -56,6 +56,7 @@ impl Element for f64 {
     fn of(value: f64) -> f64 {
         value
     }
+    #[inline(never)]
     fn run<K: Kernel<f64>>(_: Isa, kernel: K) -> K::Output {
         // SAFETY: portable code needs no instruction set.
         unsafe { kernel.run::<Portable<f64>>() }
@@ -70,6 +71,7 @@ impl Element for f32 {
     fn of(value: f64) -> f32 {
         value as f32
     }
+    #[inline(never)]
     fn run<K: Kernel<f32>>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         {
@@ -104,6 +106,7 @@ impl Element for bf16 {
     fn narrow(value: f32) -> bf16 {
         bf16::from_f32(value)
     }
+    #[inline(never)]
     fn run<K: Kernel<bf16>>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         {

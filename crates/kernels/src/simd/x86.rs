@@ -9,30 +9,35 @@ use super::amx::Amx;
 use super::split::{Halves as _, Split};
 use super::vocabulary::{Kernel, NoTiles, Simd, Tiles};
 
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn avx2<K: Kernel<f32>>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function.
     unsafe { kernel.run::<Avx2>() }
 }
 
+#[inline(never)]
 #[target_feature(enable = "avx512f")]
 pub unsafe fn avx512<K: Kernel<f32>>(kernel: K) -> K::Output {
     // SAFETY: the feature is enabled for this function.
     unsafe { kernel.run::<Avx512>() }
 }
 
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn avx2_split<K: Kernel<bf16>>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function.
     unsafe { kernel.run::<Split<Avx2>>() }
 }
 
+#[inline(never)]
 #[target_feature(enable = "avx512f")]
 pub unsafe fn avx512_split<K: Kernel<bf16>>(kernel: K) -> K::Output {
     // SAFETY: the feature is enabled for this function.
     unsafe { kernel.run::<Split<Avx512>>() }
 }
 
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn avx512_bf16<K: Kernel<bf16>>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function.
@@ -40,6 +45,7 @@ pub unsafe fn avx512_bf16<K: Kernel<bf16>>(kernel: K) -> K::Output {
 }
 
 /// The same with AMX, whose instructions the compiler doesn't choose itself.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn amx<K: Kernel<bf16>>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function; the caller saw AMX.
