@@ -1,4 +1,7 @@
 //! AVX2, AVX-512 and AVX-512 with bf16.
+//!
+//! The entry points are never inlined: rustc shares the instances of such functions between crates, so that a test does not compile
+//! all kernels once more.
 
 use std::arch::x86_64::*;
 use std::mem::transmute;
