@@ -6,21 +6,31 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// `target/release/trainer` (or debug, as the tests are), built if it is not up to date.
-pub fn trainer() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
+/// `target/release/trainer` (or debug, as the tests are).
+pub fn trainer() -> PathBuf {
+    built().join(format!("trainer{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// An example of the crate `trainer`.
+pub fn example(name: &str) -> PathBuf {
+    built().join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// The folder of program and examples, which are built if they are not up to date.
+fn built() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
         let test = std::env::current_exe().expect("the test knows its own file");
         let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_path_buf();
         let mut build = Command::new(env!("CARGO"));
-        // With an example, and of the whole workspace, so that cargo chooses the features that it chose for the tests: otherwise it
+        // With examples, and of the whole workspace, so that cargo chooses the features that it chose for the tests: otherwise it
         // compiles candle a second time.
-        build.args(["build", "--quiet", "--workspace", "--bin", "trainer", "--example", "own_model"]);
+        build.args(["build", "--quiet", "--workspace", "--bin", "trainer", "--examples"]);
         if folder.ends_with("release") {
             build.arg("--release");
         }
-        assert!(build.status().expect("cargo runs").success(), "the program could not be built");
-        folder.join(format!("trainer{}", std::env::consts::EXE_SUFFIX))
+        assert!(build.status().expect("cargo runs").success(), "program and examples could not be built");
+        folder
     })
 }
 

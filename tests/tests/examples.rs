@@ -3,15 +3,11 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use testkit::program::root;
+use testkit::program::{example, root};
 
 /// What an example prints.
 fn run(name: &str) -> Result<String> {
-    let mut cargo = Command::new(env!("CARGO"));
-    let output = cargo
-        .current_dir(root())
-        .args(["run", "--quiet", "--release", "--package", "trainer", "--example", name])
-        .output()?;
+    let output = Command::new(example(name)).current_dir(root()).output()?;
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }

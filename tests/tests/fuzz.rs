@@ -99,7 +99,7 @@ fn state() -> State {
         student: StateDict { parameters: vec![1.0, -2.5, 0.25], running: vec![0.5] },
         optimizer: [("momentum".to_string(), vec![0.1, 0.2, 0.3])].into(),
         sums: Sums { images: 3.0, wrong: 1.0, total: 0.7, terms: [("ce".to_string(), 0.1)].into() },
-        epochs: vec![EpochFigures { train_error: 1.0, train_loss: 2.0, curve_error: 3.0 }],
+        epochs: vec![EpochFigures { train_error: 1.0, train_loss: 2.0, curve_error: Some(3.0) }],
         commits: vec!["abc".into()],
         best: 12.5,
         inputs: Inputs::from([("teacher".into(), "00ff".into())]),

@@ -168,6 +168,10 @@ impl Config {
         c.data.dir = None;
         c.train.max_minutes = 0.0;
         c.train.save_every = 0;
+        // Held-out images choose `best.safetensors`, so there it matters which epochs are measured.
+        if c.data.validation == 0 {
+            c.train.evaluate_every = Train::default().evaluate_every;
+        }
         c.student.checkpoint = c.student.checkpoint.map(file_name);
         if let Some(t) = &mut c.teacher {
             t.checkpoint = file_name(std::mem::take(&mut t.checkpoint));

@@ -5,6 +5,7 @@ mod convert;
 mod evaluate;
 mod explain;
 mod report;
+mod settings;
 
 use std::path::Path;
 

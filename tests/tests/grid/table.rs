@@ -26,7 +26,7 @@ fn a_block_keeps_its_grids_rules_however_it_is_named() -> Result<()> {
     std::fs::create_dir_all(&run)?;
     std::fs::write(run.join("config.toml"), "[train]\nseed = 0\nepochs = 60\n[data]\nvalidation = 10\n")?;
     let mut report = report(5.0, 0, "00", "fast");
-    report["curve"] = serde_json::json!([9.0, 8.25]);
+    report["curve"] = serde_json::json!([9.0, null, 8.25]);
     std::fs::write(run.join("report.json"), report.to_string())?;
     let block = grid.path().join("search");
     std::os::unix::fs::symlink(elsewhere.path(), &block)?;

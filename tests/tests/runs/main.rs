@@ -293,6 +293,36 @@ fn validation_chooses_the_best() -> Result<()> {
     Ok(())
 }
 
+/// How often the error is measured changes nothing but the curve; where held-out images choose the best epoch by it, it is
+/// another run.
+#[test]
+fn epochs_are_measured_as_often_as_asked() -> Result<()> {
+    let lab = Lab::new()?;
+    let whole = lab.train("whole", &[]).json()["curve"].clone();
+    assert_eq!(whole.as_array().map(Vec::len), Some(4));
+    for (every, measured) in [("3", [false, false, true, true]), ("0", [false, false, false, true])] {
+        let run = format!("every-{every}");
+        let curve = lab.train(&run, &["--set", &format!("train.evaluate_every={every}")]).json()["curve"].clone();
+        for (at, measured) in measured.into_iter().enumerate() {
+            assert_eq!(curve[at], if measured { whole[at].clone() } else { Value::Null }, "{every}: {curve}, {whole}");
+        }
+        let epochs: Vec<bool> = lab
+            .metrics(&run)?
+            .iter()
+            .filter(|record| record["kind"] == "epoch")
+            .map(|record| record.contains_key("test_error"))
+            .collect();
+        assert_eq!(epochs, measured);
+        assert!(lab.bytes(&format!("{run}/last.safetensors"))? == lab.bytes("whole/last.safetensors")?, "{every}");
+        assert_eq!(lab.train(&run, &["--resume"]).json()["curve"], curve, "a finished run is what it was");
+    }
+    let held = ["--set", "data.validation=50", "--set", "train.max_minutes=1e-9"];
+    assert_eq!(lab.train("held", &held).code, 130);
+    let other = [&held[..2], &["--resume", "--set", "train.evaluate_every=3"]].concat();
+    lab.train("held", &other).assert_fails(1, &["train.evaluate_every: 1 there, 3 here"]);
+    Ok(())
+}
+
 /// The saved configuration repeats the run alone.
 #[test]
 fn the_saved_configuration_repeats_the_run() -> Result<()> {

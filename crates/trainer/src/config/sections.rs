@@ -126,6 +126,8 @@ pub struct Train {
     pub log_every: usize,
     /// Steps between two saved states, besides every epoch's end; 0 for none.
     pub save_every: usize,
+    /// Epochs between two measurements of the error, besides the last epoch's; 0 for that one alone.
+    pub evaluate_every: usize,
     /// Largest norm of a gradient; 0 for no limit.
     pub clip: f64,
     /// Decay of the moving average of the weights; 0 for none.
@@ -184,6 +186,7 @@ impl Default for Train {
             max_minutes: 0.0,
             log_every: 50,
             save_every: 100,
+            evaluate_every: 1,
             clip: 0.0,
             ema: 0.0,
         }
@@ -199,6 +202,7 @@ impl Train {
         ("max_minutes", from(0.0, 1e9)),
         ("log_every", from(0.0, 1e12)),
         ("save_every", from(0.0, 1e12)),
+        ("evaluate_every", from(0.0, 1e12)),
         ("clip", from(0.0, 1e12)),
         ("ema", from(0.0, 0.999_999_999)),
     ];

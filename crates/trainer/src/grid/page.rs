@@ -38,11 +38,12 @@ pub fn page(dir: &Path) -> Result<String> {
     page.list(&summary.notes());
     let curves: Vec<&[CellFigures]> = summary.blocks().filter(|b| b.iter().any(|c| c.curve.len() > 1)).collect();
     if !curves.is_empty() {
-        page.heading("Error after each epoch");
+        page.heading("Error over the epochs");
     }
     for block in curves {
         let of = block[0].curve_of.name();
-        let lines: Vec<Line> = block.iter().filter(|c| c.curve.len() > 1).map(curve).collect();
+        let lines: Vec<Line> =
+            block.iter().filter(|c| c.curve.len() > 1).map(|c| (c.short().into(), c.curve.clone())).collect();
         let name = if block[0].block.is_empty() { String::new() } else { format!("Block {}: ", block[0].block) };
         let caption = format!("{name}{of} that are wrong, means over the runs of a cell.");
         page.drawing(&plot::lines(["epoch", &format!("{of} wrong, %")], &lines)?, &caption);
@@ -64,8 +65,4 @@ pub fn page(dir: &Path) -> Result<String> {
     }
     page.table(&all);
     Ok(page.finish())
-}
-
-fn curve(cell: &CellFigures) -> Line {
-    (cell.short().into(), cell.curve.iter().enumerate().map(|(at, error)| ((at + 1) as f64, *error)).collect())
 }

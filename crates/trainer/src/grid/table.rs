@@ -123,8 +123,8 @@ pub struct CellFigures {
     pub share: Option<f64>,
     /// Every run's error, by seed.
     pub runs: Vec<(u64, f64)>,
-    /// The mean error after each epoch, as far as all its runs have one.
-    pub curve: Vec<f64>,
+    /// Epochs after which all its runs were measured, counted from 1, and the mean error.
+    pub curve: Vec<(f64, f64)>,
     /// The images that it is of.
     pub curve_of: JudgedBy,
     /// Commits of the programs that made its runs.

@@ -20,7 +20,7 @@ use crate::nn::{Network, StateDict};
 const PICTURES: usize = 4;
 
 impl Run<'_> {
-    /// Measures the epoch on `curve`, records it, and starts new sums.
+    /// Measures the epoch on `curve` if it is one to be measured, records it, and starts new sums.
     pub(super) fn end_epoch(
         &mut self,
         epoch: usize,
@@ -32,7 +32,8 @@ impl Run<'_> {
         let (t, state) = (&self.config.train, &self.state);
         let weights = self.learner.model.state_dict()?;
         state.check(&weights)?;
-        let evaluation = evaluate_quickly(&self.learner.model, curve)?;
+        let error =
+            self.is_measured(epoch).then(|| evaluate_quickly(&self.learner.model, curve)).transpose()?.map(|e| e.error);
         let n = state.sums.images.max(1.0);
         let (name, word) = if held_out { ("val_error", "validation") } else { ("test_error", "test") };
         let train_error = 100.0 * state.sums.wrong / n;
@@ -40,37 +41,42 @@ impl Run<'_> {
             ("epoch".to_string(), json!(epoch + 1)),
             ("lr".into(), json!(self.learner.schedule.lr(state.step - 1))),
             ("train_error".into(), json!(train_error)),
-            (name.into(), json!(evaluation.error)),
             ("total".into(), json!(state.sums.total / n)),
         ]);
+        values.extend(error.map(|error| (name.to_string(), json!(error))));
         values.extend(state.sums.terms.iter().map(|(term, sum)| (term.clone(), json!(sum / n))));
         values.extend([
             ("seconds".to_string(), json!(state.seconds)),
             ("images_per_second".into(), json!(n * (epoch + 1) as f64 / state.seconds.max(1e-9))),
         ]);
         recorder.write("epoch", state.step, &values)?;
-        self.pictures(curve, recorder)?;
+        if error.is_some() {
+            self.pictures(curve, recorder)?;
+        }
         recorder.flush()?;
+        let told = error.map_or(String::new(), |error| format!("  {word} error {error:.2} %"));
         recorder.say(&format!(
-            "epoch {:>3}/{}  loss {:.4}  train error {train_error:.2} %  {word} error {:.2} %  {:.0} s",
+            "epoch {:>3}/{}  loss {:.4}  train error {train_error:.2} %{told}  {:.0} s",
             epoch + 1,
             t.epochs,
             state.sums.total / n,
-            evaluation.error,
             state.seconds,
         ));
-        if held_out && evaluation.error < self.state.best {
-            self.state.best = evaluation.error;
+        if held_out && let Some(error) = error.filter(|error| *error < self.state.best) {
+            self.state.best = error;
             self.save_weights(&dir.join("best.safetensors"), &weights, epoch + 1, None)?;
         }
         self.save_weights(&dir.join("last.safetensors"), &weights, epoch + 1, None)?;
-        self.state.epochs.push(EpochFigures {
-            train_error,
-            train_loss: self.state.sums.total / n,
-            curve_error: evaluation.error,
-        });
+        self.state.epochs.push(EpochFigures { train_error, train_loss: self.state.sums.total / n, curve_error: error });
         self.state.sums = Sums::default();
         Ok(())
+    }
+
+    /// Whether the error after this epoch, counted from 0, is measured.
+    fn is_measured(&self, epoch: usize) -> bool {
+        let t = &self.config.train;
+        let due = t.evaluate_every > 0 && (epoch + 1).is_multiple_of(t.evaluate_every);
+        due || epoch + 1 == t.epochs
     }
 
     /// Shows a few images, the student's maps and the teacher's under them.
@@ -86,7 +92,7 @@ impl Run<'_> {
             Ok(maps) => recorder.image("maps", &gallery::sheet(&chosen, &maps)?, self.state.step),
             // A run that matches no maps may well have a layer or a head that this method cannot explain.
             Err(e) => {
-                if self.state.epochs.is_empty() {
+                if self.state.epochs.iter().all(|earlier| earlier.curve_error.is_none()) {
                     recorder.say(&format!("no picture of maps by {}: {}", self.config.loss.interpreter, sentence(&e)));
                 }
                 Ok(())

@@ -50,7 +50,7 @@ pub fn page(dir: &Path, judged_by: JudgedBy, device: &Device) -> Result<String> 
         (Some(report), _) => outcome(&mut page, report, judged_by),
         (None, Some(d)) => page.text(&format!("Diverged at step {}: {} (commit {}).", d.step, d.what, d.commit)),
         (None, None) => page.text(&format!(
-            "Not finished: {} of {} epochs are measured. What follows is what there is.",
+            "Not finished: {} of {} epochs are done. What follows is what there is.",
             measured.epochs.len(),
             config.train.epochs
         )),

@@ -58,9 +58,10 @@ pub struct Report {
     /// Mean norm of each term's gradient over the logged steps, unweighted, and of the `total`.
     #[serde(default)]
     pub gradient_norms: BTreeMap<String, f64>,
-    /// The error after each epoch: of the held-out images, or of the test images where none are held out.
+    /// The error after each epoch, none where it was not measured (`train.evaluate_every`): of the held-out images, or of the test
+    /// images where none are held out.
     #[serde(default)]
-    pub curve: Vec<f64>,
+    pub curve: Vec<Option<f64>>,
     /// What student and teacher have in common on the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
@@ -98,8 +99,13 @@ impl Report {
     pub fn error(&self, judged_by: JudgedBy) -> f64 {
         match judged_by {
             JudgedBy::TestImages => self.test_error,
-            JudgedBy::HeldOutImages => self.curve.last().copied().unwrap_or(f64::NAN),
+            JudgedBy::HeldOutImages => self.curve.last().copied().flatten().unwrap_or(f64::NAN),
         }
+    }
+
+    /// The epochs whose error was measured, counted from 1, and it.
+    pub fn measured_epochs(&self) -> Vec<(f64, f64)> {
+        self.curve.iter().zip(1..).filter_map(|(error, epoch)| Some((f64::from(epoch), (*error)?))).collect()
     }
 }
 

@@ -31,8 +31,8 @@ pub struct EpochFigures {
     pub train_error: f64,
     /// Mean of the total loss.
     pub train_loss: f64,
-    /// Of the held-out images, or of the test images where none are held out.
-    pub curve_error: f64,
+    /// Of the held-out images, or of the test images where none are held out; none where the epoch was not measured.
+    pub curve_error: Option<f64>,
 }
 
 /// Hashes of what a run reads, by name.
@@ -120,7 +120,8 @@ impl State {
             .chain(self.sums.terms.values().copied())
             .collect();
         tensors.insert("sums".into(), Entry::f64(&[sums.len()], &sums));
-        let epochs: Vec<f64> = self.epochs.iter().flat_map(|e| [e.train_error, e.train_loss, e.curve_error]).collect();
+        let figures = |e: &EpochFigures| [e.train_error, e.train_loss, e.curve_error.unwrap_or(f64::NAN)];
+        let epochs: Vec<f64> = self.epochs.iter().flat_map(figures).collect();
         tensors.insert("epochs".into(), Entry::f64(&[self.epochs.len(), 3], &epochs));
         let norms: Vec<f64> = self.norms.values().flatten().copied().collect();
         tensors.insert("norms".into(), Entry::f64(&[self.norms.len(), 2], &norms));
@@ -174,7 +175,7 @@ impl State {
                 .map(|[train_error, train_loss, curve_error]| EpochFigures {
                     train_error: *train_error,
                     train_loss: *train_loss,
-                    curve_error: *curve_error,
+                    curve_error: Some(*curve_error).filter(|error| !error.is_nan()),
                 })
                 .collect(),
             norms: terms_of_norms.into_iter().zip(norms.as_chunks().0.iter().copied()).collect(),
@@ -199,7 +200,9 @@ mod tests {
             student: StateDict { parameters: vec![1.0, -2.5], running: vec![0.5] },
             optimizer: Slots::from([("momentum".into(), vec![0.1, 0.2])]),
             sums: Sums { images: 3.0, wrong: 1.0, total: 0.7, terms: BTreeMap::from([("ce".into(), 0.1)]) },
-            epochs: vec![EpochFigures { train_error: 1.0, train_loss: 2.0, curve_error: 3.0 }],
+            epochs: [Some(3.0), None]
+                .map(|curve_error| EpochFigures { train_error: 1.0, train_loss: 2.0, curve_error })
+                .to_vec(),
             norms: BTreeMap::from([("ce".into(), [1.5, 2.0])]),
             commits: vec!["abc".into()],
             best: 12.5,

@@ -41,7 +41,7 @@ pub(super) fn of(cells: &[&Cell], sharing: &[&Cell], about: &About) -> Vec<CellF
         share: share(cell),
         runs: cell.runs.iter().map(|r| r.seed).zip(cell.errors()).collect(),
         curve_of: cell.runs.first().map_or(cell.judged_by, Run::curve_of),
-        curve: (0..).map_while(|at| mean_at(&cell.runs, at)).collect(),
+        curve: curve(&cell.runs),
         commits: cell.runs.iter().flat_map(|r| r.report.commits.iter().chain([&r.report.commit])).cloned().collect(),
         machines: cell.runs.iter().map(|r| r.report.machine.clone()).collect(),
     };
@@ -101,8 +101,12 @@ fn share(cell: &Cell) -> Option<f64> {
     })
 }
 
-/// The mean of the runs' errors after an epoch, if all have it.
-fn mean_at(runs: &[Run], at: usize) -> Option<f64> {
-    let errors: Option<Vec<f64>> = runs.iter().map(|run| run.report.curve.get(at).copied()).collect();
-    errors.filter(|errors| !errors.is_empty()).map(|errors| statistics::mean(&errors))
+/// The mean of the runs' errors after each epoch that was measured in all of them.
+fn curve(runs: &[Run]) -> Vec<(f64, f64)> {
+    let mean_at = |at: usize| {
+        let errors: Option<Vec<f64>> = runs.iter().map(|run| run.report.curve.get(at).copied().flatten()).collect();
+        Some(((at + 1) as f64, statistics::mean(&errors?)))
+    };
+    let epochs = runs.iter().map(|run| run.report.curve.len()).min().unwrap_or(0);
+    (0..epochs).filter_map(mean_at).collect()
 }

@@ -202,7 +202,7 @@ fn without_seed(config: &Value) -> Value {
     let mut config = config.clone();
     remove_seeds(&mut config);
     for (section, keys) in [
-        ("train", &["max_minutes", "log_every", "save_every"][..]),
+        ("train", &["max_minutes", "log_every", "save_every", "evaluate_every"][..]),
         ("data", &["dir"]),
         ("teacher", &["checkpoint", "cache", "cache_limit_mb"]),
         ("student", &["checkpoint"]),

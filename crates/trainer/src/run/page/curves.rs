@@ -54,10 +54,10 @@ impl Measured {
             [("training images", "train_error"), ("held-out images", "val_error"), ("test images", "test_error")];
         let mut errors: Vec<Line> = errors.into_iter().filter_map(|(name, key)| of_epochs(name, key)).collect();
         if errors.is_empty()
-            && let Some(curve) = report.map(|r| &r.curve).filter(|curve| curve.len() > 1)
+            && let Some(curve) = report.map(Report::measured_epochs).filter(|curve| curve.len() > 1)
         {
             let name = if config.data.validation > 0 { "held-out images" } else { "test images" };
-            errors.push((name.into(), curve.iter().enumerate().map(|(at, e)| ((at + 1) as f64, *e)).collect()));
+            errors.push((name.into(), curve));
         }
         let values = terms.iter().filter_map(|(name, w)| line(name, name, *w, &self.epochs, epoch));
         let values: Vec<Line> = of_epochs("the loss", "total").into_iter().chain(values).collect();
@@ -75,7 +75,7 @@ impl Measured {
             ""
         };
         let drawn = [
-            (errors, "error, %", format!("Errors after each epoch.{during}")),
+            (errors, "error, %", format!("Errors after each epoch that was measured.{during}")),
             if scheduled {
                 (
                     values,
