@@ -116,11 +116,13 @@ macro_rules! simd {
     };
 }
 
+// Of 16 registers 8 sums, two of columns and one or two of a row. Six rows would fill all of them, and what the compiler makes of
+// that goes through memory in the longer functions: half as fast (`docs/decisions/0027-four-rows-on-avx2.md`).
 simd!(
     Avx2,
     __m256,
     8,
-    6,
+    4,
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_set1_ps,

@@ -240,7 +240,7 @@ fn dry_run(grid: &Grid, cost: &cost::Cost, out: &Path) -> Result<Done> {
     table.rows.push(vec!["all".into(), runs.into(), Entry::Nothing, pflop.into(), hours.into(), "".into()]);
     let (threads, done) = (rayon::current_num_threads(), with_report(grid, out));
     let text = format!(
-        "{}hours: steps measured here on {threads} threads, one run after another; evaluation comes on top.\n\
+        "{}hours: steps and evaluations measured here on {threads} threads, one run after another; each run's report comes on top.\n\
          Teachers' caches: {} MB on disk, {:.2} h to fill, once. Profile {}, folder {}, {done} of {runs} runs have a report.\n",
         table.text(),
         cost.cache_mb,

@@ -194,6 +194,12 @@ impl Default for Train {
 }
 
 impl Train {
+    /// Whether the error after an epoch, counted from 0, is measured.
+    pub fn measures(&self, epoch: usize) -> bool {
+        let due = self.evaluate_every > 0 && (epoch + 1).is_multiple_of(self.evaluate_every);
+        due || epoch + 1 == self.epochs
+    }
+
     /// What its numbers may be.
     pub const RANGES: Ranges = &[
         ("epochs", from(1.0, 1e6)),

@@ -1,8 +1,7 @@
-//! What a grid will cost, from a measured step on this machine.
+//! What a grid will cost, from a measured step and a measured evaluation on this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Add;
-use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Device;
@@ -10,14 +9,14 @@ use candle_core::Device;
 use super::Grid;
 use crate::bench::{median_ms, step};
 use crate::config::Config;
-use crate::data::{Images, Splits};
+use crate::data::Splits;
 use crate::distill::Part;
 use crate::distill::teacher::Frozen;
 use crate::error::sentence;
-use crate::nn::{Backend, Network, Normalization, StateDict};
+use crate::nn::{Backend, Model, Network, Normalization, StateDict};
 use crate::run::{self, teacher};
 
-/// Timed repetitions of a step.
+/// Timed repetitions.
 const REPEATS: u32 = 3;
 
 /// Of a cell, over all its seeds.
@@ -31,7 +30,7 @@ pub struct Cell {
     pub epochs: usize,
     /// Of all runs, the teacher's part included where it is asked live.
     pub flops: f64,
-    /// Of all runs, steps alone.
+    /// Of all runs: steps, and the evaluations of the curve.
     pub hours: f64,
     /// Why it cannot run, where it cannot.
     pub error: Option<String>,
@@ -48,21 +47,22 @@ pub struct Cost {
     pub cache_mb: u64,
 }
 
-/// What a step takes.
+/// What a step takes, and an evaluation.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     student_ms: f64,
     teacher_ms: f64,
+    evaluation_ms: f64,
     student_flops: f64,
     teacher_flops: f64,
     steps: usize,
     images: usize,
 }
 
-/// Measures one step of every kind of run in the grid.
+/// Measures one step, and what an evaluation takes, of every kind of run in the grid.
 pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
     let mut cost = Cost::default();
-    let mut images: BTreeMap<String, Arc<Images>> = BTreeMap::new();
+    let mut sets: BTreeMap<String, Splits> = BTreeMap::new();
     let mut measured: BTreeMap<String, Step> = BTreeMap::new();
     let mut cached: BTreeSet<String> = BTreeSet::new();
     let mut views: BTreeMap<String, (u64, Step)> = BTreeMap::new();
@@ -75,15 +75,14 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
         cost.cells[at].runs += 1;
         let step = cell.config().and_then(|config| {
             let data = format!("{:?}", config.data);
-            if !images.contains_key(&data) {
-                images.insert(data.clone(), Arc::new(Splits::load(&config.data)?.train));
+            if !sets.contains_key(&data) {
+                sets.insert(data.clone(), Splits::load(&config.data)?);
             }
-            let images = &images[&data];
             let (train, teacher) = (&config.train, &config.teacher);
             let what = (&config.student, &config.loss, train.batch, train.dtype, teacher, &config.interpreter);
             let key = format!("{data} {what:?}");
             if !measured.contains_key(&key) {
-                measured.insert(key.clone(), measure(&config, images, device)?);
+                measured.insert(key.clone(), measure(&config, &sets[&data], device)?);
             }
             Ok((config, measured[&key]))
         });
@@ -102,7 +101,8 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
         let ms = step.student_ms + if live { step.teacher_ms } else { 0.0 };
         row.epochs = epochs;
         row.flops += shown * (step.student_flops + if live { step.teacher_flops } else { 0.0 });
-        row.hours += ms * (step.steps * epochs) as f64 / 3.6e6;
+        let evaluations = (0..epochs).filter(|epoch| config.train.measures(*epoch)).count();
+        row.hours += (ms * (step.steps * epochs) as f64 + step.evaluation_ms * evaluations as f64) / 3.6e6;
         if let Some(dir) = cache {
             let key = format!("{dir:?} {:?} {:?} {:?}", config.teacher, config.data, config.train.dtype);
             let count = teacher::views(&config);
@@ -131,7 +131,8 @@ fn parts_mb(config: &Config, images: usize) -> Result<Vec<(String, u64)>> {
     Ok(teacher::names(&parts)?.into_iter().zip(sizes.iter().map(mb)).collect())
 }
 
-fn measure(config: &Config, images: &Images, device: &Device) -> Result<Step> {
+fn measure(config: &Config, splits: &Splits, device: &Device) -> Result<Step> {
+    let images = &splits.train;
     let (dtype, precision) = config.train.dtype.parts();
     let backend = Backend { precision, ..Backend::new(dtype, device) };
     let architecture = run::architecture(config, images)?;
@@ -152,8 +153,11 @@ fn measure(config: &Config, images: &Images, device: &Device) -> Result<Step> {
         teacher_ms = median_ms(REPEATS, device, || teacher.ask(&batch).map(drop))?;
         output = Some(teacher.ask(&batch)?);
     }
+    let pixels = student.images(&batch.pixels)?;
+    let glance_ms = median_ms(REPEATS, device, || student.glance(&pixels).map(drop))?;
+    let evaluation_ms = glance_ms * splits.curve.len() as f64 / batch.len() as f64;
     let mut learner = step::learner(student, output, objective)?;
     let student_ms = median_ms(REPEATS, device, || learner.step(&batch).map(drop))?;
     let steps = loader.steps(images.len());
-    Ok(Step { student_ms, teacher_ms, student_flops, teacher_flops, steps, images: images.len() })
+    Ok(Step { student_ms, teacher_ms, evaluation_ms, student_flops, teacher_flops, steps, images: images.len() })
 }

@@ -32,8 +32,8 @@ impl Run<'_> {
         let (t, state) = (&self.config.train, &self.state);
         let weights = self.learner.model.state_dict()?;
         state.check(&weights)?;
-        let error =
-            self.is_measured(epoch).then(|| evaluate_quickly(&self.learner.model, curve)).transpose()?.map(|e| e.error);
+        let evaluation = t.measures(epoch).then(|| evaluate_quickly(&self.learner.model, curve)).transpose()?;
+        let error = evaluation.map(|evaluation| evaluation.error);
         let n = state.sums.images.max(1.0);
         let (name, word) = if held_out { ("val_error", "validation") } else { ("test_error", "test") };
         let train_error = 100.0 * state.sums.wrong / n;
@@ -70,13 +70,6 @@ impl Run<'_> {
         self.state.epochs.push(EpochFigures { train_error, train_loss: self.state.sums.total / n, curve_error: error });
         self.state.sums = Sums::default();
         Ok(())
-    }
-
-    /// Whether the error after this epoch, counted from 0, is measured.
-    fn is_measured(&self, epoch: usize) -> bool {
-        let t = &self.config.train;
-        let due = t.evaluate_every > 0 && (epoch + 1).is_multiple_of(t.evaluate_every);
-        due || epoch + 1 == t.epochs
     }
 
     /// Shows a few images, the student's maps and the teacher's under them.

@@ -56,13 +56,11 @@ pub(super) fn of(block: &str, cells: &[&Cell], figures: &[CellFigures], about: &
         "table.toml chooses in the block {block}, which is judged by the test images: what is chosen by them looks better on \
          them than it is. Hold images out (data.validation) and name the block in held_out"
     );
-    let given = |x: f64| x >= 0.0 && x.is_finite();
-    ensure!(
-        rule.within.is_none_or(given) && rule.toward.is_finite(),
-        "table.toml, choose.{block}: within must be a number of at least 0 and toward a number, not {} and {}",
-        rule.within.unwrap_or_default(),
-        rule.toward
-    );
+    if let Some(within) = rule.within {
+        let counts = within >= 0.0 && within.is_finite();
+        ensure!(counts, "table.toml, choose.{block}: within must be a number of at least 0, not {within}");
+    }
+    ensure!(rule.toward.is_finite(), "table.toml, choose.{block}: toward must be a number, not {}", rule.toward);
     let mut names: BTreeMap<&str, Vec<Tried>> = BTreeMap::new();
     for figure in figures {
         // A cell without a number, as one without the term, stands beside the search.
