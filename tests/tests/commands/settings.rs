@@ -44,14 +44,23 @@ fn every_setting_stands_in_the_reference() -> Result<()> {
     let missing: Vec<_> = known.difference(&given).filter(|path| !listed(path)).collect();
     assert!(missing.is_empty(), "configs/settings.toml lacks {missing:?}");
     // A setting without a default is known by the error that names all of a table's.
-    for table in ["data", "teacher"] {
-        let asked = format!("{table}.nonsense = 0").parse()?;
-        let told = typed::<Config>(asked).err().context("nonsense is a setting")?.to_string();
-        let accepted: Vec<&str> = told.split('`').skip(1).step_by(2).filter(|key| *key != "nonsense").collect();
-        assert!(accepted.len() > 4, "{told}");
-        for key in accepted {
-            assert!(all[table].get(key).is_some(), "configs/settings.toml lacks {table}.{key}: {told}");
-        }
+    let mut accepted = BTreeSet::new();
+    for table in ["data", "teacher", "loss", "train", "optim", "init"] {
+        let told = typed::<Config>(format!("{table}.nonsense = 0").parse()?).err().context("nonsense is a setting")?;
+        let told = told.to_string();
+        let keys: Vec<&str> = told.split('`').skip(1).step_by(2).filter(|key| *key != "nonsense").collect();
+        assert!(!keys.is_empty(), "{told}");
+        accepted.extend(keys.into_iter().map(|key| format!("{table}.{key}")));
     }
+    let told =
+        Config::from_table("student = { arch = 'wrn-16-2', nonsense = 'x' }".parse()?).err().context("so it is")?;
+    let keys = trainer::error::sentence(&told);
+    let keys = keys.split_once("accepted: ").context("the student's settings are named")?.1;
+    accepted.extend(keys.split(", ").map(|key| format!("student.{key}")));
+    assert!(accepted.len() > 40, "{accepted:?}");
+    let stands = |path: &String| path.split_once('.').is_some_and(|(table, key)| all[table].get(key).is_some());
+    let terms = |path: &String| trainer::distill::terms::NAMES.iter().any(|term| path == &format!("loss.{term}"));
+    let missing: Vec<_> = accepted.iter().filter(|path| !stands(path) && !terms(path)).collect();
+    assert!(missing.is_empty(), "configs/settings.toml lacks {missing:?}");
     Ok(())
 }

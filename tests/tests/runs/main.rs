@@ -320,6 +320,13 @@ fn epochs_are_measured_as_often_as_asked() -> Result<()> {
     assert_eq!(lab.train("held", &held).code, 130);
     let other = [&held[..2], &["--resume", "--set", "train.evaluate_every=3"]].concat();
     lab.train("held", &other).assert_fails(1, &["train.evaluate_every: 1 there, 3 here"]);
+    // The last epoch of a run may be its best, so a longer one has to measure it, too.
+    let held = ["--set", "data.validation=50", "--set", "train.evaluate_every=3", "--resume", "--set"];
+    let epochs = |n: &'static str| [&held[..], &[n]].concat();
+    lab.train("short", &epochs("train.epochs=4")).json();
+    lab.train("short", &epochs("train.epochs=6")).assert_fails(1, &["a run of 4 epochs", "train.evaluate_every = 3"]);
+    lab.train("even", &epochs("train.epochs=3")).json();
+    assert_eq!(lab.train("even", &epochs("train.epochs=6")).json()["epochs"], 6);
     Ok(())
 }
 

@@ -116,8 +116,8 @@ macro_rules! simd {
     };
 }
 
-// Of 16 registers 8 sums, two of columns and one or two of a row. Six rows would fill all of them, and what the compiler makes of
-// that goes through memory in the longer functions: half as fast (`docs/decisions/0027-four-rows-on-avx2.md`).
+// Of 16 registers 8 sums, two of columns and one or two of a row. Six rows would fill all of them, and in the longer functions the
+// compiler keeps some sums in memory then: two thirds as fast (`docs/decisions/0027-four-rows-on-avx2.md`).
 simd!(
     Avx2,
     __m256,

@@ -150,7 +150,7 @@ macro_rules! terms {
             pub weights: Weights,
             /// How they change.
             pub schedule: Schedules,
-            /// Softening of both outputs in L_KD.
+            /// Softening of both outputs in L_KD, and in the regions of `region_kl`.
             pub temperature: f64,
             /// Whether L_KD compares standardised logits.
             pub logit_std: bool,
@@ -234,7 +234,7 @@ terms! {
     in_loss {
         ce: CrossEntropy = 1.0, &["label_smoothing"];
         kd: Distillation = 0.0, &["temperature", "logit_std"];
-        explanation: Matching = 0.0, &["interpreter", "distance", "class", "layer", "gradient", "relu", "control"];
+        explanation: Matching = 0.0, &["interpreter", "distance", "class", "layer", "gradient", "relu", "control", "temperature"];
         attention: AttentionTransfer = 0.0, &[];
         bce: Bce = 0.0, &[];
         sp: Sp = 0.0, &[];

@@ -90,9 +90,10 @@ pub fn time(duration: Duration) -> String {
     if minutes >= 60 { format!("{} h {:02} min", minutes / 60, minutes % 60) } else { format!("{minutes} min") }
 }
 
-/// The last epoch that a run has measured, and its error: `e12 8.31`.
+/// The epoch that a run is in, and the last error that it has measured: `e12 8.3`.
 fn latest(dir: &Path) -> Option<String> {
-    const TAIL: u64 = 4096;
+    // Enough for the lines of several epochs: not each is measured.
+    const TAIL: u64 = 1 << 16;
     let mut file = File::open(dir.join("metrics.jsonl")).ok()?;
     let len = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(TAIL))).ok()?;

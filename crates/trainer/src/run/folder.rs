@@ -54,6 +54,14 @@ pub fn check_config(config: &Config, dir: &Path, resume: bool) -> Result<()> {
         && old.train.epochs < config.train.epochs
         && comparable(&with_epochs_of(&old, config), config) == comparable(config, config);
     ensure!(
+        !longer || measures_the_last(&old, config),
+        "{} holds a run of {} epochs, whose best may be the last of them. A longer one with train.evaluate_every = {} does not measure \
+         that epoch: choose another folder with --run",
+        dir.display(),
+        old.train.epochs,
+        config.train.evaluate_every
+    );
+    ensure!(
         !longer,
         "{} holds a run of {} epochs. With optim.schedule = \"{}\" more of them change the rate of those that are done; there are two \
          ways on: a new run from its weights (--set student.checkpoint={} --run NEW), or a schedule that does not depend on the \
@@ -158,8 +166,8 @@ pub fn diverged(error: &Diverged, inputs: &Inputs, dir: &Path) -> Result<()> {
 }
 
 /// What of a configuration must be the same for `new` to go on with it: names of files are not (their contents are
-/// compared), nor what is written how often, nor a smaller number of epochs where the rate of those that are done does
-/// not depend on it.
+/// compared), nor what is written how often, nor a smaller number of epochs where neither the rate of those that are done
+/// nor the choice of the best of them depends on it.
 fn comparable(config: &Config, new: &Config) -> Config {
     let mut c = config.identity();
     c.student.checkpoint = c.student.checkpoint.map(|_| PathBuf::new());
@@ -168,11 +176,17 @@ fn comparable(config: &Config, new: &Config) -> Config {
     }
     c.train.log_every = 0;
     let (schedule, warmup) = (new.optim.schedule, config.optim.warmup <= config.train.epochs as f64);
-    let free = matches!(schedule, LrSchedule::Constant | LrSchedule::MultiStep) && warmup;
+    let free =
+        matches!(schedule, LrSchedule::Constant | LrSchedule::MultiStep) && warmup && measures_the_last(config, new);
     if free && c.train.epochs < new.train.epochs {
         c.train.epochs = new.train.epochs;
     }
     c
+}
+
+/// Whether `new` measures the last epoch of `old`, which `old` did whatever its `evaluate_every`; asked where the best epoch is chosen.
+fn measures_the_last(old: &Config, new: &Config) -> bool {
+    old.data.validation == 0 || new.train.measures(old.train.epochs - 1)
 }
 
 /// The first key in which two configurations differ.

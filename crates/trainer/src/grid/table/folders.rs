@@ -139,7 +139,8 @@ pub(super) fn check(cells: &[Cell]) -> Result<()> {
     for cell in cells {
         for run in &cell.runs {
             ensure!(
-                cell.judged_by == JudgedBy::TestImages || (run.holds_out() && !run.report.curve.is_empty()),
+                cell.judged_by == JudgedBy::TestImages
+                    || (run.holds_out() && run.report.error(cell.judged_by).is_finite()),
                 "table.toml asks for the error of held-out images in the block {}, but {} seed {} held none out (data.validation)",
                 cell.block,
                 cell.name,

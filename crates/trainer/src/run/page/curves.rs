@@ -70,12 +70,12 @@ impl Measured {
         page.heading("Curves");
         let whose: Vec<&str> = errors.iter().map(|(name, _)| name.as_str()).collect();
         let during = if whose.contains(&"training images") {
-            " Training images are judged while the weights change."
+            " Training images are judged in every epoch, while the weights change; the others after the epochs that were measured."
         } else {
             ""
         };
         let drawn = [
-            (errors, "error, %", format!("Errors after each epoch that was measured.{during}")),
+            (errors, "error, %", format!("Errors by epoch.{during}")),
             if scheduled {
                 (
                     values,
@@ -112,7 +112,7 @@ impl Measured {
             any = true;
         }
         if !any {
-            page.text("There are none: a curve takes two epochs that are measured.");
+            page.text("There are none: a curve takes two epochs.");
         }
         Ok(())
     }
