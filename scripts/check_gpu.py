@@ -99,7 +99,7 @@ for test in ["device", "engines", "gradients", "trajectory"]:
         return {"result": [line for line in text.splitlines() if line.startswith("test result")]}
 
 
-TINY = ["train", "configs/quickstart.toml", "--set", "train.epochs=3", "--set", "train.log_every=1"]
+TINY = ["train", "configs/quickstart.toml", "--set", "train.epochs=3", "--set", "train.log_every=1", "--set", "train.evaluate_every=1"]
 
 
 def train(run, device, *more):

@@ -1,6 +1,6 @@
 //! Maps of somebody's own model: pixels that it weighs itself, seen by every method.
 //!
-//!     cargo run --release -p trainer --example explain
+//!     cargo run --release --example explain
 use cams::methods::Methods;
 use cams::{CamModel, Forward, LinearHead};
 use candle_core::{Device, Result, Tensor};

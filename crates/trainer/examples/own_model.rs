@@ -1,4 +1,4 @@
-//! Distils one's own candle model on one's own tensors: `cargo run --release -p trainer --example own_model`
+//! Distils one's own candle model on one's own tensors: `cargo run --release --example own_model`
 use anyhow::Result;
 use cams::{CamModel, LinearHead, methods::Methods};
 use candle_core::{Device, Tensor, Var};

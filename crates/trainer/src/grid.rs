@@ -18,6 +18,13 @@
 //! [[block.cell]]                         # or a cell by itself
 //! name = "attention"
 //! config = { loss = { weights = { attention = 1000.0 } } }
+//!
+//! [[stages]]                             # the order of work, where it is not that of the blocks
+//! block = "published"
+//! seeds = [0]                            # of the block's, if not all
+//!
+//! [table]                                # what `trainer table` is told, put into the grid's folder as table.toml
+//! published = { "published/ce" = 6.78 }
 //! ```
 
 pub mod cost;
@@ -34,7 +41,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 pub use file::parse_seeds;
-use file::{File, Stage};
+use file::{Block, File, Stage};
+use table::about::{self, About};
 use toml::Table;
 
 use crate::config::{Config, apply, merge, profiles, typed};
@@ -42,10 +50,10 @@ use crate::error::{nearest, unknown};
 
 /// One run of the grid.
 #[derive(Clone, Debug)]
-pub struct Cell {
+pub struct GridRun {
     /// Name of its block.
     pub block: String,
-    /// Its own name, the same for every seed.
+    /// Its cell's name, the same for every seed.
     pub name: String,
     /// Its seed.
     pub seed: u64,
@@ -53,14 +61,14 @@ pub struct Cell {
     pub table: Table,
 }
 
-impl Cell {
+impl GridRun {
     /// `block/name/sN`: its folder in the grid's, and what it is called in the ledger.
     pub fn id(&self) -> String {
         format!("{}/{}/s{}", self.block, self.name, self.seed)
     }
 
-    /// The same without the seed.
-    pub fn row(&self) -> String {
+    /// `block/name`: the same for every seed.
+    pub fn cell(&self) -> String {
         format!("{}/{}", self.block, self.name)
     }
 
@@ -72,7 +80,7 @@ impl Cell {
 
 /// What the command line asks for.
 #[derive(Clone, Debug, Default)]
-pub struct Choice {
+pub struct Selection {
     /// Another profile than the file's.
     pub profile: Option<String>,
     /// Other seeds than the file's.
@@ -85,7 +93,7 @@ pub struct Choice {
     pub set: Vec<String>,
 }
 
-/// A grid's cells in the order of work.
+/// A grid's runs in the order of work.
 #[derive(Clone, Debug)]
 pub struct Grid {
     /// The file's name without its ending.
@@ -93,46 +101,53 @@ pub struct Grid {
     /// The profile of all runs.
     pub profile: String,
     /// Every run.
-    pub cells: Vec<Cell>,
+    pub runs: Vec<GridRun>,
+    /// What `trainer table` is told of them.
+    pub about: Table,
 }
 
 impl Grid {
     /// Reads a file.
-    pub fn read(path: &Path, choice: &Choice) -> Result<Grid> {
+    pub fn read(path: &Path, selection: &Selection) -> Result<Grid> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the grid {}", path.display()))?;
         let name = path.file_stem().map_or("grid".into(), |s| s.to_string_lossy().into_owned());
         let table = text.parse::<Table>().with_context(|| format!("{} is not TOML", path.display()))?;
-        Grid::from_table(table, name, choice).with_context(|| format!("the grid {}", path.display()))
+        Grid::from_table(table, name, selection).with_context(|| format!("the grid {}", path.display()))
     }
 
-    fn from_table(table: Table, name: String, choice: &Choice) -> Result<Grid> {
+    fn from_table(table: Table, name: String, selection: &Selection) -> Result<Grid> {
         let file: File = typed(table)?;
-        let profile = choice.profile.clone().or(file.profile.clone()).unwrap_or_else(|| profiles::DEFAULT.into());
+        let profile = selection.profile.clone().or(file.profile.clone()).unwrap_or_else(|| profiles::DEFAULT.into());
         let layer = file.profiles.get(&profile).cloned().unwrap_or_default();
         let mut base = file.config.clone();
         apply(&mut base, &format!("train.profile=\"{profile}\""))?;
         merge(&mut base, layer.config.clone());
         let names: Vec<&str> = file.block.iter().map(|b| b.name.as_str()).collect();
-        for wanted in choice.blocks.iter().chain(file.stages.iter().map(|s| &s.block)) {
+        for wanted in selection.blocks.iter().chain(file.stages.iter().map(|s| &s.block)) {
             if !names.contains(&wanted.as_str()) {
                 return Err(unknown("block", wanted, &names));
             }
         }
         let distinct: BTreeSet<_> = names.iter().collect();
         ensure!(distinct.len() == names.len(), "two blocks have the same name: {}", names.join(", "));
+        if !file.table.is_empty() {
+            let cells =
+                |block: &Block| Ok((block.name.clone(), block.cells()?.into_iter().map(|(name, _)| name).collect()));
+            About::check_grid(&file.table, &file.block.iter().map(cells).collect::<Result<_>>()?)?;
+        }
         for key in &file.seed_keys {
             // Runs of one cell differ in their seeds alone, or no table could put them together.
             ensure!(key.ends_with(".seed"), "seed_keys: \"{key}\" is no seed: expected keys like \"train.seed\"");
-            let set = choice.set.iter().find(|set| set.split_once('=').is_some_and(|(k, _)| k.trim() == key));
+            let set = selection.set.iter().find(|set| set.split_once('=').is_some_and(|(k, _)| k.trim() == key));
             ensure!(set.is_none(), "--set {key}: the grid gives every run its seed; choose them with --seeds A..B");
         }
         let everything = || file.block.iter().map(|b| Stage { block: b.name.clone(), seeds: None }).collect();
         let stages = if file.stages.is_empty() { everything() } else { file.stages.clone() };
-        let (mut cells, mut seen) = (Vec::new(), BTreeSet::new());
-        for stage in stages.iter().filter(|s| choice.blocks.is_empty() || choice.blocks.contains(&s.block)) {
+        let (mut runs, mut seen) = (Vec::new(), BTreeSet::new());
+        for stage in stages.iter().filter(|s| selection.blocks.is_empty() || selection.blocks.contains(&s.block)) {
             for block in file.block.iter().filter(|b| b.name == stage.block) {
                 let given = stage.seeds.as_ref().or(layer.seeds.as_ref()).or(block.seeds.as_ref());
-                let seeds = match (&choice.seeds, given) {
+                let seeds = match (&selection.seeds, given) {
                     (Some(seeds), _) => seeds.clone(),
                     (None, Some(seeds)) => seeds.list()?,
                     (None, None) => vec![0],
@@ -148,25 +163,25 @@ impl Grid {
                                 block.name
                             );
                         }
-                        for set in &choice.set {
+                        for set in &selection.set {
                             apply(&mut table, set)?;
                         }
                         for key in &file.seed_keys {
                             apply(&mut table, &format!("{key}={seed}"))?;
                         }
-                        let cell = Cell { block: block.name.clone(), name: cell, seed, table };
-                        if seen.insert(cell.id()) {
-                            cells.push(cell);
+                        let run = GridRun { block: block.name.clone(), name: cell, seed, table };
+                        if seen.insert(run.id()) {
+                            runs.push(run);
                         }
                     }
                 }
             }
         }
-        if !choice.runs.is_empty() {
-            let ids: Vec<String> = cells.iter().map(Cell::id).collect();
+        if !selection.runs.is_empty() {
+            let ids: Vec<String> = runs.iter().map(GridRun::id).collect();
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
             ensure!(!ids.is_empty(), "there are no cells in it");
-            if let Some(wanted) = choice.runs.iter().find(|run| !ids.contains(&run.as_str())) {
+            if let Some(wanted) = selection.runs.iter().find(|run| !ids.contains(&run.as_str())) {
                 let hint = nearest(wanted, ids.iter().copied()).map(|id| format!(" (did you mean \"{id}\"?)"));
                 bail!(
                     "there is no run \"{wanted}\"{}: expected block/cell/sN, as in \"{}\"",
@@ -174,10 +189,15 @@ impl Grid {
                     ids[0]
                 );
             }
-            cells.retain(|cell| choice.runs.contains(&cell.id()));
+            runs.retain(|run| selection.runs.contains(&run.id()));
         }
-        ensure!(!cells.is_empty(), "there are no cells in it");
-        Ok(Grid { name, profile, cells })
+        ensure!(!runs.is_empty(), "there are no cells in it");
+        Ok(Grid { name, profile, runs, about: file.table })
+    }
+
+    /// Puts what is said of the runs into the grid's folder; true where a `table.toml` of somebody's own lies there, which stays.
+    pub fn put_about(&self, dir: &Path) -> Result<bool> {
+        if self.about.is_empty() { Ok(false) } else { about::put(&self.about, dir) }
     }
 
     /// The default folder.
@@ -201,8 +221,8 @@ fn holds(table: &Table, key: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn grid(text: &str, choice: &Choice) -> Result<Grid> {
-        Grid::from_table(text.parse()?, "g".into(), choice)
+    fn grid(text: &str, selection: &Selection) -> Result<Grid> {
+        Grid::from_table(text.parse()?, "g".into(), selection)
     }
 
     const TEXT: &str = "
@@ -227,32 +247,32 @@ mod tests {
 
     #[test]
     fn axes_make_cells_in_the_order_of_the_stages() -> Result<()> {
-        let grid = grid(TEXT, &Choice::default())?;
-        let ids: Vec<_> = grid.cells.iter().map(Cell::id).collect();
+        let grid = grid(TEXT, &Selection::default())?;
+        let ids: Vec<_> = grid.runs.iter().map(GridRun::id).collect();
         let of =
             |seed| ["ce-batch=8", "ce-batch=16", "none-batch=8", "none-batch=16"].map(|c| format!("b/{c}/s{seed}"));
         let expected: Vec<String> =
             of(0).into_iter().chain(of(1)).chain(["a/only/s4".to_string()]).chain(of(2)).collect();
         assert_eq!(ids, expected);
-        let config = grid.cells[1].config()?;
+        let config = grid.runs[1].config()?;
         assert_eq!((config.train.batch, config.train.epochs, config.train.seed), (16, 60, 0));
         assert_eq!((config.loss.label_smoothing, config.optim.lr), (0.1, 0.2));
-        assert_eq!(grid.cells[8].config()?.train.seed, 4);
+        assert_eq!(grid.runs[8].config()?.train.seed, 4);
         Ok(())
     }
 
     #[test]
     fn the_command_line_chooses() -> Result<()> {
-        let choice = Choice {
+        let selection = Selection {
             profile: Some("smoke".into()),
             seeds: Some(vec![9]),
             runs: vec![],
             blocks: vec!["a".into()],
             set: vec!["optim.lr=0.25".into()],
         };
-        let grid = grid(TEXT, &choice)?;
-        assert_eq!(grid.cells.iter().map(Cell::id).collect::<Vec<_>>(), ["a/only/s9"]);
-        let config = grid.cells[0].config()?;
+        let grid = grid(TEXT, &selection)?;
+        assert_eq!(grid.runs.iter().map(GridRun::id).collect::<Vec<_>>(), ["a/only/s9"]);
+        let config = grid.runs[0].config()?;
         assert_eq!((config.train.epochs, config.optim.lr, config.data.limit), (2, 0.25, 512));
         assert_eq!(grid.folder(), Path::new("runs/g-smoke"));
         Ok(())
@@ -280,9 +300,16 @@ mod tests {
             ),
             ("[[block]]\nname = 'a'\naxes = { 'train.seed' = [1, 2] }", "a/seed=1 sets train.seed"),
             ("config.train.seed = 3\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "a/x sets train.seed"),
+            ("table.margin = 0.0\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "[table]: margin is 0"),
+            ("table.held_out = ['b']\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "the grid has no \"b\""),
+            (
+                "table.published = { 'a/y' = 1.0 }\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "no \"a/y\" (did you mean \"a/x\"?)",
+            ),
+            ("table.against = { a = 'y' }\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "the grid has no \"y\""),
             ("stages = [{ block = 'c' }]\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "unknown block \"c\""),
         ] {
-            let error = format!("{:#}", grid(text, &Choice::default()).unwrap_err());
+            let error = format!("{:#}", grid(text, &Selection::default()).unwrap_err());
             assert!(error.contains(part), "{text}: {error}");
         }
     }

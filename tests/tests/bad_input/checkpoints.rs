@@ -71,6 +71,8 @@ fn wrong_checkpoints() -> Result<()> {
     train(&dir, "other", &planted).assert_fails(1, &["the teacher", "has 10 classes, the data 6"]);
     let warm = format!("student.checkpoint={good}");
     train(&dir, "other", &[&warm, "student.arch=wrn-10-2"]).assert_fails(1, &["warm start", "of another shape"]);
+    let raw = [&warm, "student.arch=wrn-10-1", "student.shortcut=raw"];
+    train(&dir, "other", &raw).assert_fails(1, &["warm start", "has shortcut = \"preact\": say so in [student]"]);
     Ok(())
 }
 

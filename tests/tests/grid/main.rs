@@ -26,6 +26,8 @@ const GRID: &str = "
     [config.train]
     log_every = 2
     save_every = 1
+    [table]
+    published = { 'a/ce-none' = 50.0 }
     [[block]]
     name = 'a'
     seeds = '0..2'
@@ -327,6 +329,24 @@ fn a_grid_of_mistakes_has_failed() -> Result<()> {
     lab.ablate("wrong", &["--run", "b/wrong/s0"]).assert_fails(1, &["1 could not run", "loss.temprature"]);
     lab.ablate("wrong", &["--seed", "1", "--seeds", "0..2"]).assert_fails(1, &["--seeds and --seed"]);
     lab.ablate("wrong", &["--set", "train.seed=5"]).assert_fails(1, &["--set train.seed", "--seeds A..B"]);
+    Ok(())
+}
+
+/// `[table]` goes where `trainer table` looks for it, as often as it changes; a file of somebody's own stays.
+#[test]
+fn what_a_grid_says_of_its_table_stands_beside_the_runs() -> Result<()> {
+    let lab = Lab::new()?;
+    let (grid, about) = (lab.path("grid.toml"), lab.path("told/table.toml"));
+    let told = || lab.ablate("told", &["--run", "a/ce-none/s0"]);
+    assert_eq!(told().json()["cells_done"], 1);
+    assert_eq!(lab.table("told")[0]["published"], 50.0);
+    let text = std::fs::read_to_string(&grid)?;
+    std::fs::write(&grid, text.replace("= 50.0", "= 40.0"))?;
+    told();
+    assert_eq!(lab.table("told")[0]["published"], 40.0);
+    std::fs::write(&about, "margin = 0.5\n")?;
+    assert!(told().stderr.contains("is not the grid's [table] and stays as it is"));
+    assert_eq!(std::fs::read_to_string(&about)?, "margin = 0.5\n");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use trainer::config::profiles;
 use trainer::grid::runner::{self, Options, Status};
-use trainer::grid::{Choice, Grid, cost, parse_seeds, slurm};
+use trainer::grid::{Grid, Selection, cost, parse_seeds, slurm};
 use trainer::report::table::{Entry, Table, column};
 use trainer::run::prepare::{Prepared, prepare};
 use trainer::terminal::say;
@@ -78,14 +78,14 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         (Some(seeds), None) => Some(parse_seeds(seeds)?),
         (None, seed) => seed.map(|seed| vec![seed]),
     };
-    let choice = Choice {
+    let selection = Selection {
         profile: args.profile.clone(),
         seeds,
         blocks: args.block.clone(),
         runs: args.run.clone(),
         set: args.set.clone(),
     };
-    let grid = Grid::read(&args.grid, &choice)?;
+    let grid = Grid::read(&args.grid, &selection)?;
     let out = args.out.clone().unwrap_or_else(|| grid.folder());
     let device = global.device()?;
     if args.dry_run {
@@ -98,7 +98,7 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
     let limit = args.max_minutes.map(minutes).transpose()?;
     let interrupted = interrupt::flag()?;
     if args.prepare {
-        let configs: Vec<_> = grid.cells.iter().filter_map(|cell| cell.config().ok()).collect();
+        let configs: Vec<_> = grid.runs.iter().filter_map(|run| run.config().ok()).collect();
         let stop = || interrupted.load(Ordering::Relaxed);
         let done = prepare(&configs.iter().collect::<Vec<_>>(), &device, &stop, &mut |line| {
             if !global.quiet {
@@ -106,12 +106,15 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
             }
         })?;
         let value = json!({
-            "out": out.display().to_string(), "cells_done": with_report(&grid, &out), "cells_total": grid.cells.len(),
+            "out": out.display().to_string(), "cells_done": with_report(&grid, &out), "cells_total": grid.runs.len(),
         });
         return Ok(match done {
             Prepared::Done => Done::Result("the teachers' caches are full\n".into(), value),
             Prepared::Interrupted => Done::Interrupted("interrupted; the views that are whole are kept".into()),
         });
+    }
+    if grid.put_about(&out)? && !global.quiet {
+        say(format!("{} is not the grid's [table] and stays as it is", out.join("table.toml").display()));
     }
     let jobs = args.jobs.unwrap_or(1) as usize;
     let options = Options {
@@ -140,9 +143,9 @@ pub(super) fn run(args: &AblateArgs, global: &Global) -> Result<Done> {
         }
     }
     text += &format!("; in {}\n", out.display());
-    for (cell, status) in grid.cells.iter().zip(&summary.statuses) {
+    for (run, status) in grid.runs.iter().zip(&summary.statuses) {
         if let Status::Failed(why) | Status::Diverged(why) = status {
-            text += &format!("  {}: {why}\n", cell.id());
+            text += &format!("  {}: {why}\n", run.id());
         }
     }
     if summary.stopped {
@@ -208,7 +211,7 @@ fn submit(args: &AblateArgs, global: &Global, grid: &Grid, options: &Options) ->
 
 /// Runs that have a report; whether it is of this very configuration is looked at when the grid is run.
 fn with_report(grid: &Grid, out: &Path) -> usize {
-    grid.cells.iter().filter(|cell| out.join(cell.id()).join("report.json").is_file()).count()
+    grid.runs.iter().filter(|run| out.join(run.id()).join("report.json").is_file()).count()
 }
 
 fn dry_run(grid: &Grid, cost: &cost::Cost, out: &Path) -> Result<Done> {
@@ -234,7 +237,7 @@ fn dry_run(grid: &Grid, cost: &cost::Cost, out: &Path) -> Result<Done> {
         });
     }
     let runs: usize = cost.cells.iter().map(|c| c.runs).sum();
-    let sum = |f: fn(&cost::Cell) -> f64| cost.cells.iter().map(f).sum::<f64>();
+    let sum = |f: fn(&cost::CellCost) -> f64| cost.cells.iter().map(f).sum::<f64>();
     let hours = sum(|c| c.hours) + cost.cache_hours;
     let pflop = sum(|c| c.flops) / 1e15;
     table.rows.push(vec!["all".into(), runs.into(), Entry::Nothing, pflop.into(), hours.into(), "".into()]);

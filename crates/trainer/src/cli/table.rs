@@ -12,7 +12,7 @@ use super::Done;
 /// Arguments of `trainer table`.
 #[derive(Args)]
 pub(super) struct TableArgs {
-    /// A grid's folder, or any folder with run folders in it. Its `table.toml` may hold `published` (a cell's published error),
+    /// A grid's folder, or any folder with run folders in it. Its `table.toml` (the `[table]` of a grid's file) may hold `published` (a cell's published error),
     /// `against` (what a cell or a block is compared with, where that is not `...-none`), `held_out` (blocks that are judged
     /// by the images held out, never by the test set), `choose` (what such a block chooses: `search = { within = 0.3, toward = 0.0
     /// }` takes the middle of the values within 0.3 points of the lowest error; one standard error if not given) and `margin` (of

@@ -30,7 +30,7 @@ pub struct Seeds {
 }
 
 /// `[seeds]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Comparison {
     /// Numbers of sampled permutations.

@@ -21,7 +21,7 @@ const REPEATS: u32 = 3;
 
 /// Of a cell, over all its seeds.
 #[derive(Clone, Debug)]
-pub struct Cell {
+pub struct CellCost {
     /// `block/name`.
     pub name: String,
     /// How many runs it is.
@@ -40,7 +40,7 @@ pub struct Cell {
 #[derive(Clone, Debug, Default)]
 pub struct Cost {
     /// Each cell's.
-    pub cells: Vec<Cell>,
+    pub cells: Vec<CellCost>,
     /// To fill the teachers' caches, once.
     pub cache_hours: f64,
     /// What they take on disk.
@@ -66,14 +66,14 @@ pub fn estimate(grid: &Grid, device: &Device) -> Result<Cost> {
     let mut measured: BTreeMap<String, Step> = BTreeMap::new();
     let mut cached: BTreeSet<String> = BTreeSet::new();
     let mut views: BTreeMap<String, (u64, Step)> = BTreeMap::new();
-    for cell in &grid.cells {
-        let name = cell.row();
+    for run in &grid.runs {
+        let name = run.cell();
         let at = cost.cells.iter().position(|r| r.name == name).unwrap_or_else(|| {
-            cost.cells.push(Cell { name, runs: 0, epochs: 0, flops: 0.0, hours: 0.0, error: None });
+            cost.cells.push(CellCost { name, runs: 0, epochs: 0, flops: 0.0, hours: 0.0, error: None });
             cost.cells.len() - 1
         });
         cost.cells[at].runs += 1;
-        let step = cell.config().and_then(|config| {
+        let step = run.config().and_then(|config| {
             let data = format!("{:?}", config.data);
             if !sets.contains_key(&data) {
                 sets.insert(data.clone(), Splits::load(&config.data)?);

@@ -21,6 +21,8 @@ pub(super) struct File {
     pub seed_keys: Vec<String>,
     #[serde(default)]
     pub stages: Vec<Stage>,
+    #[serde(default)]
+    pub table: Table,
     pub block: Vec<Block>,
 }
 

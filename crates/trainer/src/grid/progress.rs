@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Board {
-    /// Rows, and which cells are theirs.
+    /// Rows, and which runs are theirs.
     rows: Vec<(String, Vec<usize>)>,
     lines: Vec<ProgressBar>,
     all: MultiProgress,
@@ -27,13 +27,13 @@ pub struct Board {
 }
 
 impl Board {
-    /// Of a grid's cells.
+    /// Of a grid's runs.
     pub fn new(grid: &Grid, quiet: bool) -> Board {
         let mut rows: Vec<(String, Vec<usize>)> = vec![];
-        for (at, cell) in grid.cells.iter().enumerate() {
-            match rows.iter_mut().find(|(name, _)| *name == cell.row()) {
-                Some((_, cells)) => cells.push(at),
-                None => rows.push((cell.row(), vec![at])),
+        for (at, run) in grid.runs.iter().enumerate() {
+            match rows.iter_mut().find(|(name, _)| *name == run.cell()) {
+                Some((_, runs)) => runs.push(at),
+                None => rows.push((run.cell(), vec![at])),
             }
         }
         let plain = !quiet && !std::io::stderr().is_terminal();
@@ -65,7 +65,7 @@ impl Board {
         let eta = eta.map_or(String::new(), |eta| format!(", about {} to go", time(eta)));
         self.head.set_message(format!("{over} of {} runs{eta}", statuses.len()));
         let width = self.rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).min(36);
-        for ((name, cells), line) in self.rows.iter().zip(&self.lines) {
+        for ((name, runs), line) in self.rows.iter().zip(&self.lines) {
             let of = |at: &usize| match &statuses[*at] {
                 Status::Done { error, .. } => format!("{error:6.2}"),
                 Status::Running | Status::Elsewhere => latest(dirs[*at]).unwrap_or_else(|| "  ...".into()),
@@ -74,7 +74,7 @@ impl Board {
                 Status::Stopped => " paused".into(),
                 Status::Waiting => "     .".into(),
             };
-            line.set_message(format!("{name:width$} {}", cells.iter().map(of).collect::<Vec<_>>().join(" ")));
+            line.set_message(format!("{name:width$} {}", runs.iter().map(of).collect::<Vec<_>>().join(" ")));
         }
     }
 

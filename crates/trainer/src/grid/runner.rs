@@ -16,7 +16,7 @@ use self::process::Process;
 use super::ledger::{self, Event};
 use super::progress::{Board, time};
 use super::table::arithmetic;
-use super::{Cell, Grid};
+use super::{Grid, GridRun};
 use crate::config::{Config, Dtype};
 use crate::error::{Diverged, sentence};
 use crate::run::claim::Claim;
@@ -121,7 +121,7 @@ pub fn run(grid: &Grid, options: &Options) -> Result<Summary> {
         "{}: {} of {} runs are done; {} side by side, {} threads each",
         out.display(),
         work.statuses.iter().filter(|s| s.is_a_result()).count(),
-        grid.cells.len(),
+        grid.runs.len(),
         options.jobs,
         options.threads
     ));
@@ -164,12 +164,12 @@ impl<'g> Work<'g> {
     fn new(grid: &'g Grid, options: &'g Options<'g>) -> Result<Work<'g>> {
         let out = &options.out;
         fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
-        let place = |cell: &Cell| Place { dir: out.join(cell.id()), config: cell.config().ok() };
+        let place = |run: &GridRun| Place { dir: out.join(run.id()), config: run.config().ok() };
         let mut work = Work {
             grid,
             options,
-            runs: grid.cells.iter().map(place).collect(),
-            statuses: vec![Status::Waiting; grid.cells.len()],
+            runs: grid.runs.iter().map(place).collect(),
+            statuses: vec![Status::Waiting; grid.runs.len()],
             inputs: HashMap::new(),
             processes: vec![],
             began: Instant::now(),
@@ -197,8 +197,8 @@ impl<'g> Work<'g> {
     }
 
     fn look(&mut self, at: usize) -> Result<Status> {
-        let (cell, dir) = (&self.grid.cells[at], self.runs[at].dir.clone());
-        let config = match cell.config() {
+        let (run, dir) = (&self.grid.runs[at], self.runs[at].dir.clone());
+        let config = match run.config() {
             Ok(config) => config,
             Err(error) => return self.fail(at, &sentence(&error)),
         };
@@ -232,7 +232,7 @@ impl<'g> Work<'g> {
     }
 
     fn fail(&mut self, at: usize, why: &str) -> Result<Status> {
-        let id = self.grid.cells[at].id();
+        let id = self.grid.runs[at].id();
         ledger::append(&self.options.out, &id, Event::Failed, why)?;
         self.board.say(&format!("{id} cannot run: {why}"));
         Ok(Status::Failed(why.into()))
@@ -276,8 +276,8 @@ impl<'g> Work<'g> {
             self.statuses[at] = now;
             return Ok(());
         }
-        let id = self.grid.cells[at].id();
-        match Process::spawn(at, &self.grid.cells[at], &self.runs[at].dir, self.options) {
+        let id = self.grid.runs[at].id();
+        match Process::spawn(at, &self.grid.runs[at], &self.runs[at].dir, self.options) {
             Ok(process) => {
                 ledger::append(&self.options.out, &id, Event::Started, "")?;
                 self.board.say(&format!("{id} started"));
@@ -311,8 +311,8 @@ impl<'g> Work<'g> {
     }
 
     fn ended(&mut self, process: &Process, code: Option<i32>) -> Result<()> {
-        let at = process.cell;
-        let (id, out) = (self.grid.cells[at].id(), &self.options.out);
+        let at = process.at;
+        let (id, out) = (self.grid.runs[at].id(), &self.options.out);
         let status = match code.map(|c| u8::try_from(c).unwrap_or(u8::MAX)) {
             Some(0 | DIVERGED) => self.look(at)?,
             Some(ELSEWHERE) => Status::Elsewhere,

@@ -46,8 +46,8 @@ pub struct Jobs {
 
 /// Submits the runs that are not over; none if all are.
 pub fn submit(s: &Submission, statuses: &[Status]) -> Result<Option<Jobs>> {
-    let missing = s.grid.cells.iter().zip(statuses).filter(|(_, status)| !status.is_over());
-    let missing: Vec<String> = missing.map(|(cell, _)| cell.id()).collect();
+    let missing = s.grid.runs.iter().zip(statuses).filter(|(_, status)| !status.is_over());
+    let missing: Vec<String> = missing.map(|(run, _)| run.id()).collect();
     if missing.is_empty() {
         return Ok(None);
     }

@@ -1,6 +1,7 @@
 //! The table of a grid, from its run folders alone: what each cell came to, what the differences are worth, and what
 //! that says.
 
+pub(super) mod about;
 pub(super) mod arithmetic;
 mod choice;
 mod compare;
@@ -10,46 +11,16 @@ mod show;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use choice::{Choice, Rule};
+pub use about::judged_by;
+use about::{About, located};
+use anyhow::{Result, ensure};
+use choice::Choice;
 use folders::{Cell, check, walk};
-use serde::Deserialize;
 
 use crate::report::statistics::{Alike, Design, Difference, Pooled};
 use crate::run::JudgedBy;
-
-/// What a `table.toml` beside the runs may add: the published values, the margin, and what is compared with what.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct About {
-    /// Points within which two cells count as equal.
-    margin: f64,
-    /// `block/cell` and the error that somebody has published for it.
-    published: BTreeMap<String, f64>,
-    /// `block/cell`, or `block` for all its cells, and the cell that it is compared with, where that is not `...-none`: a cell
-    /// of its block, or another's `block/cell`.
-    against: BTreeMap<String, String>,
-    /// Blocks that settings are chosen by: their figure is the error of the images held out, and what their runs' reports say
-    /// of the test images is not looked at.
-    held_out: BTreeSet<String>,
-    /// Blocks of these that choose a value, and how.
-    choose: BTreeMap<String, Rule>,
-}
-
-impl Default for About {
-    fn default() -> Self {
-        About {
-            margin: 0.2,
-            published: BTreeMap::new(),
-            against: BTreeMap::new(),
-            held_out: BTreeSet::new(),
-            choose: BTreeMap::new(),
-        }
-    }
-}
 
 /// What a cell's difference to another is worth.
 pub struct Comparison {
@@ -176,52 +147,11 @@ pub struct Summary {
     pub absent: BTreeSet<String>,
 }
 
-impl About {
-    /// Of a grid's folder; nothing is said where it holds no `table.toml`.
-    fn read(root: &Path) -> Result<About> {
-        let path = root.join("table.toml");
-        match fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(About::default()),
-            text => {
-                let context = || format!("reading {}", path.display());
-                toml::from_str(&text.with_context(context)?).with_context(context)
-            }
-        }
-    }
-}
-
-/// The folder of the grid that a folder (block, cell, seed) lies in, whose names it has and of which what is said holds; the
-/// folder itself where it is in none. And the folder, written out: `.` has nothing above it.
-fn located(dir: &Path) -> (PathBuf, PathBuf) {
-    let root = |dir: &Path| dir.ancestors().take(4).find(|d| d.join("table.toml").is_file()).map(Path::to_path_buf);
-    // By the names that were given, as a block may be a link to elsewhere; `..` has to be followed.
-    let named = std::path::absolute(dir).ok().filter(|d| d.components().all(|part| part != Component::ParentDir));
-    let real = || fs::canonicalize(dir).ok();
-    let found =
-        named.and_then(|dir| Some((root(&dir)?, dir))).or_else(|| real().and_then(|dir| Some((root(&dir)?, dir))));
-    found.unwrap_or_else(|| (dir.to_path_buf(), dir.to_path_buf()))
-}
-
-/// The images that a run's folder may be judged by: those held out, where the grid that it lies in says so.
-pub fn judged_by(run: &Path) -> Result<JudgedBy> {
-    let (root, dir) = located(run);
-    let held_out = About::read(&root)?.held_out;
-    let within = dir.strip_prefix(&root).unwrap_or(&dir);
-    // `block/cell/sN`; a block's name may have several parts.
-    let of_block = |above: &Path| held_out.contains(above.to_string_lossy().as_ref());
-    Ok(if within.ancestors().any(of_block) { JudgedBy::HeldOutImages } else { JudgedBy::TestImages })
-}
-
 /// Reads the runs below `dir`, those of some seeds alone where these are given: cells that have run different ones can be put
 /// beside each other by those that all have.
 pub fn read(dir: &Path, seeds: Option<&[u64]>) -> Result<Summary> {
     let (root, dir) = located(dir);
     let about = About::read(&root)?;
-    ensure!(
-        about.margin > 0.0 && about.margin.is_finite(),
-        "table.toml: margin is {}; it must be a positive number of points",
-        about.margin
-    );
     let mut cells: Vec<Cell> = vec![];
     walk(&root, &dir, &mut cells)?;
     if let Some(seeds) = seeds {

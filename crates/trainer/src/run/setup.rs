@@ -10,11 +10,11 @@ use kernels::graph::Shape;
 use super::state::{Inputs, State};
 use super::{COMMIT, Options, Run, folder, multiplies_bf16, teacher};
 use crate::checkpoint::File;
-use crate::config::{BnGamma, Config, Control, Dtype, MapGradient, Trained};
+use crate::config::{BnGamma, Config, Control, Dtype, MapGradient, Student, Trained};
 use crate::data::loader::Loader;
 use crate::data::{Images, Splits};
-use crate::distill::Learner;
 use crate::distill::average::Average;
+use crate::distill::{Learner, Objective};
 use crate::files::sha256;
 use crate::models::{self, Architecture};
 use crate::nn::{Backend, Dropout, Network, Normalization, StateDict};
@@ -59,17 +59,10 @@ fn normalization(config: &Config, images: &Images) -> Result<Normalization> {
     Ok(Normalization { mean, std })
 }
 
-/// A run in its saved state if it is to go on and has one, else at the start.
-pub fn run<'c>(
-    config: &'c Config,
-    options: &Options,
-    images: &Images,
-    loader: &Loader,
-    inputs: Inputs,
-) -> Result<Run<'c>> {
-    let (dtype, precision) = config.train.dtype.parts();
+/// Refuses what no run can be made of.
+fn check(config: &Config, options: &Options, images: &Images, objective: &Objective, steps: usize) -> Result<()> {
+    let l = &config.loss;
     config.train.dtype.check(&options.device)?;
-    let (l, objective) = (&config.loss, config.objective()?);
     ensure!(
         !options.device.is_metal()
             || l.weights.explanation == 0.0
@@ -84,7 +77,6 @@ pub fn run<'c>(
          loss.weights.ce",
         config.data.name
     );
-    let steps = loader.steps(images.len());
     if let Some(step) = objective.first_idle_step(steps, steps * config.train.epochs) {
         bail!(
             "no term of the loss has a weight from step {} on, in epoch {:.2}: see loss.weights and loss.schedule",
@@ -92,38 +84,6 @@ pub fn run<'c>(
             step as f64 / steps as f64
         );
     }
-    let backend = Backend { precision, ..Backend::new(dtype, &options.device) };
-    let architecture = architecture(config, images)?;
-    let mut normalization = normalization(config, images)?;
-    let mut start = StateDict::init(&architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
-    if let Some(checkpoint) = &config.student.checkpoint {
-        let file = File::read(checkpoint).context("the student's warm start")?;
-        for (key, own) in &architecture.options {
-            let of_head = models::choices(&architecture.name)?.iter().any(|c| c.name == key && c.of_head);
-            if config.student.new_head && of_head {
-                continue;
-            }
-            // Weights that do not say were made with the first word.
-            let made = models::settle(&architecture.name, &file.options(&architecture.name)?)?;
-            ensure!(
-                made.get(key) == Some(own),
-                "the student's warm start {} has {key} = \"{}\": say so in [student]",
-                file.name(),
-                made.get(key).map_or("", String::as_str)
-            );
-        }
-        let fitted = if config.student.new_head {
-            file.state_dict_under(&architecture, &start)
-        } else {
-            file.state_dict(&architecture).context("student.new_head = true takes all but the classifier")
-        };
-        start = fitted.context("the student's warm start")?;
-        normalization = file.normalization()?;
-    }
-    let saved = saved(config, options, &start, &inputs)?;
-    let weights = saved.as_ref().map_or(start, |state| state.student.clone());
-    let layers = objective.layers(&architecture.attention_layers());
-    let mut student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
     if config.student.trained == Trained::Head {
         ensure!(config.train.ema == 0.0, "student.trained = \"head\" keeps no moving average: train.ema must be 0");
         if let Some(term) = objective.of_activations() {
@@ -132,6 +92,66 @@ pub fn run<'c>(
                  set it to 0, or student.trained = \"all\""
             );
         }
+    }
+    Ok(())
+}
+
+/// What a student begins with: a checkpoint's weights and normalisation, or random weights and the data's.
+fn start(config: &Config, architecture: &Architecture, images: &Images) -> Result<(StateDict, Normalization)> {
+    let random = StateDict::init(architecture, config.train.seed, config.init.bn_gamma == BnGamma::Uniform);
+    let Some(checkpoint) = &config.student.checkpoint else {
+        return Ok((random, normalization(config, images)?));
+    };
+    warm_start(&config.student, checkpoint, architecture, &random).context("the student's warm start")
+}
+
+fn warm_start(
+    student: &Student,
+    checkpoint: &Path,
+    architecture: &Architecture,
+    random: &StateDict,
+) -> Result<(StateDict, Normalization)> {
+    let file = File::read(checkpoint)?;
+    for (key, own) in &architecture.options {
+        agree(student, &file, architecture, key, own)?;
+    }
+    let weights = if student.new_head {
+        file.state_dict_under(architecture, random)
+    } else {
+        file.state_dict(architecture).context("student.new_head = true takes all but the classifier")
+    };
+    Ok((weights?, file.normalization()?))
+}
+
+/// Weights are taken only by an architecture with the choice that they were made with; a new classifier makes its own.
+fn agree(student: &Student, file: &File, architecture: &Architecture, key: &str, own: &str) -> Result<()> {
+    let of_head = models::choices(&architecture.name)?.iter().any(|choice| choice.name == key && choice.of_head);
+    // Weights that do not say were made with the first word.
+    let made = models::settle(&architecture.name, &file.options(&architecture.name)?)?;
+    let made = made.get(key).map_or("", String::as_str);
+    ensure!(made == own || student.new_head && of_head, "{} has {key} = \"{made}\": say so in [student]", file.name());
+    Ok(())
+}
+
+/// A run in its saved state if it is to go on and has one, else at the start.
+pub fn run<'c>(
+    config: &'c Config,
+    options: &Options,
+    images: &Images,
+    loader: &Loader,
+    inputs: Inputs,
+) -> Result<Run<'c>> {
+    let (steps, objective) = (loader.steps(images.len()), config.objective()?);
+    check(config, options, images, &objective, steps)?;
+    let (dtype, precision) = config.train.dtype.parts();
+    let backend = Backend { precision, ..Backend::new(dtype, &options.device) };
+    let architecture = architecture(config, images)?;
+    let (start, normalization) = start(config, &architecture, images)?;
+    let saved = saved(config, options, &start, &inputs)?;
+    let weights = saved.as_ref().map_or(start, |state| state.student.clone());
+    let layers = objective.layers(&architecture.attention_layers());
+    let mut student = Network::new(architecture, weights, normalization, &layers, true, backend.clone())?;
+    if config.student.trained == Trained::Head {
         student.freeze_trunk();
     }
     student.dropout = Dropout { seed: config.train.seed, pass: saved.as_ref().map_or(0, |s| s.step as u64) };

@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 
 use super::Options;
 use crate::files::{host, write_atomically};
-use crate::grid::Cell;
+use crate::grid::GridRun;
 
 pub(super) struct Process {
-    pub cell: usize,
+    pub at: usize,
     pub child: Child,
     /// Kept open: a run whose standard input ends saves its state and stops, so that none outlives a launcher that was
     /// killed.
@@ -25,17 +25,17 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts the run of cell number `at` in folder `dir`.
-    pub fn spawn(at: usize, cell: &Cell, dir: &Path, o: &Options) -> Result<Process> {
-        let config = o.out.join("cells").join(&cell.block).join(format!("{}-s{}.toml", cell.name, cell.seed));
+    /// Starts run number `at` in folder `dir`.
+    pub fn spawn(at: usize, run: &GridRun, dir: &Path, o: &Options) -> Result<Process> {
+        let config = o.out.join("cells").join(&run.block).join(format!("{}-s{}.toml", run.name, run.seed));
         // Another launcher's has a file of its own.
-        let name = format!("{}-s{}-{}-{}.log", cell.name, cell.seed, host(), std::process::id());
-        let log = o.out.join("logs").join(&cell.block).join(name);
+        let name = format!("{}-s{}-{}-{}.log", run.name, run.seed, host(), std::process::id());
+        let log = o.out.join("logs").join(&run.block).join(name);
         for file in [&config, &log] {
             let dir = file.parent().context("a file without a folder")?;
             fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         }
-        write_atomically(&config, toml::to_string(&cell.table)?.as_bytes())?;
+        write_atomically(&config, toml::to_string(&run.table)?.as_bytes())?;
         let errors = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let mut command = Command::new(this_program()?);
         command.arg("train").arg(&config).arg("--run").arg(dir).args(["--resume", "--supervised", "--device"]);
@@ -47,7 +47,7 @@ impl Process {
         let since = SystemTime::now();
         let mut child = command.spawn().context("starting a run")?;
         let lifeline = child.stdin.take();
-        Ok(Process { cell: at, child, lifeline, began: Instant::now(), since, log })
+        Ok(Process { at, child, lifeline, began: Instant::now(), since, log })
     }
 
     /// Has it save its state and end.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Status, Work};
-use crate::grid::Cell;
+use crate::grid::GridRun;
 use crate::report::statistics;
 
 impl Work<'_> {
@@ -13,14 +13,14 @@ impl Work<'_> {
 
     /// How long a run takes, by the finished ones of its block.
     pub(super) fn expected(&self, at: usize) -> Option<Duration> {
-        let block = &self.grid.cells[at].block;
-        self.mean_time(|cell| cell.block == *block)
+        let block = &self.grid.runs[at].block;
+        self.mean_time(|run| run.block == *block)
     }
 
-    /// How long the finished runs of some cells have taken.
-    fn mean_time(&self, of: impl Fn(&Cell) -> bool) -> Option<Duration> {
-        let cells = self.grid.cells.iter().zip(&self.statuses).filter(|(cell, _)| of(cell));
-        let done: Vec<f64> = cells
+    /// How long those of some runs that have finished took.
+    fn mean_time(&self, of: impl Fn(&GridRun) -> bool) -> Option<Duration> {
+        let runs = self.grid.runs.iter().zip(&self.statuses).filter(|(run, _)| of(run));
+        let done: Vec<f64> = runs
             .filter_map(|(_, status)| match status {
                 Status::Done { seconds, .. } => Some(*seconds),
                 _ => None,
@@ -34,7 +34,7 @@ impl Work<'_> {
         let (all, mut seconds) = (self.mean_time(|_| true)?, 0.0);
         let left: Vec<usize> = (0..self.runs.len()).filter(|at| !self.statuses[*at].is_over()).collect();
         for &at in &left {
-            let process = self.processes.iter().find(|p| p.cell == at);
+            let process = self.processes.iter().find(|p| p.at == at);
             let spent = process.map_or(0.0, |p| p.began.elapsed().as_secs_f64());
             seconds += (self.expected(at).unwrap_or(all).as_secs_f64() - spent).max(0.0);
         }
