@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use cams::methods::Methods;
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::error::{self, unknown};
 pub use check::{methods as check_methods, table as check_table};
 pub use sections::{BnGamma, Dtype, InitConfig, Student, Teacher, Train, Trained};
-pub use text::{apply, merge, parse_set, typed};
+pub use text::{apply, document, merge, parse_set, typed};
 
 pub use crate::data::Data;
 use crate::distill::Objective;
@@ -59,8 +59,7 @@ pub fn table(files: &[PathBuf], sets: &[String]) -> Result<Table> {
     for file in files {
         let content =
             fs::read_to_string(file).with_context(|| format!("reading the configuration {}", file.display()))?;
-        let over = content.parse::<Table>().with_context(|| format!("{} is not TOML", file.display()))?;
-        text::merge(&mut table, over);
+        text::merge(&mut table, document(&content, file)?);
     }
     sets.iter().try_for_each(|set| text::apply(&mut table, set))?;
     Ok(table)
@@ -87,6 +86,9 @@ impl Config {
         };
         let mut table = profiles::defaults(&profile)?;
         text::merge(&mut table, given.clone());
+        if let Some(Value::Table(student)) = table.get("student") {
+            Student::check_keys(student)?;
+        }
         let mut config: Config = text::typed(table)?;
         config
             .interpreter

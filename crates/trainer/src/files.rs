@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow};
@@ -18,12 +18,35 @@ pub fn make_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))
 }
 
-/// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there. What is no
-/// file, as `/dev/stdout`, is written to as it is.
+/// Refuses to write over a file that is being read.
+pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
+    let real = |path: &Path| fs::canonicalize(path).ok().filter(|path| path.is_file());
+    let Some(output_is) = real(output) else { return Ok(()) };
+    let same = inputs.iter().find(|input| real(input).as_ref() == Some(&output_is));
+    match same {
+        Some(input) => Err(anyhow!("{} is read from: choose another file than {}", input.display(), output.display())),
+        None => Ok(()),
+    }
+}
+
+/// The file that a name leads to, through links, there or not.
+fn led_to(path: &Path) -> PathBuf {
+    const LINKS: usize = 40; // As many as Linux follows.
+    let mut path = path.to_path_buf();
+    for _ in 0..LINKS {
+        let Ok(next) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(next);
+    }
+    path
+}
+
+/// Writes a file whole under another name, then renames it: whatever happens, the old file or the new one is there. A link
+/// stays, and the file that it leads to is written. What is no file, as `/dev/stdout`, is written to as it is.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return fs::write(path, bytes).with_context(|| format!("writing {}", path.display()));
     }
+    let path = &led_to(path);
     let name = path.file_name().ok_or_else(|| anyhow!("{} is not a file name", path.display()))?;
     // Two processes, of one machine or of two that share a folder, must not write into one partial file.
     let (host, process, unique) = (host(), std::process::id(), PARTIALS.fetch_add(1, Ordering::Relaxed));
@@ -82,6 +105,15 @@ mod tests {
         write_atomically(&file, b"two")?;
         assert_eq!((fs::read(&file)?, fs::read_dir(dir.path())?.count()), (b"two".to_vec(), 2));
         assert!(write_atomically(dir.path(), b"x").is_err());
+        let (link, new) = (dir.path().join("link"), dir.path().join("new"));
+        std::os::unix::fs::symlink("file", &link)?;
+        std::os::unix::fs::symlink("sub/../new", dir.path().join("to new"))?;
+        fs::create_dir(dir.path().join("sub"))?;
+        write_atomically(&link, b"three")?;
+        write_atomically(&dir.path().join("to new"), b"four")?;
+        assert!(fs::symlink_metadata(&link)?.is_symlink());
+        assert_eq!((fs::read(&file)?, fs::read(&new)?), (b"three".to_vec(), b"four".to_vec()));
+        assert!(check_output(&link, &[new.clone(), file.clone()]).is_err() && check_output(&link, &[new]).is_ok());
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ use file::{Block, File, Stage};
 use table::about::{self, About};
 use toml::Table;
 
-use crate::config::{Config, apply, merge, profiles, typed};
+use crate::config::{Config, apply, document, merge, profiles, typed};
 use crate::error::{nearest, unknown};
 
 /// One run of the grid.
@@ -111,13 +111,18 @@ impl Grid {
     pub fn read(path: &Path, selection: &Selection) -> Result<Grid> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading the grid {}", path.display()))?;
         let name = path.file_stem().map_or("grid".into(), |s| s.to_string_lossy().into_owned());
-        let table = text.parse::<Table>().with_context(|| format!("{} is not TOML", path.display()))?;
-        Grid::from_table(table, name, selection).with_context(|| format!("the grid {}", path.display()))
+        Grid::from_table(document(&text, path)?, name, selection)
+            .with_context(|| format!("the grid {}", path.display()))
     }
 
     fn from_table(table: Table, name: String, selection: &Selection) -> Result<Grid> {
         let file: File = typed(table)?;
         let profile = selection.profile.clone().or(file.profile.clone()).unwrap_or_else(|| profiles::DEFAULT.into());
+        for name in file.profiles.keys().chain([&profile]) {
+            if !profiles::NAMES.contains(&name.as_str()) {
+                return Err(unknown("profile", name, &profiles::NAMES));
+            }
+        }
         let layer = file.profiles.get(&profile).cloned().unwrap_or_default();
         let mut base = file.config.clone();
         apply(&mut base, &format!("train.profile=\"{profile}\""))?;
@@ -165,6 +170,11 @@ impl Grid {
                         }
                         for set in &selection.set {
                             apply(&mut table, set)?;
+                            // The seed would make a table of it again, and nobody would see that all else is gone.
+                            let flat = table.iter().find(|(_, section)| !section.is_table());
+                            if let Some((section, value)) = flat {
+                                bail!("--set {set}: {section} = {value}, expected {section}.KEY=VALUE");
+                            }
                         }
                         for key in &file.seed_keys {
                             apply(&mut table, &format!("{key}={seed}"))?;
@@ -300,6 +310,8 @@ mod tests {
             ),
             ("[[block]]\nname = 'a'\naxes = { 'train.seed' = [1, 2] }", "a/seed=1 sets train.seed"),
             ("config.train.seed = 3\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "a/x sets train.seed"),
+            ("profiles.smok = {}\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "did you mean \"smoke\""),
+            ("[[block]]\nname = 'a'\nseeds = 3\n[[block.cell]]\nname = 'x'", "a list of seeds as in [0, 1, 2]"),
             ("table.margin = 0.0\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "[table]: margin is 0"),
             ("table.held_out = ['b']\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "the grid has no \"b\""),
             (

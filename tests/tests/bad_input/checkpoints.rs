@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use testkit::program::call;
 
 use crate::{lab, limited, path, train};
@@ -52,12 +52,20 @@ fn wrong_checkpoints() -> Result<()> {
         (metadata("num_classes", "99999999999")?, &["num_classes 99999999999"]),
         (metadata("std", "[0.2, 0.0, 0.2]")?, &["std positive"]),
         (metadata("mean", "grey")?, &["\"mean\" in the metadata"]),
+        (metadata("feature_mean", "[1.0, 2.0]")?, &["feature_mean", "64 finite numbers", "has 2"]),
         (metadata("shortcut", "sideways")?, &["accepted: preact, raw"]),
         (metadata("input_size", "100000000")?, &["input_size"]),
     ] {
         std::fs::write(&bad, bytes)?;
         eval().assert_fails(1, parts);
     }
+    let mut negative = bytes.clone();
+    let head = 8 + u64::from_le_bytes(bytes[..8].try_into()?) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..head])?;
+    let at = head + header["bn1.running_var"]["data_offsets"][0].as_u64().context("a tensor")? as usize;
+    negative[at..at + 4].copy_from_slice(&(-1.0f32).to_le_bytes());
+    std::fs::write(&bad, &negative)?;
+    eval().assert_fails(1, &["bn1.running_var holds -1", "damaged"]);
     let mut nan = bytes.clone();
     let end = nan.len();
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());

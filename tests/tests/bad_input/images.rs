@@ -52,6 +52,8 @@ fn wrong_cifar_files() -> Result<()> {
     std::fs::write(&archive, b"not an archive")?;
     call(&["data", "fetch", "cifar10", "--dir", &target, "--from", &archive])
         .assert_fails(1, &["damaged or truncated"]);
+    call(&["data", "verify", "cifar10:/no/such"]).assert_fails(1, &["in /no/such"]);
+    call(&["data", "verify", "cifar10:/no/such", "--dir", &target]).assert_fails(1, &["--dir names one"]);
     call(&["data", "fetch", "cifar11"]).assert_fails(1, &["did you mean \"cifar10\""]);
     call(&["data", "fetch", "planted"]).assert_fails(1, &["there is nothing to fetch"]);
     Ok(())

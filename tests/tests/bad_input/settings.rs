@@ -10,7 +10,7 @@ use crate::{lab, path, train};
 #[test]
 fn wrong_settings() -> Result<()> {
     let dir = lab()?;
-    let cases: [(&[&str], &[&str]); 47] = [
+    let cases: [(&[&str], &[&str]); 52] = [
         (&["data.size=64"], &["data.size is 64", "cifar10-mini are 32 x 32"]),
         (&["data.resize=80"], &["data.resize (model.resize) is for sets of image files", "cifar10-mini"]),
         (&["loss.weights.ce=0.0"], &["no term of the loss has a weight at the start of epoch 1"]),
@@ -59,7 +59,12 @@ fn wrong_settings() -> Result<()> {
         (&["train.epoch=3"], &["train", "unknown field `epoch`", "did you mean `epochs`", "`batch`"]),
         (&["optim.weigth_decay=1e-4"], &["optim", "did you mean `weight_decay`"]),
         (&["nonsense.key=1"], &["unknown field `nonsense`", "`data`", "`train`"]),
-        (&["train.epochs=many"], &["train.epochs", "invalid type", "many"]),
+        (&["train.epochs=many"], &["train.epochs", "invalid type", "many", "expected a whole number"]),
+        (&["train=3"], &["train: ", "expected a table of settings"]),
+        (&["train.epochs=1\ntrain.batch=4"], &["train.epochs", "expected a whole number"]),
+        (&["student.chekpoint=true"], &["\"chekpoint\"", "did you mean \"checkpoint\""]),
+        (&["student.layers=[{}]"], &["student.layers[0]", "expected one, as in { relu = {} }"]),
+        (&["loss.class=\"x\""], &["loss.class", "a class's number"]),
         (&["train.epochs=0"], &["train.epochs", "at least 1"]),
         (&["train.batch=0"], &["train.batch", "at least 1"]),
         (&["train.batch=65"], &["train.batch is 65", "only 64 training images", "smaller batch"]),
@@ -164,7 +169,7 @@ fn wrong_configuration_files() -> Result<()> {
     let dir = lab()?;
     call(&["train", "no/such.toml"]).assert_fails(1, &["reading the configuration no/such.toml"]);
     std::fs::write(dir.path().join("quick.toml"), "[train\nepochs = ")?;
-    train(&dir, "run", &[]).assert_fails(1, &["quick.toml is not TOML"]);
+    train(&dir, "run", &[]).assert_fails(1, &["quick.toml is not TOML: line 1: "]);
     std::fs::write(dir.path().join("quick.toml"), [0xff, 0xfe, 0x00])?;
     train(&dir, "run", &[]).assert_fails(1, &["quick.toml"]);
     Ok(())

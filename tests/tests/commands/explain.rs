@@ -86,6 +86,18 @@ fn explain() -> Result<()> {
     let result = some.json();
     assert_eq!(result["rows"][0]["n"], 2);
     assert!(result["bad_images"][0].as_str().is_some_and(|b| b.contains("broken.jpg")), "{result}");
+    // What is asked for and cannot be had is an error, not left out.
+    let refused = |images: &[&str], more: &[&str], parts: &[&str]| {
+        call(&[&["explain", "--checkpoint", &model, "--images"][..], images, more].concat()).assert_fails(1, parts);
+    };
+    let (first, second) = (format!("{folder}/0.png"), format!("{folder}/2.png"));
+    refused(&[&first, &second], &[], &["2.png: no such file"]);
+    refused(&[&first, &folder], &[], &["no image file", "stands alone"]);
+    refused(&[&first], &["--class", "10"], &["class 10: there are 10 classes, 0 to 9"]);
+    refused(&[&first], &["--class", "label"], &["--class is label", "use top1 or a number"]);
+    refused(&[&first], &["--out", &first], &["is read from: choose another file"]);
+    refused(&[&first], &["--out", &model], &["is read from: choose another file"]);
+    refused(&["planted:test[0..2]"], &["--class", "label"], &["no labels of the model's classes"]);
     // Other layers have their own resolution.
     call(&[
         "explain",

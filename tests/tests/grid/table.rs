@@ -206,6 +206,7 @@ fn tables_from_folders_alone() -> Result<()> {
         "{sentence}"
     );
     let plot = dir.path().join("table.svg");
+    call(&["table", &path, "--plot", "table.png"]).assert_fails(1, &["what is written is SVG"]);
     let markdown = call(&["table", &path, "--format", "md", "--plot", &plot.display().to_string()]);
     assert!(
         markdown.stdout.contains("| published/kd-none | 3 | 6.80 ± 0.16 | 0.10 | 5.68 | 0.300 ± 0.000 |"),

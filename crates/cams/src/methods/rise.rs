@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::masked::{Background, Masked, add};
-use crate::ranges::{MEMORY_MB, Ranges, SEED, above, from};
+use crate::ranges::{MEMORY_MB, Ranges, SEED, from};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass, maps};
 
 /// RISE (Petsiuk et al. 2018, arXiv 1806.07421, eq. 5): `S = 1 / (N p) sum_i f(x * M_i) M_i` at the image's resolution.
@@ -60,7 +60,7 @@ impl Rise {
     pub const RANGES: Ranges = &[
         ("masks", from(2.0, 1e7)),
         ("cells", from(1.0, 1024.0)),
-        ("p", above(0.0, 1.0)),
+        ("p", from(1e-6, 1.0)),
         ("tolerance", from(0.0, 10.0)),
         ("seed", SEED),
         ("memory_mb", MEMORY_MB),

@@ -56,7 +56,9 @@ impl File {
 
     /// The images that go in and the number of classes that come out.
     fn ends(&self) -> Result<(Shape, usize)> {
-        let classes: usize = self.get("num_classes")?.parse().context("num_classes in the metadata")?;
+        let text = self.get("num_classes")?;
+        let classes: usize =
+            text.parse().with_context(|| format!("{}: num_classes in the metadata is \"{text}\"", self.name()))?;
         ensure!((1..=100_000).contains(&classes), "{}: num_classes {classes} is not plausible", self.name());
         let input = input_shape(self.metadata.get("input_size").map_or("32", String::as_str))
             .with_context(|| format!("input_size in the metadata of {}", self.name()))?;
@@ -90,6 +92,15 @@ impl File {
         let (weights, layers) = (self.state_dict(&architecture)?, layers(&architecture));
         let mut network = Network::new(architecture, weights, self.normalization()?, &layers, false, backend)?;
         network.feature_mean = self.feature_mean()?;
+        if let Some(mean) = &network.feature_mean {
+            let channels = network.architecture.channels();
+            ensure!(
+                mean.len() == channels && mean.iter().all(|m| m.is_finite()),
+                "{}: feature_mean in the metadata must be {channels} finite numbers, and has {}",
+                self.name(),
+                mean.len()
+            );
+        }
         Ok(network)
     }
 
@@ -164,6 +175,9 @@ pub fn assemble(architecture: &Architecture, mut found: Named) -> Result<(StateD
         let (_, values) = found.remove(&entry.name).with_context(|| entry.name.clone())?;
         if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
             bail!("{} holds the value {bad}: the checkpoint is damaged", entry.name);
+        }
+        if let Some(bad) = values.iter().find(|v| **v < 0.0 && entry.name.ends_with("running_var")) {
+            bail!("{} holds {bad}: no variance is negative, the checkpoint is damaged", entry.name);
         }
         let target = if parameter { &mut weights.parameters } else { &mut weights.running };
         target[entry.range()].copy_from_slice(&values);

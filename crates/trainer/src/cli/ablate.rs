@@ -221,30 +221,29 @@ fn dry_run(grid: &Grid, cost: &cost::Cost, out: &Path) -> Result<Done> {
         column("epochs", "epochs", 0),
         column("pflop", "PFLOP", 2),
         column("hours", "hours", 2),
-        column("error", "", 0),
     ]);
+    let mut failed = String::new();
     for cell in &cost.cells {
-        table.rows.push(match &cell.error {
-            None => {
-                let (pflop, hours) = ((cell.flops / 1e15).into(), cell.hours.into());
-                vec![cell.name.clone().into(), cell.runs.into(), cell.epochs.into(), pflop, hours, "".into()]
-            }
+        let [epochs, pflop, hours] = match &cell.error {
+            None => [cell.epochs.into(), (cell.flops / 1e15).into(), cell.hours.into()],
             Some(error) => {
-                let nothing = || Entry::Nothing;
-                let why = format!("cannot run: {error}").into();
-                vec![cell.name.clone().into(), cell.runs.into(), nothing(), nothing(), nothing(), why]
+                failed += &format!("{} cannot run: {error}\n", cell.name);
+                [Entry::Nothing, Entry::Nothing, Entry::Nothing]
             }
-        });
+        };
+        table.rows.push(vec![cell.name.clone().into(), cell.runs.into(), epochs, pflop, hours]);
     }
     let runs: usize = cost.cells.iter().map(|c| c.runs).sum();
     let sum = |f: fn(&cost::CellCost) -> f64| cost.cells.iter().map(f).sum::<f64>();
     let hours = sum(|c| c.hours) + cost.cache_hours;
     let pflop = sum(|c| c.flops) / 1e15;
-    table.rows.push(vec!["all".into(), runs.into(), Entry::Nothing, pflop.into(), hours.into(), "".into()]);
+    table.rows.push(vec!["all".into(), runs.into(), Entry::Nothing, pflop.into(), hours.into()]);
     let (threads, done) = (rayon::current_num_threads(), with_report(grid, out));
     let text = format!(
-        "{}hours: steps and evaluations measured here on {threads} threads, one run after another; each run's report comes on top.\n\
-         Teachers' caches: {} MB on disk, {:.2} h to fill, once. Profile {}, folder {}, {done} of {runs} runs have a report.\n",
+        "{}{failed}hours: steps and evaluations measured here on {threads} threads, one run\n\
+         after another; each run's report comes on top.\n\
+         Teachers' caches: {} MB on disk, {:.2} h to fill, once.\n\
+         Profile {}, folder {}, {done} of {runs} runs have a report.\n",
         table.text(),
         cost.cache_mb,
         cost.cache_hours,

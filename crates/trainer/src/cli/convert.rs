@@ -14,7 +14,7 @@ use serde_json::json;
 use trainer::checkpoint::{self, Metadata};
 use trainer::data::loader::Loader;
 use trainer::data::{Source, Split};
-use trainer::files::make_parent;
+use trainer::files::{check_output, make_parent};
 use trainer::models::{Architecture, Layer, Options};
 use trainer::nn::{Backend, Model, Network, Normalization, StateDict};
 
@@ -66,6 +66,7 @@ pub(super) struct ConvertArgs {
 /// `trainer convert`.
 pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
+    check_output(&args.output, std::slice::from_ref(&args.input))?;
     // A name that nobody knows is told before a large file is read.
     let kind = Kind::of(args)?;
     let (metadata, tensors) = read(args)?;
@@ -181,7 +182,8 @@ fn plan(args: &ConvertArgs, kind: &Kind, metadata: &Metadata) -> Result<Plan> {
     };
     let mean = statistics(&args.mean, "mean", usual.statistics[0])?;
     let std = statistics(&args.std, "std", usual.statistics[1])?;
-    ensure!(std.iter().all(|s| *s > 0.0), "--std {std:?}: standard deviations are positive");
+    // As the network computes with them.
+    ensure!(std.iter().all(|s| (*s as f32).is_normal() && *s > 0.0), "--std {std:?}: standard deviations are positive");
     Ok(Plan { options, classes, input, normalization: Normalization { mean, std }, assumed })
 }
 

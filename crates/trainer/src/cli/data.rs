@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use serde_json::json;
 use trainer::data::{DataSet, Fetch, LIST, Source, Split};
@@ -60,7 +60,9 @@ pub(super) fn run(command: &DataCommand) -> Result<Done> {
 
 /// How a data set's files come here, and the folder they are in.
 fn known(name: &str, dir: &Option<PathBuf>) -> Result<(&'static Fetch, PathBuf)> {
-    let source = Source { dir: dir.clone(), ..Source::parse(name)? };
+    let source = Source::parse(name)?;
+    ensure!(source.dir.is_none() || dir.is_none(), "{name} names a folder, and --dir names one: give one of them");
+    let source = Source { dir: dir.clone().or(source.dir.clone()), ..source };
     let Some(fetch) = &source.entry()?.fetch else {
         let others = |d: &&DataSet| d.fetch.is_some();
         let names: Vec<_> = LIST.iter().filter(others).map(|d| d.name).collect();

@@ -1,4 +1,4 @@
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use trainer::data::{self, Source};
@@ -41,6 +41,11 @@ pub(super) fn run(args: &EvalArgs, global: &Global) -> Result<Done> {
         images.notes.iter().for_each(say);
     }
     let e = evaluate(&network, &images)?;
+    ensure!(
+        e.loss.is_finite(),
+        "the model answers some images with {}: its weights overflow, or it is given other pixels than it was trained with (mean, std)",
+        e.loss
+    );
     let map = e.mean_average_precision.map_or(String::new(), |map| format!("  mean average precision {map:.2} %"));
     let text = format!("error {:.2} %  loss {:.4}{map}  (n = {})\n", e.error, e.loss, e.n);
     let mut value = json!({ "error": e.error, "error_per_class": e.error_per_class, "loss": e.loss, "n": e.n });

@@ -10,7 +10,7 @@ use trainer::config::{check_methods, parse_set, typed};
 use trainer::error::unknown;
 use trainer::explain::gallery::{self, Strip};
 use trainer::explain::{Class, Explained, Input, Outcome, explain, input};
-use trainer::files::make_parent;
+use trainer::files::{check_output, make_parent};
 use trainer::report::table::{Table, column};
 use trainer::terminal::say;
 
@@ -53,10 +53,16 @@ pub(super) struct ExplainArgs {
 pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let (methods, names) = methods(args, global)?;
     let layers = vec![args.layer.clone()];
+    if let Some(out) = &args.out {
+        let images = args.images.iter().map(PathBuf::from);
+        let read: Vec<PathBuf> =
+            [args.model.path()?.into()].into_iter().chain(args.beside.clone()).chain(images).collect();
+        check_output(out, &read)?;
+    }
     let network = args.model.load(&layers, &global.device()?)?;
     let input = input::read(&args.images, &network)?;
     ensure!(!input.images.is_empty(), "no image could be read: {}", input.bad.join("; "));
-    let class = Class::parse(args.class.as_deref(), input.labelled)?;
+    let class = Class::parse("--class", args.class.as_deref(), input.labelled)?;
     // Both models are ready before any of the work is done.
     let other = args.beside.as_ref().map(|path| -> Result<_> {
         let other = load(path, None, &layers, &global.device()?)?;
@@ -76,6 +82,12 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     }
     for (_, line) in beside.iter().flat_map(|e| &e.skipped) {
         say(format!("beside: skipped {line}"));
+    }
+    for o in &found.outcomes {
+        let bad = images_not_finite(o);
+        if bad > 0 {
+            say(format!("{}: the maps of {bad} of {} images are not finite", o.method, input.images.len()));
+        }
     }
     if let Some(path) = &args.out {
         make_parent(path)?;
@@ -109,6 +121,12 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     Ok(Done::Result(text, value))
 }
 
+/// Images whose map holds a value that is no number.
+fn images_not_finite(o: &Outcome) -> usize {
+    let [h, w] = o.shape;
+    o.values.chunks((h * w).max(1)).filter(|map| map.iter().any(|v| !v.is_finite())).count()
+}
+
 /// Why methods are not there.
 fn why(explained: &Explained) -> Vec<&str> {
     explained.skipped.iter().map(|(_, why)| why.as_str()).collect()
@@ -138,7 +156,7 @@ fn rows(explained: &Explained, n: usize) -> Vec<Value> {
     let row = |o: &Outcome| {
         json!({
             "method": o.method, "estimator": o.estimator(), "estimators": o.estimators, "n": n,
-            "evaluations": o.evaluations, "seconds": o.seconds,
+            "evaluations": o.evaluations, "seconds": o.seconds, "images_not_finite": images_not_finite(o),
         })
     };
     explained.outcomes.iter().map(row).collect()

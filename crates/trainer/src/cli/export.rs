@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::json;
 use trainer::checkpoint::File;
 use trainer::checkpoint::onnx::{self, CLASS_MAPS, IMAGES, LOGITS, OPSET};
-use trainer::files::{make_parent, write_atomically};
+use trainer::files::{check_output, make_parent, write_atomically};
 use trainer::models::Architecture;
 
 use super::Done;
@@ -31,6 +31,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Done> {
         args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")),
         "{path}: what is written is ONNX; name the file so, as in student.onnx"
     );
+    check_output(&args.output, &[args.model.path()?.into()])?;
     let file = File::read(args.model.path()?)?;
     let architecture = file.architecture(args.model.arch.as_deref())?;
     let weights = file.state_dict(&architecture)?;

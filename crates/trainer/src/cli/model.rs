@@ -12,7 +12,7 @@ use trainer::nn::{Backend, Network};
 #[derive(Args, Clone, Debug)]
 pub(super) struct ModelArgs {
     /// A checkpoint that names its architecture.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["arch", "weights"], required_unless_present = "weights")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["arch", "weights"], required_unless_present_any = ["arch", "weights"])]
     pub(super) checkpoint: Option<PathBuf>,
     /// The architecture of --weights.
     #[arg(long, value_name = "NAME", requires = "weights")]

@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
-use trainer::files::write_atomically;
+use trainer::files::{make_parent, write_atomically};
 use trainer::grid::{parse_seeds, table};
 use trainer::run::JudgedBy;
 
@@ -52,6 +52,12 @@ pub(super) fn run(args: &TableArgs) -> Result<Done> {
         summary.retain(&args.block)?;
     }
     if let Some(path) = &args.plot {
+        ensure!(
+            path.extension().is_none_or(|e| e.eq_ignore_ascii_case("svg")),
+            "--plot {}: what is written is SVG; name the file so, as in table.svg",
+            path.display()
+        );
+        make_parent(path)?;
         write_atomically(path, summary.plot()?.as_bytes())?;
     }
     let tables = [

@@ -1,10 +1,11 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
 use trainer::config::{Config, default_run};
 use trainer::error::{Claimed, Diverged, sentence};
+use trainer::grid::ledger;
 use trainer::grid::runner::{DIVERGED, ELSEWHERE};
 use trainer::run::{Options, Outcome, train};
 
@@ -36,6 +37,8 @@ pub(super) fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
     sets.extend(global.seed.map(|s| format!("train.seed={s}")));
     let config = Config::read(&args.configs, &sets)?;
     let run = args.run.clone().unwrap_or_else(|| default_run(&args.configs, config.train.seed));
+    // A report there would make one run of the whole grid.
+    ensure!(!run.join(ledger::FILE).exists(), "{} is a grid's folder: choose another with --run", run.display());
     let interrupted = interrupt::flag()?;
     if args.supervised {
         interrupt::watch_lifeline(&interrupted);
@@ -55,8 +58,9 @@ pub(super) fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
     };
     match outcome {
         Outcome::Stopped(why) => {
-            let files: Vec<_> = args.configs.iter().map(|c| c.display().to_string()).collect();
-            let mut sets: String = args.set.iter().map(|s| format!(" --set '{s}'")).collect();
+            let word = |word: &str| shlex::try_quote(word).map_or_else(|_| word.to_string(), Into::into);
+            let files: Vec<_> = args.configs.iter().map(|c| word(&c.display().to_string())).collect();
+            let mut sets: String = args.set.iter().map(|s| format!(" --set {}", word(s))).collect();
             sets.extend(global.seed.map(|s| format!(" --seed {s}")));
             if global.device != "cpu" {
                 sets += &format!(" --device {}", global.device);
@@ -64,7 +68,7 @@ pub(super) fn run(args: &TrainArgs, global: &Global) -> Result<Done> {
             Ok(Done::Interrupted(format!(
                 "{why}; the state is saved. Go on with:\n  trainer train {}{sets} --run {} --resume",
                 files.join(" "),
-                run.display()
+                word(&run.display().to_string())
             )))
         }
         Outcome::Done(r) => {

@@ -42,9 +42,15 @@ pub fn numbers(config: &Config) -> Result<()> {
 
 fn in_range(path: &str, value: f64) -> Result<()> {
     match range(path) {
-        Some(range) if !range.holds(value) => bail!("{path} is {value}; it must be {range}"),
+        Some(range) if !range.holds(value) => bail!("{path} is {}; it must be {range}", shown(value)),
         _ => Ok(()),
     }
+}
+
+/// A number without hundreds of digits.
+fn shown(value: f64) -> String {
+    let plain = value == 0.0 || !value.is_finite() || (1e-6..1e15).contains(&value.abs());
+    if plain { value.to_string() } else { format!("{value:e}") }
 }
 
 /// The same of a table whose ranges are given: `[faithfulness]`, say.
@@ -52,7 +58,7 @@ pub fn table(name: &str, settings: &impl Serialize, ranges: Ranges) -> Result<()
     walk(&Value::try_from(settings)?, name, &mut |path, value| {
         let field = path.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).unwrap_or(path);
         match ranges.iter().find(|(known, _)| *known == field) {
-            Some((_, range)) if !range.holds(value) => bail!("{path} is {value}; it must be {range}"),
+            Some((_, range)) if !range.holds(value) => bail!("{path} is {}; it must be {range}", shown(value)),
             _ => Ok(()),
         }
     })

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use cams::ranges::{Ranges, SEED, from};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 use super::profiles;
 use crate::error::unknown;
@@ -33,17 +34,22 @@ pub struct Student {
 }
 
 impl Student {
-    /// Fills and checks the options.
-    pub(super) fn settle(&mut self) -> Result<()> {
-        let known = ["arch", "layers", "checkpoint", "new_head", "trained"];
-        let open = match &self.arch {
+    /// Refuses a key that is none, before its value is taken for the word of an option.
+    pub(super) fn check_keys(table: &Table) -> Result<()> {
+        let open = match table.get("arch").and_then(Value::as_str) {
             Some(arch) => models::choices(arch)?,
             None => &[],
         };
+        let known = ["arch", "layers", "checkpoint", "new_head", "trained"];
         let accepted: Vec<&str> = known.into_iter().chain(open.iter().map(|c| c.name)).collect();
-        if let Some(key) = self.options.keys().find(|key| !accepted.contains(&key.as_str())) {
-            return Err(unknown("key in [student]", key, &accepted));
+        match table.keys().find(|key| !accepted.contains(&key.as_str())) {
+            Some(key) => Err(unknown("key in [student]", key, &accepted)),
+            None => Ok(()),
         }
+    }
+
+    /// Fills and checks the options.
+    pub(super) fn settle(&mut self) -> Result<()> {
         if let Some(arch) = &self.arch {
             self.options = models::settle(arch, &self.options)?;
         }

@@ -1,10 +1,21 @@
 //! From files and `--set` to one TOML table, and errors that teach.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::error::nearest;
+
+/// A file's text as a table; an error names file and line.
+pub fn document(text: &str, path: &Path) -> Result<Table> {
+    text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().and_then(|span| Some(1 + text.get(..span.start)?.matches('\n').count()));
+        let line = line.map_or(String::new(), |line| format!(" line {line}:"));
+        anyhow!("{} is not TOML:{line} {}", path.display(), e.message())
+    })
+}
 
 /// Puts `over` on top of `base`; tables are merged, everything else is replaced.
 pub fn merge(base: &mut Table, over: Table) {
@@ -28,7 +39,8 @@ pub fn apply(table: &mut Table, set: &str) -> Result<()> {
 /// `a.b.c=v` as a table.
 pub fn parse_set(text: &str) -> Result<Table> {
     let (path, value) = text.split_once('=').with_context(|| format!("--set \"{text}\": expected a.b=value"))?;
-    let parsed = format!("x = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("x"));
+    // A line break would begin another setting, which nobody would see.
+    let parsed = format!("x = {value}").parse::<Table>().ok().filter(|t| t.len() == 1).and_then(|mut t| t.remove("x"));
     let mut value = parsed.unwrap_or_else(|| Value::String(value.trim().to_string()));
     for key in path.split('.').rev() {
         let key = key.trim();
@@ -52,6 +64,24 @@ pub fn typed<T: DeserializeOwned>(table: Table) -> Result<T> {
             _ => None,
         };
         let hint = hint.map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
-        anyhow!("configuration, {path}: {message}{hint}")
+        anyhow!("configuration, {path}: {}{hint}", plain(message))
     })
+}
+
+/// What was expected, in words instead of Rust's types.
+fn plain(message: &str) -> String {
+    if let Some(found) = message.strip_prefix("wanted exactly 1 element, ") {
+        return format!("{found}, expected one, as in {{ relu = {{}} }}");
+    }
+    let Some((given, expected)) = message.rsplit_once(", expected ") else { return message.into() };
+    let expected = match expected {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number of at least 0",
+        "i64" | "i32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a boolean" | "bool" => "true or false",
+        "a sequence" => "a list",
+        other if other.starts_with("struct ") || other == "a map" => "a table of settings",
+        other => other,
+    };
+    format!("{given}, expected {expected}")
 }

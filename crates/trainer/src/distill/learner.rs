@@ -176,11 +176,11 @@ fn check(what: &str, value: f64, measured: &Measurements) -> Result<()> {
     let told = |v: f64| if v.abs() < 1e6 { format!("{v:.4}") } else { format!("{v:.2e}") };
     let terms: Vec<_> = measured.terms.iter().map(|(name, v)| format!("{name} {}", told(*v))).collect();
     let what = format!(
-        "the {what} is {value} at step {}: {}, learning rate {:.4}. Nothing of this step was kept; a smaller optim.lr \
+        "the {what} is {value} at step {}: {}, learning rate {}. Nothing of this step was kept; a smaller optim.lr \
          or train.clip = 1.0 usually helps",
         measured.step,
         terms.join(", "),
-        measured.lr
+        told(measured.lr)
     );
     let terms = measured.terms.iter().map(|(name, value)| (name.to_string(), *value)).collect();
     bail!(Diverged { step: measured.step, terms, what })

@@ -15,7 +15,7 @@ use toml::Table;
 
 use super::judge::{Found, Maps, ONES, OfImage, Plan, Published, Seen, Share, Walk, judge};
 use super::pictures;
-use super::subject::{Judged, Model, Named};
+use super::subject::{Judged, Model, Named, word};
 use crate::config::check_table;
 use crate::explain::Class;
 
@@ -45,6 +45,7 @@ pub struct Options {
     /// The layer that is explained.
     pub layer: String,
     /// The class that is explained: `top1` or `label`.
+    #[serde(deserialize_with = "word")]
     pub class: String,
     /// How logits become probabilities: `softmax`, or `sigmoid` of a model that says of each class whether it is shown.
     pub probability: Probability,
@@ -116,7 +117,7 @@ pub fn run(
     let o = &settings.faithfulness;
     check_table("faithfulness", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
-    let class = Class::parse(Some(&o.class), true)?;
+    let class = Class::parse("faithfulness.class", Some(&o.class), true)?;
     let subject = settings.model.load(std::slice::from_ref(&o.layer), &class, device)?;
     let key = subject.key(&settings.model, &(o, format!("{:?}", o.methods), &settings.interpreter))?;
     let record = o.record.as_deref();

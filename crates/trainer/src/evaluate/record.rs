@@ -69,6 +69,7 @@ impl Record {
         let mut figures = vec![];
         let head = format!("{{\"key\":\"{key}\"}}");
         if path.exists() {
+            ensure!(path.is_file(), "{} is no file: a record is one", path.display());
             let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
             let mut lines = text.lines();
             ensure!(

@@ -14,7 +14,7 @@ use toml::Table;
 
 use super::judge::{Few, Found, Methods, Share, Walk};
 use super::record::Figures;
-use super::subject::{Judged, Model, Named};
+use super::subject::{Judged, Model, Named, word};
 use crate::config::check_table;
 use crate::data::Images;
 use crate::explain::{Class, Outcome, explain};
@@ -45,6 +45,7 @@ pub struct Options {
     /// The layer that is explained.
     pub layer: String,
     /// The class that is explained, `top1` (of the whole model, at every step) or `label`.
+    #[serde(deserialize_with = "word")]
     pub class: String,
     /// Of the weights that are drawn.
     pub seed: u64,
@@ -146,7 +147,7 @@ pub fn run(
     check_table("sanity", o, Options::RANGES)?;
     let named = Named::new(&o.methods, &settings.interpreter)?;
     let layers = std::slice::from_ref(&o.layer);
-    let class = Class::parse(Some(&o.class), true)?;
+    let class = Class::parse("sanity.class", Some(&o.class), true)?;
     let subject = settings.model.load(layers, &class, device)?;
     let key = subject.key(&settings.model, &("sanity", o, format!("{:?}", o.methods), &settings.interpreter))?;
     let (network, images) = (&subject.network, &subject.images);

@@ -71,6 +71,13 @@ impl Comparison {
 
     fn check(&self) -> Result<()> {
         check_table("seeds", self, Comparison::RANGES)?;
+        for (name, none) in [
+            ("permutations", self.permutations.is_empty()),
+            ("scores", self.scores.is_empty()),
+            ("fills", self.fills.is_empty()),
+        ] {
+            ensure!(!none, "seeds.{name} is empty: it must name at least one");
+        }
         // Which looks at no number in a list.
         for (i, given) in self.permutations.iter().enumerate() {
             ensure!(PERMUTATIONS.holds(*given as f64), "seeds.permutations.{i} is {given}; it must be {PERMUTATIONS}");

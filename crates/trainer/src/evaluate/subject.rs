@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use cams::Interpreter;
 use cams::methods::Methods;
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use toml::{Table, Value};
 
 use crate::checkpoint::File;
@@ -86,7 +87,10 @@ impl Subject {
 
 /// A method as it is judged: by its name, or with settings of its own.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a method's name, or a table such as { name = \"mean\", method = \"shap_cam\", set = { fill = \"channel_mean\" } }"
+)]
 pub enum Judged {
     /// As `[interpreter.<method>]` has it.
     Plain(String),
@@ -100,6 +104,15 @@ pub enum Judged {
         #[serde(default)]
         set: Table,
     },
+}
+
+/// A class as it is given: a word, or a number with or without quotes.
+pub(super) fn word<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(word) => Ok(word),
+        Value::Integer(number) => Ok(number.to_string()),
+        other => Err(D::Error::custom(format!("{other} is no class: expected label, top1 or a class's number"))),
+    }
 }
 
 /// Methods with their settings, each under the name that tables show.

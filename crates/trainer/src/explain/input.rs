@@ -27,7 +27,18 @@ pub fn read(given: &[String], network: &Network) -> Result<Input> {
     let input = network.architecture.graph.shapes[0];
     let shape = [input.channels, input.h, input.w];
     let classes = network.architecture.classes;
-    let [first] = given else { return files(given.iter().map(PathBuf::from).collect(), shape, classes) };
+    let [first] = given else {
+        let paths: Vec<PathBuf> = given.iter().map(PathBuf::from).collect();
+        for path in &paths {
+            ensure!(
+                path.is_file() && path.extension().is_none_or(|e| e != "safetensors"),
+                "--images {}: {}; of several, each must be an image file (a folder, a slice of a data set or a safetensors file stands alone)",
+                path.display(),
+                if path.exists() { "no image file" } else { "no such file" }
+            );
+        }
+        return files(paths, shape, classes);
+    };
     let path = Path::new(first);
     if path.is_dir() {
         let found = Found::walk(path)?;
@@ -55,9 +66,16 @@ pub fn read(given: &[String], network: &Network) -> Result<Input> {
             let end = range.end.min(all.len());
             ensure!(range.start < end, "{first}: the slice is empty, the set has {} images", all.len());
             ensure!(all.shape == shape, "{first}: images are {:?}, the model takes {shape:?}", all.shape);
-            let images = all.select(&(range.start..end).collect::<Vec<_>>());
+            let mut images = all.select(&(range.start..end).collect::<Vec<_>>());
             let names = images.index.iter().map(|i| format!("image {i}")).collect();
-            Ok(Input { images, labelled: true, names, bad: vec![] })
+            let labelled = images.classes == classes;
+            if !labelled {
+                // Numbers of other classes than the model's say nothing of it.
+                images.notes.push(format!("{first}: its {} classes are not the model's {classes}", images.classes));
+                images.classes = classes;
+                images.labels.fill(0);
+            }
+            Ok(Input { images, labelled, names, bad: vec![] })
         }
         None => bail!("--images {first}: no such file or folder, and not a slice like cifar10:test[0..16]"),
     }
@@ -93,6 +111,7 @@ fn tensors(path: &Path, shape: [usize; 3], classes: usize) -> Result<Input> {
         shape[1],
         shape[2]
     );
+    ensure!(dims[0] > 0, "{}: images_u8 holds no image", path.display());
     let pixels = file.integers("images_u8", 255)?.into_iter().map(|p| p as u8).collect();
     let labelled = found.contains_key("labels");
     let labels = if labelled { file.integers("labels", classes as u32 - 1)? } else { vec![0; dims[0]] };

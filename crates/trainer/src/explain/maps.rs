@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cams::Interpreter;
 use candle_core::{D, DType, Tensor};
 
@@ -27,15 +27,21 @@ pub enum Class {
 }
 
 impl Class {
-    /// `label`, `top1` or a number; without a word the label, where there is one.
-    pub fn parse(text: Option<&str>, labelled: bool) -> Result<Class> {
+    /// `label`, `top1` or a number; without a word the label, where there is one. Errors begin with the setting's name.
+    pub fn parse(name: &str, text: Option<&str>, labelled: bool) -> Result<Class> {
         Ok(match text {
             None if labelled => Class::Label,
             None | Some("top1") => Class::Top1,
             Some("label") if labelled => Class::Label,
-            Some("label") => bail!("--class label: these images have no labels; use top1 or a number"),
+            Some("label") => {
+                bail!(
+                    "{name} is label, but no labels of the model's classes are known of these images: use top1 or a number"
+                )
+            }
             Some(n) => Class::Number(
-                n.parse().ok().with_context(|| format!("--class \"{n}\"; accepted: label, top1 or a class number"))?,
+                n.parse()
+                    .ok()
+                    .with_context(|| format!("{name} is \"{n}\": expected label, top1 or a class's number"))?,
             ),
         })
     }
@@ -46,7 +52,11 @@ impl Class {
         Ok(match self {
             Class::Label => batch.labels_on(device)?,
             Class::Top1 => logits.argmax(D::Minus1)?,
-            Class::Number(c) => Tensor::full(*c, batch.len(), device)?,
+            Class::Number(c) => {
+                let classes = logits.dim(1)?;
+                ensure!((*c as usize) < classes, "class {c}: there are {classes} classes, 0 to {}", classes - 1);
+                Tensor::full(*c, batch.len(), device)?
+            }
             Class::Given(all) => Tensor::new(positions.iter().map(|i| all[*i]).collect::<Vec<_>>(), device)?,
         })
     }
@@ -144,6 +154,14 @@ pub fn explain(
         let (positions, batch) = batch?;
         let clock = Instant::now();
         let pass = model.observe(&model.images(&batch.pixels)?)?;
+        let broken = pass.logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        if let Some(at) = broken.iter().position(|logits| !logits.iter().all(|z| z.is_finite())) {
+            bail!(
+                "the model's logits of image {} are not finite: its weights overflow, or it is given other pixels than it was trained \
+                 with (mean, std)",
+                positions[at]
+            );
+        }
         let forward = pass.seen(&*cut, layer, &batch.ids)?;
         let wanted = class.of(&batch, &positions, &pass.logits)?;
         let of_pass = clock.elapsed().as_secs_f64();

@@ -71,7 +71,7 @@ pub(super) struct Single {
 
 /// `[0, 1, 2]` or `"0..3"`, which is the same.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a list of seeds as in [0, 1, 2], or a range as in \"0..3\"")]
 pub(super) enum Seeds {
     /// Each by itself.
     List(Vec<u64>),

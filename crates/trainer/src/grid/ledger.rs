@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::host;
 
+/// Its file in the grid's folder.
+pub const FILE: &str = "ledger.jsonl";
+
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,7 +51,7 @@ pub fn append(dir: &Path, cell: &str, event: Event, what: &str) -> Result<()> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let by = format!("{}:{}", host(), std::process::id());
     let line = Line { time, cell: cell.into(), event, by, what: what.into() };
-    let path = dir.join("ledger.jsonl");
+    let path = dir.join(FILE);
     let file = OpenOptions::new().create(true).append(true).open(&path);
     let mut file = file.with_context(|| format!("opening {}", path.display()))?;
     file.write_all((serde_json::to_string(&line)? + "\n").as_bytes())

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::state::{Inputs, State};
 use super::{COMMIT, Options, Report};
-use crate::config::{Config, LrSchedule, typed};
+use crate::config::{Config, LrSchedule, document, typed};
 use crate::error::Diverged;
 use crate::files::write_atomically;
 
@@ -37,7 +37,7 @@ pub fn check_config(config: &Config, dir: &Path, resume: bool) -> Result<()> {
     }
     let text = std::fs::read_to_string(&saved).with_context(|| format!("reading {}", saved.display()))?;
     // By way of a table, as every configuration is read: another way would compile all of its types once more.
-    let old: Result<Config> = text.parse::<toml::Table>().map_err(Into::into).and_then(typed);
+    let old: Result<Config> = document(&text, &saved).and_then(typed);
     let old = old.with_context(|| format!("{} is damaged", saved.display()))?;
     let same = comparable(&old, config) == comparable(config, config);
     ensure!(

@@ -162,7 +162,14 @@ fn check_error(file: &File, network: &Network, config: &Config) -> Result<(f64, 
     let part = own.is_some() && own == config.data.source().entry()?.part_of;
     let stated = file.metadata.get("test_error").and_then(|e| e.parse::<f64>().ok()).filter(|_| same || part);
     let count = if same && stated.is_some() { SPOT_CHECK.min(test.len()) } else { test.len() };
-    let found = evaluate(network, &test.spread(count))?.error;
+    let found = evaluate(network, &test.spread(count))?;
+    ensure!(
+        found.loss.is_finite(),
+        "the teacher {} answers some images with {}: its weights overflow, or mean and std are not what it was trained with",
+        file.name(),
+        found.loss
+    );
+    let found = found.error;
     if let Some(stated) = stated {
         let p = (stated / 100.0).clamp(0.01, 0.99);
         let margin = 500.0 * (p * (1.0 - p) / count as f64).sqrt();

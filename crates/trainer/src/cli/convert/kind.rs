@@ -1,6 +1,7 @@
 //! The model that a file holds, by name or by its layers.
 
 use anyhow::{Context, Result};
+use trainer::config::document;
 use trainer::error::unknown;
 use trainer::models::{self, Choice, Layer, Options, Published};
 
@@ -22,7 +23,7 @@ impl Kind {
             return Ok(Kind::Named(name));
         };
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let file: toml::Table = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+        let file = document(&text, path)?;
         let layers = file.get("layers").or_else(|| file.get("student")?.get("layers"));
         let expected = || format!("{}: expected [[layers]] or [[student.layers]]", path.display());
         let layers: Vec<Layer> = layers.with_context(expected)?.clone().try_into().with_context(expected)?;

@@ -83,7 +83,10 @@ impl<'de> Deserialize<'de> for Class {
                         "\"top1\" would be the class that the student names, which the teacher's map cannot follow: expected \
                          \"label\", \"teacher_top1\" or a class's number",
                     )),
-                    _ => Err(E::unknown_variant(name, &["label", "teacher_top1"])),
+                    _ => match name.parse() {
+                        Ok(number) => Ok(Class::Number(number)),
+                        Err(_) => Err(E::unknown_variant(name, &["label", "teacher_top1", "a class's number"])),
+                    },
                 }
             }
 

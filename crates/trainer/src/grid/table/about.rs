@@ -12,7 +12,7 @@ use toml::Table;
 
 use super::choice::Rule;
 use super::folders::id;
-use crate::config::typed;
+use crate::config::{document, typed};
 use crate::error::nearest;
 use crate::files::write_atomically;
 use crate::run::JudgedBy;
@@ -60,8 +60,8 @@ impl About {
         match fs::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(About::default()),
             text => {
-                let context = || format!("reading {}", path.display());
-                let about: About = toml::from_str(&text.with_context(context)?).with_context(context)?;
+                let table = document(&text.with_context(|| format!("reading {}", path.display()))?, &path)?;
+                let about: About = typed(table).with_context(|| path.display().to_string())?;
                 about.check().with_context(|| path.display().to_string())?;
                 Ok(about)
             }
