@@ -19,9 +19,9 @@
 //! name = "attention"
 //! config = { loss = { weights = { attention = 1000.0 } } }
 //!
-//! [[stages]]                             # the order of work, where it is not that of the blocks
+//! [[stages]]                             # what is run, in this order; without any, every block in its own
 //! block = "published"
-//! seeds = [0]                            # of the block's, if not all
+//! seeds = [0]                            # instead of the block's
 //!
 //! [table]                                # what `trainer table` is told, put into the grid's folder as table.toml
 //! published = { "published/ce" = 6.78 }
@@ -43,9 +43,9 @@ use anyhow::{Context, Result, bail, ensure};
 pub use file::parse_seeds;
 use file::{Block, File, Stage};
 use table::about::{self, About};
-use toml::Table;
+use toml::{Table, Value};
 
-use crate::config::{Config, apply, document, merge, profiles, typed};
+use crate::config::{Config, apply, document, merge, parse_set, profiles, typed};
 use crate::error::{nearest, unknown};
 
 /// One run of the grid.
@@ -118,12 +118,19 @@ impl Grid {
     fn from_table(table: Table, name: String, selection: &Selection) -> Result<Grid> {
         let file: File = typed(table)?;
         let profile = selection.profile.clone().or(file.profile.clone()).unwrap_or_else(|| profiles::DEFAULT.into());
+        // One of the grid's own says which of the program's it begins with.
+        let begins = |name: &str| file.profiles.get(name).is_some_and(|layer| holds(&layer.config, "train.profile"));
         for name in file.profiles.keys().chain([&profile]) {
-            if !profiles::NAMES.contains(&name.as_str()) {
+            if !profiles::NAMES.contains(&name.as_str()) && !begins(name) {
                 return Err(unknown("profile", name, &profiles::NAMES));
             }
         }
         let layer = file.profiles.get(&profile).cloned().unwrap_or_default();
+        sections(&file.config, "config")?;
+        sections(&layer.config, &format!("profiles.{profile}"))?;
+        for set in &selection.set {
+            sections(&parse_set(set)?, "--set")?;
+        }
         let mut base = file.config.clone();
         apply(&mut base, &format!("train.profile=\"{profile}\""))?;
         merge(&mut base, layer.config.clone());
@@ -135,11 +142,9 @@ impl Grid {
         }
         let distinct: BTreeSet<_> = names.iter().collect();
         ensure!(distinct.len() == names.len(), "two blocks have the same name: {}", names.join(", "));
-        if !file.table.is_empty() {
-            let cells =
-                |block: &Block| Ok((block.name.clone(), block.cells()?.into_iter().map(|(name, _)| name).collect()));
-            About::check_grid(&file.table, &file.block.iter().map(cells).collect::<Result<_>>()?)?;
-        }
+        let cells =
+            |block: &Block| Ok((block.name.clone(), block.cells()?.into_iter().map(|(name, _)| name).collect()));
+        let about = About::of_grid(&file.table, &file.block.iter().map(cells).collect::<Result<_>>()?)?;
         for key in &file.seed_keys {
             // Runs of one cell differ in their seeds alone, or no table could put them together.
             ensure!(key.ends_with(".seed"), "seed_keys: \"{key}\" is no seed: expected keys like \"train.seed\"");
@@ -157,6 +162,7 @@ impl Grid {
                     (None, Some(seeds)) => seeds.list()?,
                     (None, None) => vec![0],
                 };
+                sections(&block.config, &format!("block {}", block.name))?;
                 for seed in seeds {
                     for (cell, over) in block.cells()? {
                         let mut table = base.clone();
@@ -170,14 +176,16 @@ impl Grid {
                         }
                         for set in &selection.set {
                             apply(&mut table, set)?;
-                            // The seed would make a table of it again, and nobody would see that all else is gone.
-                            let flat = table.iter().find(|(_, section)| !section.is_table());
-                            if let Some((section, value)) = flat {
-                                bail!("--set {set}: {section} = {value}, expected {section}.KEY=VALUE");
-                            }
                         }
+                        ensure!(
+                            !about.holds_out(&block.name) || number(&table, "data.validation").is_some_and(|n| n > 0),
+                            "[table] held_out: {}/{cell} holds no images out (data.validation)",
+                            block.name
+                        );
                         for key in &file.seed_keys {
-                            apply(&mut table, &format!("{key}={seed}"))?;
+                            if has_room(&table, key) {
+                                apply(&mut table, &format!("{key}={seed}"))?;
+                            }
                         }
                         let run = GridRun { block: block.name.clone(), name: cell, seed, table };
                         if seen.insert(run.id()) {
@@ -207,7 +215,7 @@ impl Grid {
 
     /// Puts what is said of the runs into the grid's folder; true where a `table.toml` of somebody's own lies there, which stays.
     pub fn put_about(&self, dir: &Path) -> Result<bool> {
-        if self.about.is_empty() { Ok(false) } else { about::put(&self.about, dir) }
+        about::put(&self.about, dir)
     }
 
     /// The default folder.
@@ -220,11 +228,33 @@ impl Grid {
     }
 }
 
-/// Whether a configuration says something of `a.b`.
-fn holds(table: &Table, key: &str) -> bool {
+/// Refuses a section that is no table: whatever is put on top of it would make one of it, and nobody would see what is gone.
+fn sections(config: &Table, whose: &str) -> Result<()> {
+    match config.iter().find(|(_, section)| !section.is_table()) {
+        Some((section, value)) => bail!("{whose}: {section} = {value}, expected a table of settings"),
+        None => Ok(()),
+    }
+}
+
+/// What a configuration says of `a.b`.
+fn get<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
     let mut keys = key.split('.');
     let first = keys.next().and_then(|first| table.get(first));
-    keys.fold(first, |value, key| value?.get(key)).is_some()
+    keys.fold(first, |value, key| value?.get(key))
+}
+
+fn holds(table: &Table, key: &str) -> bool {
+    get(table, key).is_some()
+}
+
+fn number(table: &Table, key: &str) -> Option<i64> {
+    get(table, key).and_then(Value::as_integer)
+}
+
+/// Whether all that `a.b.c` lies in is a table, or not there yet: elsewhere a cell's mistake stays to be seen.
+fn has_room(table: &Table, key: &str) -> bool {
+    let above = key.match_indices('.').map(|(at, _)| &key[..at]);
+    above.into_iter().all(|above| get(table, above).is_none_or(Value::is_table))
 }
 
 #[cfg(test)]
@@ -288,6 +318,25 @@ mod tests {
         Ok(())
     }
 
+    /// A cell's mistake is the cell's, whatever stands in the place of a table; a profile of one's own begins with another.
+    #[test]
+    fn a_mistake_is_the_cells_and_a_profile_may_be_new() -> Result<()> {
+        let text = "profile = 'mine'
+            profiles.mine.config.train = { profile = 'smoke', batch = 4 }
+            [[block]]
+            name = 'a'
+            [[block.cell]]
+            name = 'flat'
+            config = { train = 3 }
+            [[block.cell]]
+            name = 'good'
+            config = { student = { arch = 'resnet8' } }";
+        let grid = grid(text, &Selection::default())?;
+        assert!(format!("{:#}", grid.runs[0].config().unwrap_err()).contains("train: invalid type: integer `3`"));
+        assert_eq!((grid.runs[1].config()?.train.epochs, grid.runs[1].config()?.train.batch), (1, 4));
+        Ok(())
+    }
+
     #[test]
     fn bad_grids_are_refused_with_what_would_do() {
         for (text, part) in [
@@ -312,6 +361,23 @@ mod tests {
             ("config.train.seed = 3\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "a/x sets train.seed"),
             ("profiles.smok = {}\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "did you mean \"smoke\""),
             ("[[block]]\nname = 'a'\nseeds = 3\n[[block.cell]]\nname = 'x'", "a list of seeds as in [0, 1, 2]"),
+            (
+                "profile = 'mine'\nprofiles.mine.config.train.epochs = 2\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "unknown profile \"mine\"",
+            ),
+            (
+                "config.train = 3\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "config: train = 3, expected a table",
+            ),
+            (
+                "table.choose.a = {}\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "the block a, which is judged by the test images",
+            ),
+            (
+                "table = { held_out = ['a'], choose.a.within = -1.0 }\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'",
+                "choose.a: within must be a number of at least 0",
+            ),
+            ("table.held_out = ['a']\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "a/x holds no images out"),
             ("table.margin = 0.0\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "[table]: margin is 0"),
             ("table.held_out = ['b']\n[[block]]\nname = 'a'\n[[block.cell]]\nname = 'x'", "the grid has no \"b\""),
             (

@@ -52,20 +52,31 @@ fn wrong_checkpoints() -> Result<()> {
         (metadata("num_classes", "99999999999")?, &["num_classes 99999999999"]),
         (metadata("std", "[0.2, 0.0, 0.2]")?, &["std positive"]),
         (metadata("mean", "grey")?, &["\"mean\" in the metadata"]),
-        (metadata("feature_mean", "[1.0, 2.0]")?, &["feature_mean", "64 finite numbers", "has 2"]),
+        (metadata("feature_mean", "[1.0, 2.0]")?, &["feature_mean", "has 2 numbers", "64 channels"]),
         (metadata("shortcut", "sideways")?, &["accepted: preact, raw"]),
         (metadata("input_size", "100000000")?, &["input_size"]),
     ] {
         std::fs::write(&bad, bytes)?;
         eval().assert_fails(1, parts);
     }
-    let mut negative = bytes.clone();
+    // Numbers that are none of a model, and such as no f32 can be computed with.
     let head = 8 + u64::from_le_bytes(bytes[..8].try_into()?) as usize;
     let header: serde_json::Value = serde_json::from_slice(&bytes[8..head])?;
-    let at = head + header["bn1.running_var"]["data_offsets"][0].as_u64().context("a tensor")? as usize;
-    negative[at..at + 4].copy_from_slice(&(-1.0f32).to_le_bytes());
-    std::fs::write(&bad, &negative)?;
+    let filled = |name: &str, value: f32| -> Result<()> {
+        let offset = |i: usize| Some(head + header[name]["data_offsets"][i].as_u64()? as usize);
+        let range = offset(0).context("a tensor")?..offset(1).context("a tensor")?;
+        let mut bytes = bytes.clone();
+        bytes[range].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&value.to_le_bytes()));
+        Ok(std::fs::write(&bad, &bytes)?)
+    };
+    filled("bn1.running_var", -1.0)?;
     eval().assert_fails(1, &["bn1.running_var holds -1", "damaged"]);
+    filled("fc.weight", 3e38)?;
+    eval().assert_fails(1, &["answers some images with", "its weights overflow"]);
+    call(&["explain", "--checkpoint", &bad, "--images", "cifar10-mini:test[50..52]", "--method", "cam"])
+        .assert_fails(1, &["logits of image 50 are not finite"]);
+    let mute = [&format!("teacher.checkpoint={bad}"), "loss.weights.kd=1.0"];
+    train(&dir, "other", &mute).assert_fails(1, &["the teacher", "answers some images with"]);
     let mut nan = bytes.clone();
     let end = nan.len();
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -107,6 +118,7 @@ fn wrong_files_to_convert() -> Result<()> {
     let garbage = path(&dir, "garbage.pth");
     std::fs::write(&garbage, b"garbage")?;
     call(&["convert", &garbage, &out, "--arch", "wrn-16-2"]).assert_fails(1, &["garbage.pth"]);
+    call(&["convert", &garbage, &garbage, "--arch", "wrn-16-2"]).assert_fails(1, &["is read from: choose another"]);
     call(&["convert", &garbage, &out, "--arch", "wrn"]).assert_fails(1, &["unknown architecture"]);
     // The head of a file of before PyTorch 1.6.
     let mut legacy = vec![0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];

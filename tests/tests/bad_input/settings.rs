@@ -63,7 +63,7 @@ fn wrong_settings() -> Result<()> {
         (&["train=3"], &["train: ", "expected a table of settings"]),
         (&["train.epochs=1\ntrain.batch=4"], &["train.epochs", "expected a whole number"]),
         (&["student.chekpoint=true"], &["\"chekpoint\"", "did you mean \"checkpoint\""]),
-        (&["student.layers=[{}]"], &["student.layers[0]", "expected one, as in { relu = {} }"]),
+        (&["student.layers=[{}]"], &["student.layers[0]", "found 0 elements, expected exactly one KEY = VALUE"]),
         (&["loss.class=\"x\""], &["loss.class", "a class's number"]),
         (&["train.epochs=0"], &["train.epochs", "at least 1"]),
         (&["train.batch=0"], &["train.batch", "at least 1"]),

@@ -93,6 +93,7 @@ fn evaluate_seeds() -> Result<()> {
         );
     }
     assert!(figure(3, "error") < figure(2, "error"), "more permutations are no better");
+    call(&["evaluate", "seeds", &seeds, "--set", "seeds.scores=[]"]).assert_fails(1, &["seeds.scores is empty"]);
     call(&["evaluate", "seeds", &seeds, "--set", "seeds.counts=3"]).assert_fails(1, &["did you mean `count`"]);
     call(&["evaluate", "seeds", &seeds, "--set", "seeds.count=1000000000000000"])
         .assert_fails(1, &["seeds.count is 1000000000000000", "at most 1000"]);

@@ -109,6 +109,15 @@ fn faithfulness() -> Result<()> {
     call(&["evaluate", "faithfulness", &settings, "--share", "2/2"]).assert_fails(2, &["no share such as 0/2"]);
     let other = call(&["evaluate", "faithfulness", &settings, "--set", "faithfulness.mute=0.25"]);
     other.assert_fails(1, &["holds another evaluation"]);
+    let dealt = call(&["evaluate", "faithfulness", &settings, "--set", "faithfulness.mute=0.25", "--jobs", "2"]);
+    dealt.assert_fails(1, &["holds another evaluation"]);
+    assert!(!dealt.stderr.contains("-of-"), "{}", dealt.stderr);
+    let class =
+        |class: &str| call(&["evaluate", "faithfulness", &settings, "--set", &format!("faithfulness.class={class}")]);
+    let folder = format!("faithfulness.record={}", dir.path().display());
+    call(&["evaluate", "faithfulness", &settings, "--set", &folder]).assert_fails(1, &["is no file: a record is one"]);
+    class("foo").assert_fails(1, &["faithfulness.class is \"foo\"", "label, top1"]);
+    class("[3]").assert_fails(1, &["faithfulness.class", "[3] is no class"]);
     call(&["evaluate", "faithfulness", &settings, "--set", "faithfulness.probability=logit"])
         .assert_fails(1, &["softmax", "sigmoid"]);
     Ok(())

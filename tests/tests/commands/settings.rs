@@ -86,13 +86,16 @@ fn every_setting_of_an_evaluation_stands_in_its_reference() -> Result<()> {
                 assert!(all[*table].get(&key).is_some(), "settings-evaluate.toml lacks {table}.{key}");
             }
         }
-        let own = |table: &Table| Table::from_iter(["model", name].map(|t| (t.to_string(), table[t].clone())));
+        let own = |table: &Table| {
+            let sections = ["model", name].into_iter().chain(more.iter().copied());
+            Table::from_iter(sections.filter_map(|s| Some((s.to_string(), table.get(s)?.clone()))))
+        };
         typed::<T>(own(all))?;
         typed(own(given))
     }
     let text = std::fs::read_to_string(root().join("configs/settings-evaluate.toml"))?;
     let (given, all): (Table, Table) = (text.parse()?, uncommented(&text)?);
-    assert_eq!(given.keys().collect::<Vec<_>>(), ["faithfulness", "localization", "model", "sanity", "seeds"]);
+    assert_eq!(given.keys().collect::<Vec<_>>(), ["model", "faithfulness", "localization", "sanity", "seeds"]);
     let with = &["published"];
     let found: faithfulness::Settings = section(&all, &given, "faithfulness", with)?;
     assert_eq!(found.faithfulness, faithfulness::Options::default());

@@ -347,6 +347,13 @@ fn what_a_grid_says_of_its_table_stands_beside_the_runs() -> Result<()> {
     std::fs::write(&grid, text.replace("= 50.0", "= 40.0"))?;
     told();
     assert_eq!(lab.table("told")[0]["published"], 40.0);
+    // What the grid no longer says is gone; what somebody else says stays, whatever it is written in.
+    std::fs::write(&grid, text.replace("[table]\n    published = { 'a/ce-none' = 50.0 }\n", ""))?;
+    told();
+    assert!(!Path::new(&about).exists());
+    std::fs::write(&grid, &text)?;
+    std::fs::write(&about, b"# M\xfcller\nmargin = 0.5\n")?;
+    assert!(told().stderr.contains("stays as it is"));
     std::fs::write(&about, "margin = 0.5\n")?;
     assert!(told().stderr.contains("is not the grid's [table] and stays as it is"));
     assert_eq!(std::fs::read_to_string(&about)?, "margin = 0.5\n");

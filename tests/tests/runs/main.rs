@@ -212,7 +212,8 @@ fn a_kill_loses_nothing() -> Result<()> {
 #[cfg(unix)]
 fn ctrl_c_saves_and_says_how_to_go_on() -> Result<()> {
     let lab = Lab::new()?;
-    let arguments = lab.arguments("stopped", &["--set", "train.epochs=400"]);
+    let quoted = "data.name='cifar10-mini'";
+    let arguments = lab.arguments("stopped", &["--set", "train.epochs=400", "--set", quoted]);
     let child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).spawn()?;
     let metrics = lab.path("stopped/metrics.jsonl");
     let start = Instant::now();
@@ -226,7 +227,7 @@ fn ctrl_c_saves_and_says_how_to_go_on() -> Result<()> {
     assert_eq!(output.status.code(), Some(130));
     let stderr = String::from_utf8(output.stderr)?;
     assert!(stderr.contains("interrupted; the state is saved. Go on with:\n  trainer train "), "{stderr}");
-    assert!(stderr.contains(" --resume"), "{stderr}");
+    assert!(stderr.contains(&format!("--set \"{quoted}\" ")) && stderr.contains(" --resume"), "{stderr}");
     assert!(Path::new(&lab.path("stopped/state.safetensors")).exists());
     Ok(())
 }

@@ -95,11 +95,12 @@ impl File {
         if let Some(mean) = &network.feature_mean {
             let channels = network.architecture.channels();
             ensure!(
-                mean.len() == channels && mean.iter().all(|m| m.is_finite()),
-                "{}: feature_mean in the metadata must be {channels} finite numbers, and has {}",
+                mean.len() == channels,
+                "{}: feature_mean in the metadata has {} numbers, one for each of {channels} channels was expected",
                 self.name(),
                 mean.len()
             );
+            ensure!(mean.iter().all(|m| m.is_finite()), "{}: feature_mean in the metadata is not finite", self.name());
         }
         Ok(network)
     }

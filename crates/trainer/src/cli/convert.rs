@@ -66,7 +66,8 @@ pub(super) struct ConvertArgs {
 /// `trainer convert`.
 pub(super) fn run(args: &ConvertArgs) -> Result<Done> {
     ensure!(args.input.is_file(), "{}: no such file", args.input.display());
-    check_output(&args.output, std::slice::from_ref(&args.input))?;
+    let inputs: Vec<_> = [&args.input].into_iter().chain(&args.layers).chain(&args.rename).cloned().collect();
+    check_output(&args.output, &inputs)?;
     // A name that nobody knows is told before a large file is read.
     let kind = Kind::of(args)?;
     let (metadata, tensors) = read(args)?;
@@ -183,7 +184,10 @@ fn plan(args: &ConvertArgs, kind: &Kind, metadata: &Metadata) -> Result<Plan> {
     let mean = statistics(&args.mean, "mean", usual.statistics[0])?;
     let std = statistics(&args.std, "std", usual.statistics[1])?;
     // As the network computes with them.
-    ensure!(std.iter().all(|s| (*s as f32).is_normal() && *s > 0.0), "--std {std:?}: standard deviations are positive");
+    ensure!(
+        std.iter().all(|s| (*s as f32).is_normal() && *s > 0.0),
+        "--std {std:?}: standard deviations are positive, and no smaller than 1.2e-38"
+    );
     Ok(Plan { options, classes, input, normalization: Normalization { mean, std }, assumed })
 }
 

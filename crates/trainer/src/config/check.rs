@@ -49,7 +49,7 @@ fn in_range(path: &str, value: f64) -> Result<()> {
 
 /// A number without hundreds of digits.
 fn shown(value: f64) -> String {
-    let plain = value == 0.0 || !value.is_finite() || (1e-6..1e15).contains(&value.abs());
+    let plain = value == 0.0 || !value.is_finite() || (1e-6..1e21).contains(&value.abs());
     if plain { value.to_string() } else { format!("{value:e}") }
 }
 

@@ -71,11 +71,12 @@ pub fn typed<T: DeserializeOwned>(table: Table) -> Result<T> {
 /// What was expected, in words instead of Rust's types.
 fn plain(message: &str) -> String {
     if let Some(found) = message.strip_prefix("wanted exactly 1 element, ") {
-        return format!("{found}, expected one, as in {{ relu = {{}} }}");
+        return format!("{found}, expected exactly one KEY = VALUE");
     }
     let Some((given, expected)) = message.rsplit_once(", expected ") else { return message.into() };
     let expected = match expected {
-        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number of at least 0",
+        "usize" | "u64" => "a whole number of at least 0",
+        "u32" => "a whole number from 0 to 4294967295",
         "i64" | "i32" => "a whole number",
         "f64" | "f32" => "a number",
         "a boolean" | "bool" => "true or false",

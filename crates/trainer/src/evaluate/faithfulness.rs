@@ -44,7 +44,7 @@ pub struct Options {
     pub methods: Vec<Judged>,
     /// The layer that is explained.
     pub layer: String,
-    /// The class that is explained: `top1` or `label`.
+    /// The class that is explained: `top1`, `label` or a number.
     #[serde(deserialize_with = "word")]
     pub class: String,
     /// How logits become probabilities: `softmax`, or `sigmoid` of a model that says of each class whether it is shown.

@@ -44,7 +44,7 @@ pub struct Options {
     pub methods: Vec<Judged>,
     /// The layer that is explained.
     pub layer: String,
-    /// The class that is explained, `top1` (of the whole model, at every step) or `label`.
+    /// The class that is explained: `top1` (of the whole model, at every step), `label` or a number.
     #[serde(deserialize_with = "word")]
     pub class: String,
     /// Of the weights that are drawn.

@@ -159,7 +159,7 @@ pub fn explain(
             bail!(
                 "the model's logits of image {} are not finite: its weights overflow, or it is given other pixels than it was trained \
                  with (mean, std)",
-                positions[at]
+                images.index[positions[at]]
             );
         }
         let forward = pass.seen(&*cut, layer, &batch.ids)?;

@@ -47,10 +47,11 @@ pub(super) fn deal(what: &str, args: &EvaluateArgs, global: &Global, path: &Path
         bar.show(done, of);
     }
     let mut failed = None;
-    for (mut child, said) in children {
+    for ((mut child, said), part) in children.into_iter().zip(&parts) {
         let (status, said) = (child.wait().context("waiting for a job")?, said.join().unwrap_or_default());
         if !status.success() {
-            failed.get_or_insert(said);
+            // By the name that was given: a job's own record will be gone.
+            failed.get_or_insert(said.replace(&part.display().to_string(), &path.display().to_string()));
         }
     }
     gather(path, &parts)?;

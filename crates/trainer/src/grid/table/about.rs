@@ -68,8 +68,8 @@ impl About {
         }
     }
 
-    /// Whether the `[table]` of a grid's file can be read and speaks of cells that the grid has, block by block.
-    pub(in crate::grid) fn check_grid(table: &Table, cells: &BTreeMap<String, Vec<String>>) -> Result<()> {
+    /// The `[table]` of a grid's file, which speaks of cells that the grid has, block by block.
+    pub(in crate::grid) fn of_grid(table: &Table, cells: &BTreeMap<String, Vec<String>>) -> Result<About> {
         let about: About = typed(table.clone()).context("[table]")?;
         about.check().context("[table]")?;
         let blocks: Vec<String> = cells.keys().cloned().collect();
@@ -80,11 +80,13 @@ impl About {
             if accepted.clone().any(|accepted| accepted == name) {
                 return Ok(());
             }
-            let hint = nearest(name, accepted.by_ref()).map(|n| format!(" (did you mean \"{n}\"?)"));
+            let hint = nearest(name, &mut accepted).map(|n| format!(" (did you mean \"{n}\"?)"));
             bail!("[table] {key}: the grid has no \"{name}\"{}", hint.unwrap_or_default())
         };
-        for block in about.held_out.iter().chain(about.choose.keys()) {
-            known("held_out, choose", block, &[&blocks])?;
+        for (key, named) in
+            [("held_out", Vec::from_iter(&about.held_out)), ("choose", Vec::from_iter(about.choose.keys()))]
+        {
+            named.into_iter().try_for_each(|block| known(key, block, &[&blocks]))?;
         }
         for cell in about.published.keys() {
             known("published", cell, &[&ids])?;
@@ -96,7 +98,12 @@ impl About {
                 known("against", other, &[&ids])?;
             }
         }
-        Ok(())
+        Ok(about)
+    }
+
+    /// Whether a block is judged by the images held out.
+    pub(in crate::grid) fn holds_out(&self, block: &str) -> bool {
+        self.held_out.contains(block)
     }
 
     fn check(&self) -> Result<()> {
@@ -105,6 +112,14 @@ impl About {
             "margin is {}; it must be a positive number of points",
             self.margin
         );
+        for (block, rule) in &self.choose {
+            ensure!(
+                self.holds_out(block),
+                "something is chosen in the block {block}, which is judged by the test images: what is chosen by them looks better \
+                 on them than it is. Hold images out (data.validation) and name the block in held_out"
+            );
+            rule.check().with_context(|| format!("choose.{block}"))?;
+        }
         Ok(())
     }
 }
@@ -113,10 +128,19 @@ impl About {
 pub(in crate::grid) fn put(table: &Table, dir: &Path) -> Result<bool> {
     let path = dir.join(FILE);
     let text = format!("{WRITTEN}{}", toml::to_string(table)?);
-    match fs::read_to_string(&path) {
-        Ok(there) if there == text => return Ok(false),
-        Ok(there) if !there.starts_with(WRITTEN) => return Ok(true),
-        _ => {}
+    match fs::read(&path) {
+        Ok(there) if there == text.as_bytes() => return Ok(false),
+        Ok(there) if !there.starts_with(WRITTEN.as_bytes()) => return Ok(!table.is_empty()),
+        Ok(_) if table.is_empty() => {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            return Ok(false);
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("reading {}", path.display()));
+        }
+        Err(_) if table.is_empty() => return Ok(false),
+        Err(_) => {}
     }
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     write_atomically(&path, text.as_bytes())?;

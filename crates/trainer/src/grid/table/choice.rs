@@ -22,6 +22,17 @@ pub(super) struct Rule {
     toward: f64,
 }
 
+impl Rule {
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(within) = self.within {
+            let counts = within >= 0.0 && within.is_finite();
+            ensure!(counts, "within must be a number of at least 0, not {within}");
+        }
+        ensure!(self.toward.is_finite(), "toward must be a number, not {}", self.toward);
+        Ok(())
+    }
+}
+
 /// What the cells `name=value` of a search come to.
 pub struct Choice {
     /// `block/name`.
@@ -48,19 +59,9 @@ type Tried<'a> = (f64, &'a str, &'a CellFigures);
 /// The choices of a block, a name each.
 ///
 /// # Errors
-/// If the block is not judged by images held out, has no cell with a number, or its rule is no rule.
+/// If the block has no cell with a number.
 pub(super) fn of(block: &str, cells: &[&Cell], figures: &[CellFigures], about: &About) -> Result<Vec<Choice>> {
     let Some(rule) = about.choose.get(block) else { return Ok(vec![]) };
-    ensure!(
-        about.held_out.contains(block),
-        "table.toml chooses in the block {block}, which is judged by the test images: what is chosen by them looks better on \
-         them than it is. Hold images out (data.validation) and name the block in held_out"
-    );
-    if let Some(within) = rule.within {
-        let counts = within >= 0.0 && within.is_finite();
-        ensure!(counts, "table.toml, choose.{block}: within must be a number of at least 0, not {within}");
-    }
-    ensure!(rule.toward.is_finite(), "table.toml, choose.{block}: toward must be a number, not {}", rule.toward);
     let mut names: BTreeMap<&str, Vec<Tried>> = BTreeMap::new();
     for figure in figures {
         // A cell without a number, as one without the term, stands beside the search.
