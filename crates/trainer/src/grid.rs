@@ -333,7 +333,7 @@ mod tests {
             config = { student = { arch = 'resnet8' } }";
         let grid = grid(text, &Selection::default())?;
         assert!(format!("{:#}", grid.runs[0].config().unwrap_err()).contains("train: invalid type: integer `3`"));
-        assert_eq!((grid.runs[1].config()?.train.epochs, grid.runs[1].config()?.train.batch), (1, 4));
+        assert_eq!((grid.runs[1].config()?.train.epochs, grid.runs[1].config()?.train.batch), (2, 4));
         Ok(())
     }
 

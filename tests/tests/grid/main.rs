@@ -327,7 +327,7 @@ fn the_launcher_tells_the_error_of_held_out_images() -> Result<()> {
 fn a_grid_of_mistakes_has_failed() -> Result<()> {
     let lab = Lab::new()?;
     lab.ablate("wrong", &["--run", "b/wrong/s0"]).assert_fails(1, &["1 could not run", "loss.temprature"]);
-    lab.ablate("wrong", &["--set", "train=3"]).assert_fails(1, &["train = 3, expected train.KEY=VALUE"]);
+    lab.ablate("wrong", &["--set", "train=3"]).assert_fails(1, &["--set: train = 3, expected a table of settings"]);
     call(&["train", &lab.path("teacher.toml"), "--run", &lab.path("wrong")])
         .assert_fails(1, &["wrong is a grid's folder"]);
     lab.ablate("wrong", &["--seed", "1", "--seeds", "0..2"]).assert_fails(1, &["--seeds and --seed"]);

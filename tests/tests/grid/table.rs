@@ -363,7 +363,7 @@ fn a_search_chooses_the_middle_of_what_is_as_good_as_the_best() -> Result<()> {
     assert!(a.contains("(1.0, 3.0, 10.0, 30.0; "), "{a}");
     let path = dir.display().to_string();
     std::fs::write(&about, "choose = { search = {} }")?;
-    call(&["table", &path]).assert_fails(1, &["chooses in the block search", "test images", "held_out"]);
+    call(&["table", &path]).assert_fails(1, &["chosen in the block search", "test images", "held_out"]);
     std::fs::write(&about, "held_out = [\"search\"]\nchoose = { search = { within = -1.0 } }")?;
     call(&["table", &path]).assert_fails(1, &["choose.search", "within must be a number of at least 0"]);
     cell("other/none", 1.0)?;
