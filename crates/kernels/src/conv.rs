@@ -8,10 +8,10 @@ use rayon::prelude::*;
 use crate::batch_norm::{self, NormSums};
 use crate::gemm::padded;
 use crate::operand::{After, Gradient, Input};
-use crate::runtime::{Aligned, Runtime};
+use crate::runtime::Runtime;
 use crate::simd::{Element, Isa, Kernel, Simd, Tiles};
 pub use crate::task::{Algorithm, ConvShape};
-use crate::task::{Backward, Forward, Scratch, ScratchLen, Sides};
+use crate::task::{Backward, Forward, Scratch, Sides};
 use crate::{direct, winograd};
 
 /// Partial sums of a weight gradient: fixed, so that the order of the sum does not depend on the threads.
@@ -179,8 +179,9 @@ pub fn forward<E: Element>(
     };
     parts(shape, (most, threads.max(1), step), n, out, stats).into_par_iter().for_each(|part| {
         let Part { images, rows, out, stats } = part;
-        let mut memory = Memory::take(runtime, len);
-        let scratch = memory.lend();
+        let (mut stored, mut wide) = (runtime.take(len.stored), runtime.take_wide(len.wide));
+        let mut segments = vec![0; len.segments];
+        let scratch = Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments };
         runtime.isa.run(match packed {
             Packed::Winograd(packed) => {
                 RunForward::Winograd(Forward { shape, images, input, packed, after, rows, out: &mut *out, scratch })
@@ -189,39 +190,14 @@ pub fn forward<E: Element>(
                 RunForward::Direct(Forward { shape, images, input, packed, after, rows, out: &mut *out, scratch })
             }
         });
-        memory.give(runtime);
+        runtime.give(stored);
+        runtime.give_wide(wide);
         for (image, stats) in
             out.chunks_exact(image_len).zip(stats.into_iter().flat_map(|s| s.chunks_exact_mut(2 * shape.c_out)))
         {
             batch_norm::image_stats(runtime.isa, image, shape.c_out, stats);
         }
     });
-}
-
-/// What a task's scratch lies in.
-struct Memory<E: Element> {
-    stored: Aligned<E>,
-    left: Aligned<E::Wide>,
-    wide: Aligned<E::Wide>,
-    segments: Vec<usize>,
-}
-
-impl<E: Element> Memory<E> {
-    fn take(runtime: &Runtime<E>, len: ScratchLen) -> Self {
-        let (left, wide) = (runtime.take_wide(len.left), runtime.take_wide(len.wide));
-        Memory { stored: runtime.take(len.stored), left, wide, segments: vec![0; len.segments] }
-    }
-
-    fn lend(&mut self) -> Scratch<'_, E> {
-        let Memory { stored, left, wide, segments } = self;
-        Scratch { stored, left, wide, segments }
-    }
-
-    fn give(self, runtime: &Runtime<E>) {
-        runtime.give(self.stored);
-        runtime.give_wide(self.left);
-        runtime.give_wide(self.wide);
-    }
 }
 
 /// Gradients of [`forward`]: the weight's into `dw` (c_out, c_in, k, k), overwritten; the input's into
@@ -291,7 +267,8 @@ pub fn backward<E: Element>(
             let mut accumulator = runtime.take_wide(accumulator_len);
             let dw = if accumulator_len > 0 { &mut accumulator[..] } else { &mut *partial };
             dw.fill(E::Wide::default());
-            let mut memory = Memory::take(runtime, scratch_len);
+            let (mut stored, mut wide) = (runtime.take(scratch_len.stored), runtime.take_wide(scratch_len.wide));
+            let mut segments = vec![0; scratch_len.segments];
             let mut start = group * per_group;
             let chunks = dx.chunks_mut(per_task * dx_len).zip(sum_out.chunks_mut(per_task * sum_len));
             for (dx, sum_out) in chunks {
@@ -299,7 +276,8 @@ pub fn backward<E: Element>(
                 start = images.end;
                 let of = images.clone();
                 let wanted = wants_dx.then_some((&mut *dx, accumulate));
-                let (dw, scratch) = (&mut *dw, memory.lend());
+                let (dw, scratch) =
+                    (&mut *dw, Scratch { stored: &mut stored, wide: &mut wide, segments: &mut segments });
                 runtime.isa.run(match packed {
                     Packed::Winograd(packed) => RunBackward::Winograd(Backward {
                         shape,
@@ -333,7 +311,8 @@ pub fn backward<E: Element>(
             if let Packed::Winograd(_) = packed {
                 winograd::fold(runtime.isa, shape, &accumulator, partial);
             }
-            memory.give(runtime);
+            runtime.give(stored);
+            runtime.give_wide(wide);
             runtime.give_wide(accumulator);
         });
     let mut total = runtime.take_wide(gradient_len);

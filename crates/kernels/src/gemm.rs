@@ -115,85 +115,14 @@ impl<S: Simd> Target<S> for Out<Wide<S>> {
     }
 }
 
-/// What a left matrix is kept as.
-trait Kept<S: Simd> {
-    type T: Copy;
-    /// The elements of a step at `p`, `apart` from each other where that is possible, for every column.
-    unsafe fn splat(p: *const Self::T, apart: usize) -> S::B;
-}
-
-/// As activations are: an image that is read in place.
-struct Stored;
-
-impl<S: Simd> Kept<S> for Stored {
-    type T = S::E;
-    #[inline(always)]
-    unsafe fn splat(p: *const S::E, _: usize) -> S::B {
-        // SAFETY: the trait's contract.
-        unsafe { S::splat_operand(p) }
-    }
-}
-
-/// As it is made for the product alone.
-struct Made;
-
-impl<S: Simd> Kept<S> for Made {
-    type T = S::Left;
-    #[inline(always)]
-    unsafe fn splat(p: *const S::Left, apart: usize) -> S::B {
-        // SAFETY: the trait's contract.
-        unsafe { S::splat_left(p, apart) }
-    }
-}
-
 /// `c(i, j) = [c(i, j) +] sum_p a(i, p) b(p, j)`, i < m, j < n, over `k` steps p of each segment.
 ///
 /// # Safety
 /// `n` is a multiple of [`STRIP`]; the matrices are valid for these sizes and `c` does not overlap the others.
 #[inline(always)]
 pub unsafe fn gemm<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: Rhs<S::E>, c: impl Target<S>) {
-    // SAFETY: the caller's contract.
-    unsafe { product::<S, Stored>(m, n, k, (a, 1), b, c) }
-}
-
-/// The same of a left matrix that was made for it, with the distance of a step's elements where that is theirs to choose
-/// ([`Simd::APART`]; else they lie side by side).
-///
-/// # Safety
-/// As of [`gemm`].
-#[inline(always)]
-pub unsafe fn gemm_of_left<S: Simd>(
-    m: usize,
-    n: usize,
-    k: usize,
-    a: (Lhs<'_, S::Left>, usize),
-    b: Rhs<S::E>,
-    c: impl Target<S>,
-) {
-    // SAFETY: the caller's contract.
-    unsafe { product::<S, Made>(m, n, k, a, b, c) }
-}
-
-/// Room that is taken for a left matrix, whatever it is kept as.
-pub fn left<S: Simd>(room: &mut [Wide<S>]) -> &mut [S::Left] {
-    const { assert!(size_of::<S::Left>() <= size_of::<Wide<S>>() && align_of::<S::Left>() <= align_of::<Wide<S>>()) };
-    // SAFETY: as many elements of at most this size and alignment; both are plain numbers.
-    unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast(), room.len()) }
-}
-
-#[inline(always)]
-unsafe fn product<S: Simd, A: Kept<S>>(
-    m: usize,
-    n: usize,
-    k: usize,
-    (a, apart): (Lhs<'_, A::T>, usize),
-    b: Rhs<S::E>,
-    c: impl Target<S>,
-) {
     debug_assert!(n.is_multiple_of(STRIP));
     if S::T::PRESENT && a.col == S::E::DEPTH {
-        // Where there are tiles, every left matrix is kept as it is stored.
-        let a = Lhs { data: a.data.cast::<S::E>(), row: a.row, col: a.col, segments: a.segments };
         // SAFETY: the caller's contract.
         return unsafe { on_tiles::<S>(m, n, k, a, b, c) };
     }
@@ -204,9 +133,8 @@ unsafe fn product<S: Simd, A: Kept<S>>(
         while i < m {
             // SAFETY: rows i.. of a and c and columns j.. of b and c, as many as the tile has.
             i += unsafe {
-                let a = (Lhs { data: a.data.add(i * a.row), ..a }, apart);
-                let at = [i, j];
-                if wide { rows::<S, A, 2>(m - i, at, k, a, b, c) } else { rows::<S, A, 1>(m - i, at, k, a, b, c) }
+                let a = Lhs { data: a.data.add(i * a.row), ..a };
+                if wide { rows::<S, 2>(m - i, [i, j], k, a, b, c) } else { rows::<S, 1>(m - i, [i, j], k, a, b, c) }
             };
         }
         j += if wide { 2 * S::LANES } else { S::LANES };
@@ -265,33 +193,33 @@ unsafe fn on_tiles<S: Simd>(m: usize, n: usize, k: usize, a: Lhs<'_, S::E>, b: R
 
 /// The largest register tile that fits into `m` rows; returns its number of rows.
 #[inline(always)]
-unsafe fn rows<S: Simd, A: Kept<S>, const NV: usize>(
+unsafe fn rows<S: Simd, const NV: usize>(
     m: usize,
     at: [usize; 2],
     k: usize,
-    a: (Lhs<'_, A::T>, usize),
+    a: Lhs<'_, S::E>,
     b: Rhs<S::E>,
     c: impl Target<S>,
 ) -> usize {
     // SAFETY: the caller's contract.
     unsafe {
         match m.min(S::ROWS) {
-            12.. => tile::<S, A, 12, NV>(at, k, a, b, c),
-            8..=11 => tile::<S, A, 8, NV>(at, k, a, b, c),
-            6 | 7 => tile::<S, A, 6, NV>(at, k, a, b, c),
-            4 | 5 => tile::<S, A, 4, NV>(at, k, a, b, c),
-            2 | 3 => tile::<S, A, 2, NV>(at, k, a, b, c),
-            _ => tile::<S, A, 1, NV>(at, k, a, b, c),
+            12.. => tile::<S, 12, NV>(at, k, a, b, c),
+            8..=11 => tile::<S, 8, NV>(at, k, a, b, c),
+            6 | 7 => tile::<S, 6, NV>(at, k, a, b, c),
+            4 | 5 => tile::<S, 4, NV>(at, k, a, b, c),
+            2 | 3 => tile::<S, 2, NV>(at, k, a, b, c),
+            _ => tile::<S, 1, NV>(at, k, a, b, c),
         }
     }
 }
 
 /// `MR` rows by `NV` vectors, held in registers over the whole of `k`. Returns `MR`.
 #[inline(always)]
-unsafe fn tile<S: Simd, A: Kept<S>, const MR: usize, const NV: usize>(
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
     [row, column]: [usize; 2],
     k: usize,
-    (a, apart): (Lhs<'_, A::T>, usize),
+    a: Lhs<'_, S::E>,
     b: Rhs<S::E>,
     c: impl Target<S>,
 ) -> usize {
@@ -315,7 +243,7 @@ unsafe fn tile<S: Simd, A: Kept<S>, const MR: usize, const NV: usize>(
             for p in 0..k {
                 let bv: [S::B; NV] = std::array::from_fn(|v| S::load_operand(columns[v].add(p * b.row)));
                 for (i, row) in acc.iter_mut().enumerate() {
-                    let x = A::splat(ap.add(i * a.row), apart);
+                    let x = S::splat_operand(ap.add(i * a.row));
                     for (v, sum) in row.iter_mut().enumerate() {
                         *sum = S::product(x, bv[v], *sum);
                     }

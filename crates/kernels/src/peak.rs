@@ -8,7 +8,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::conv::{self, Algorithm, ConvShape, Packed};
-use crate::gemm::{Lhs, Out, Rhs, STRIP, WHOLE, gemm_of_left, left};
+use crate::gemm::{Lhs, Out, Rhs, STRIP, WHOLE, gemm};
 use crate::operand::{After, Gradient, Input};
 use crate::runtime::Runtime;
 use crate::simd::{Element, Isa, Kernel, Simd, TILE, Tiles};
@@ -43,7 +43,7 @@ pub fn algorithm(isa: Isa, numbers: Numbers, shape: &ConvShape) -> Algorithm {
 const STEPS: usize = 128;
 
 struct Tile<'a, E: Element> {
-    a: &'a mut [E::Wide],
+    a: &'a [E],
     b: &'a [E],
     c: &'a mut [E::Wide],
     times: usize,
@@ -54,16 +54,15 @@ impl<E: Element> Kernel<E> for Tile<'_, E> {
     type Output = f64;
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) -> f64 {
-        let a = left::<S>(self.a);
         let (m, n) = (if S::T::PRESENT { 2 * TILE } else { S::ROWS }, 2 * STRIP);
         for _ in 0..self.times {
             // SAFETY: `gflops_of` sizes the operands for the largest tile.
             unsafe {
-                gemm_of_left::<S>(
+                gemm::<S>(
                     m,
                     n,
                     STEPS,
-                    (Lhs { data: a.as_ptr(), row: STEPS * E::DEPTH, col: E::DEPTH, segments: WHOLE }, 1),
+                    Lhs { data: self.a.as_ptr(), row: STEPS * E::DEPTH, col: E::DEPTH, segments: WHOLE },
                     Rhs::packed(self.b.as_ptr(), STEPS),
                     Out { data: self.c.as_mut_ptr(), row: n, accumulate: false },
                 );
@@ -87,13 +86,12 @@ pub fn gflops(isa: Isa, numbers: Numbers) -> f64 {
 fn gflops_of<E: Element>(isa: Isa) -> f64 {
     let runtime = Runtime::<E>::new(isa);
     let one = |times: usize| {
-        let (mut a, mut b) =
-            (runtime.take_wide(2 * TILE * STEPS * E::DEPTH), runtime.take(2 * STRIP * STEPS * E::DEPTH));
+        let (mut a, mut b) = (runtime.take(2 * TILE * STEPS * E::DEPTH), runtime.take(2 * STRIP * STEPS * E::DEPTH));
         let mut c = runtime.take_wide(2 * TILE * 2 * STRIP);
-        a.fill(E::Wide::default());
+        a.fill(E::default());
         b.fill(E::default());
-        let flop = isa.run(Tile { a: &mut a, b: &b, c: &mut c, times });
-        runtime.give_wide(a);
+        let flop = isa.run(Tile { a: &a, b: &b, c: &mut c, times });
+        runtime.give(a);
         runtime.give(b);
         runtime.give_wide(c);
         flop

@@ -21,24 +21,6 @@ macro_rules! pass {
     )*};
 }
 
-/// A left operand that is kept as it is stored.
-macro_rules! left_as_stored {
-    () => {
-        type Left = Self::E;
-        const APART: bool = false;
-        #[inline(always)]
-        unsafe fn splat_left(p: *const Self::E, _: usize) -> Self::B {
-            // SAFETY: the trait's contract.
-            unsafe { Self::splat_operand(p) }
-        }
-        #[inline(always)]
-        unsafe fn store_left(p: *mut Self::E, v: Self::V) {
-            // SAFETY: the trait's contract.
-            unsafe { Self::store(p, v) }
-        }
-    };
-}
-
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod portable;

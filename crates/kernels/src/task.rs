@@ -85,10 +85,8 @@ pub struct Sides<E: Element> {
 /// Lengths of a task's scratch memory.
 #[derive(Clone, Copy, Debug)]
 pub struct ScratchLen {
-    /// Operands of matrix products, as activations are stored.
+    /// Operands of matrix products.
     pub stored: usize,
-    /// Left operands that are made for their products.
-    pub left: usize,
     /// Everything else.
     pub wide: usize,
     /// Segments of a product's operand.
@@ -97,10 +95,8 @@ pub struct ScratchLen {
 
 /// A task's scratch memory; its content is arbitrary.
 pub struct Scratch<'a, E: Element> {
-    /// Operands of matrix products, as activations are stored.
+    /// Operands of matrix products.
     pub stored: &'a mut [E],
-    /// Room for left operands that are made for their products ([`left`](crate::gemm::left)).
-    pub left: &'a mut [E::Wide],
     /// Everything else.
     pub wide: &'a mut [E::Wide],
     /// Segments of a product's operand.

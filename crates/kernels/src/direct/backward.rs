@@ -14,7 +14,6 @@ pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
     let row = (s.w.div_ceil(s.stride) + 1) * padded(s.c_in);
     ScratchLen {
         stored: Padded::gradient::<E>(s).len(),
-        left: 0,
         wide: Padded::input::<E::Wide>(s).len() + gradient + row,
         segments: s.k.max(s.out_h()),
     }
@@ -31,7 +30,7 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
         return unsafe { tiled::backward::<S>(task) };
     }
     let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
-    let Scratch { stored: padded_gradient, wide, segments, .. } = scratch;
+    let Scratch { stored: padded_gradient, wide, segments } = scratch;
     let pad = Padded::input::<Wide<S>>(s);
     let ldo = padded(s.c_out);
     let (image_in, wide) = wide.split_at_mut(pad.len());

@@ -20,7 +20,7 @@ pub fn forward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
         Some(rows) => rows * channels::<E>(s.c_in),
         None => Padded::input::<E>(s).len(),
     };
-    ScratchLen { stored, left: 0, wide: 0, segments: s.k }
+    ScratchLen { stored, wide: 0, segments: s.k }
 }
 
 /// Rows of a product that are pixels of the output, side by side.

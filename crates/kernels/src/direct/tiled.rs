@@ -67,8 +67,7 @@ impl Sizes {
 pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
     let z = Sizes::new::<E>(s, images_per_chunk(s));
     let row = (s.w.div_ceil(s.stride) + 1) * padded(s.c_in);
-    let stored = z.input + z.transposed + 3 * z.spread + z.bordered;
-    ScratchLen { stored, left: 0, wide: row, segments: s.k.max(CHUNKS) }
+    ScratchLen { stored: z.input + z.transposed + 3 * z.spread + z.bordered, wide: row, segments: s.k.max(CHUNKS) }
 }
 
 /// Both gradients of the images of one chunk; the weights' is added to `task.dw` as (k, k, c_in, padded c_out).
@@ -78,7 +77,7 @@ pub fn backward_scratch<E: Element>(s: &ConvShape) -> ScratchLen {
 #[inline(always)]
 pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
-    let Scratch { stored, wide: products, segments, .. } = scratch;
+    let Scratch { stored, wide: products, segments } = scratch;
     let pad = Padded::input::<S::E>(s);
     let z = Sizes::new::<S::E>(s, images.len());
     let (image_in, stored) = stored.split_at_mut(z.input);

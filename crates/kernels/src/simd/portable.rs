@@ -55,7 +55,6 @@ impl<E: Element<Wide = E>> Simd for Portable<E> {
     type W = Self;
     type B = [E; 8];
     type T = NoTiles;
-    left_as_stored!();
     arithmetic!(E);
     #[inline(always)]
     unsafe fn load(p: *const E) -> [E; 8] {
@@ -94,7 +93,6 @@ impl Simd for PortableBf16 {
     type W = Portable<f32>;
     type B = [[f32; 2]; 8];
     type T = PlainTiles;
-    left_as_stored!();
     arithmetic!(f32);
     #[inline(always)]
     unsafe fn load(p: *const bf16) -> [f32; 8] {

@@ -28,8 +28,6 @@ pub trait Halves: Simd<E = f32> {
     unsafe fn splat_split(p: *const bf16) -> [Self::V; 2];
     /// `2 LANES` numbers from the even and the odd ones, rounded to the nearest.
     unsafe fn interleaved(p: *mut bf16, rows: [Self::V; 2]);
-    /// `LANES` numbers rounded to the nearest, and widened again.
-    unsafe fn coarse(v: Self::V) -> Self::V;
 }
 
 /// Vectors stored as bf16 and computed in as `S` does.
@@ -47,12 +45,9 @@ impl<S: Halves> Simd for Split<S> {
     type W = S;
     type V = S::V;
     type B = [S::V; 2];
-    // Split once when it is made instead of at each of its products; it lies in the cache, which has room for it.
-    type Left = f32;
     type T = NoTiles;
     const LANES: usize = S::LANES;
     const ROWS: usize = <S as Halves>::ROWS;
-    const APART: bool = true;
     pass! {
         load(p: *const bf16) -> S::V = S::widened;
         store(p: *mut bf16, v: S::V) -> () = S::rounded;
@@ -66,16 +61,6 @@ impl<S: Halves> Simd for Split<S> {
         load_operand(p: *const bf16) -> [S::V; 2] = S::split;
         splat_operand(p: *const bf16) -> [S::V; 2] = S::splat_split;
         store_operand(p: *mut bf16, rows: [S::V; 2]) -> () = S::interleaved;
-    }
-    #[inline(always)]
-    unsafe fn splat_left(p: *const f32, apart: usize) -> Self::B {
-        // SAFETY: the trait's contract: two elements.
-        unsafe { [S::splat(*p), S::splat(*p.add(apart))] }
-    }
-    #[inline(always)]
-    unsafe fn store_left(p: *mut f32, v: S::V) {
-        // SAFETY: the trait's contract.
-        unsafe { S::store(p, S::coarse(v)) }
     }
     #[inline(always)]
     unsafe fn product([a_even, a_odd]: Self::B, [b_even, b_odd]: Self::B, c: S::V) -> S::V {
@@ -156,11 +141,6 @@ impl Halves for Avx2 {
             _mm256_storeu_si256(p.cast(), _mm256_or_si256(even, odd));
         }
     }
-    #[inline(always)]
-    unsafe fn coarse(v: __m256) -> __m256 {
-        // SAFETY: the trait's contract.
-        unsafe { _mm256_castsi256_ps(_mm256_and_si256(Self::round(v), _mm256_set1_epi32(UPPER))) }
-    }
 }
 
 impl Avx512 {
@@ -225,10 +205,5 @@ impl Halves for Avx512 {
             let odd = _mm512_and_si512(Self::round(odd), _mm512_set1_epi32(UPPER));
             _mm512_storeu_si512(p.cast(), _mm512_or_si512(even, odd));
         }
-    }
-    #[inline(always)]
-    unsafe fn coarse(v: __m512) -> __m512 {
-        // SAFETY: the trait's contract.
-        unsafe { _mm512_castsi512_ps(_mm512_and_si512(Self::round(v), _mm512_set1_epi32(UPPER))) }
     }
 }

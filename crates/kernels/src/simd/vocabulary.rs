@@ -68,16 +68,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Register of a matrix product's operand: `LANES` columns, `DEPTH` rows.
     type B: Copy;
-    /// What a left operand that is made for a product alone is kept as: as it is stored, or already as it is multiplied.
-    type Left: Copy;
     /// What multiplies whole matrices.
     type T: Tiles<Self::E>;
     /// Scalars a register.
     const LANES: usize;
     /// Rows of the matrix product's register tile: as many as the register file holds.
     const ROWS: usize;
-    /// Whether the `DEPTH` scalars of a step may lie apart in such a left operand.
-    const APART: bool;
     /// `LANES` scalars from memory.
     unsafe fn load(p: *const Self::E) -> Self::V;
     /// `LANES` scalars to memory.
@@ -100,10 +96,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_operand(p: *const Self::E) -> Self::B;
     /// The `DEPTH` scalars at `p` for every column.
     unsafe fn splat_operand(p: *const Self::E) -> Self::B;
-    /// The `DEPTH` scalars at `p` of a left operand, `apart` elements from each other, for every column.
-    unsafe fn splat_left(p: *const Self::Left, apart: usize) -> Self::B;
-    /// `LANES` scalars to a left operand, rounded as they would be stored.
-    unsafe fn store_left(p: *mut Self::Left, v: Self::V);
     /// `c` plus the products of the operands' rows.
     unsafe fn product(a: Self::B, b: Self::B, c: Self::V) -> Self::V;
     /// `DEPTH` rows as [`load_operand`](Self::load_operand) reads them; further rows are ignored.

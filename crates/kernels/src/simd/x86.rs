@@ -79,7 +79,6 @@ macro_rules! simd {
             type V = $v;
             type B = $v;
             type T = NoTiles;
-            left_as_stored!();
             const LANES: usize = $lanes;
             const ROWS: usize = $rows;
             pass!(load(p: *const f32) -> $v = $load);
@@ -167,7 +166,6 @@ impl<T: Tiles<bf16> + Send + Sync + 'static> Simd for Avx512Bf16<T> {
     type V = __m512;
     type B = __m512bh;
     type T = T;
-    left_as_stored!();
     const LANES: usize = 16;
     const ROWS: usize = 12;
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::block::{Block, ELEMENTS, Sizes, gather};
 use super::forward::{horizontal_input, vertical_input};
 use super::points::{SIDE, TILE, gradient, input_gradient};
-use crate::gemm::{Lhs, Out, Rhs, WHOLE, gemm_of_left, leading, left, padded, steps};
+use crate::gemm::{Lhs, Out, Rhs, WHOLE, gemm, leading, padded, steps};
 use crate::operand::{GradientReader, InputReader, load_channels, store_channels};
 use crate::simd::{Element, Simd, Wide};
 use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
@@ -12,8 +12,7 @@ use crate::task::{Backward, ConvShape, Scratch, ScratchLen};
 pub fn backward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
     let z = Sizes::new(s, Block::rows(s, images), s.w.div_ceil(TILE));
     ScratchLen {
-        stored: SIDE * z.matrix_out,
-        left: SIDE * (z.matrix_in + z.matrix_out),
+        stored: SIDE * (z.matrix_in + 2 * z.matrix_out),
         wide: SIDE * (z.line_in + z.line_out + z.matrix_in) + carry_len(s),
         segments: 0,
     }
@@ -36,9 +35,10 @@ pub fn accumulator_len(s: &ConvShape) -> usize {
 #[inline(always)]
 pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
     let Backward { shape: s, images, input, gradient, packed, mut dx, dw, scratch } = task;
-    let Scratch { stored: dm_paired, left: room, wide, .. } = scratch;
+    let Scratch { stored, wide, .. } = scratch;
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
-    let (v, dm) = left::<S>(room).split_at_mut(SIDE * z.matrix_in);
+    let (v, stored) = stored.split_at_mut(SIDE * z.matrix_in);
+    let (dm, dm_paired) = stored.split_at_mut(SIDE * z.matrix_out);
     let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
     let (lines_out, wide) = wide.split_at_mut(SIDE * z.line_out);
     let (dv, carry) = wide.split_at_mut(SIDE * z.matrix_in);
@@ -58,18 +58,14 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                 horizontal_input::<S, true>(s, block, &z, line_in, v);
                 let line_out = &lines_out[u * z.line_out..];
                 horizontal_gradient::<S>(s, block, &z, line_out, dm, paired.then_some(&mut *dm_paired), dx.is_some());
+                let right = if paired { &*dm_paired } else { &*dm };
                 for f in 0..SIDE {
-                    let (data, tiles) = (v[f * z.matrix_in..].as_ptr(), steps::<S::E>(block.tiles()));
-                    let dm = dm[f * z.matrix_out..].as_ptr();
-                    let right = if paired { dm_paired[f * z.matrix_out..].as_ptr() } else { dm.cast() };
-                    // The tiles of a step: a row of the matrix apart, or side by side.
-                    let (row, apart) = if S::APART { (1, vi) } else { (depth, 1) };
-                    gemm_of_left::<S>(
+                    gemm::<S>(
                         s.c_in,
                         padded(s.c_out),
-                        tiles,
-                        (Lhs { data, row, col: vi * depth, segments: WHOLE }, apart),
-                        Rhs::rows(right, vo),
+                        steps::<S::E>(block.tiles()),
+                        Lhs { data: v[f * z.matrix_in..].as_ptr(), row: depth, col: vi * depth, segments: WHOLE },
+                        Rhs::rows(right[f * z.matrix_out..].as_ptr(), vo),
                         Out {
                             data: dw[(u * SIDE + f) * s.c_in * padded(s.c_out)..].as_mut_ptr(),
                             row: padded(s.c_out),
@@ -77,11 +73,11 @@ pub unsafe fn backward<S: Simd>(task: Backward<'_, S::E>) {
                         },
                     );
                     if dx.is_some() {
-                        gemm_of_left::<S>(
+                        gemm::<S>(
                             block.tiles(),
                             padded(s.c_in),
                             k,
-                            (Lhs { data: dm, row: vo, col: depth, segments: WHOLE }, 1),
+                            Lhs { data: dm[f * z.matrix_out..].as_ptr(), row: vo, col: depth, segments: WHOLE },
                             Rhs::packed(packed.backward.as_slice()[(u * SIDE + f) * product..].as_ptr(), k),
                             Out { data: dv[f * z.matrix_in..].as_mut_ptr(), row: vi, accumulate: false },
                         );
@@ -142,7 +138,7 @@ unsafe fn horizontal_gradient<S: Simd>(
     block: Block,
     z: &Sizes,
     line: &[Wide<S>],
-    dm: &mut [S::Left],
+    dm: &mut [S::E],
     mut paired: Option<&mut [S::E]>,
     by_channels: bool,
 ) {
@@ -159,13 +155,13 @@ unsafe fn horizontal_gradient<S: Simd>(
                 }
                 for f in 0..SIDE {
                     match &mut paired {
-                        None => S::store_left(dm.as_mut_ptr().add(f * z.matrix_out + i * row + c), out[0][f]),
+                        None => S::store(dm.as_mut_ptr().add(f * z.matrix_out + i * row + c), out[0][f]),
                         Some(paired) => {
                             let to = paired.as_mut_ptr().add(f * z.matrix_out + i * row + c * depth);
                             S::store_operand(to, [out[0][f], out[1][f]]);
                             // The matrices have an even number of rows, so the last one may be written too.
                             for (k, out) in out.iter().enumerate().take(if by_channels { depth } else { 0 }) {
-                                S::store_left(dm.as_mut_ptr().add(f * z.matrix_out + (i + k) * row + c), out[f]);
+                                S::store(dm.as_mut_ptr().add(f * z.matrix_out + (i + k) * row + c), out[f]);
                             }
                         }
                     }

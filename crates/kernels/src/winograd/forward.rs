@@ -2,7 +2,7 @@
 
 use super::block::{Block, Sizes, gather};
 use super::points::{SIDE, TILE, input, output};
-use crate::gemm::{Lhs, Out, Rhs, WHOLE, gemm_of_left, leading, left, padded, steps};
+use crate::gemm::{Lhs, Out, Rhs, WHOLE, gemm, leading, padded, steps};
 use crate::operand::{InputReader, OutputWriter};
 use crate::simd::{Element, Simd, Wide};
 use crate::task::{ConvShape, Forward, Scratch, ScratchLen};
@@ -10,8 +10,7 @@ use crate::task::{ConvShape, Forward, Scratch, ScratchLen};
 /// Scratch that [`forward`] needs for `images` images.
 pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
     let z = Sizes::new(s, Block::rows(s, images), s.w.div_ceil(TILE));
-    let wide = SIDE * (z.line_in + z.matrix_out + z.line_out);
-    ScratchLen { stored: 0, left: SIDE * z.matrix_in, wide, segments: 0 }
+    ScratchLen { stored: SIDE * z.matrix_in, wide: SIDE * (z.line_in + z.matrix_out + z.line_out), segments: 0 }
 }
 
 /// Convolves the images of one chunk.
@@ -21,8 +20,7 @@ pub fn forward_scratch(s: &ConvShape, images: usize) -> ScratchLen {
 #[inline(always)]
 pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
     let Forward { shape: s, images, input, packed, after, rows, out, scratch } = task;
-    let Scratch { left: room, wide, .. } = scratch;
-    let v = left::<S>(room);
+    let Scratch { stored: v, wide, .. } = scratch;
     let z = Sizes::new(s, Block::rows(s, images.len()), s.w.div_ceil(TILE));
     let (lines_in, wide) = wide.split_at_mut(SIDE * z.line_in);
     let (m, lines_out) = wide.split_at_mut(SIDE * z.matrix_out);
@@ -38,12 +36,16 @@ pub unsafe fn forward<S: Simd>(task: Forward<'_, S::E>) {
             for u in 0..SIDE {
                 horizontal_input::<S, false>(s, block, &z, &lines_in[u * z.line_in..], v);
                 for f in 0..SIDE {
-                    let data = v[f * z.matrix_in..].as_ptr();
-                    gemm_of_left::<S>(
+                    gemm::<S>(
                         block.tiles(),
                         padded(s.c_out),
                         k,
-                        (Lhs { data, row: leading(s.c_in), col: S::E::DEPTH, segments: WHOLE }, 1),
+                        Lhs {
+                            data: v[f * z.matrix_in..].as_ptr(),
+                            row: leading(s.c_in),
+                            col: S::E::DEPTH,
+                            segments: WHOLE,
+                        },
                         Rhs::packed(packed.forward.as_slice()[(u * SIDE + f) * product..].as_ptr(), k),
                         Out { data: m[f * z.matrix_out..].as_mut_ptr(), row: leading(s.c_out), accumulate: false },
                     );
@@ -94,15 +96,14 @@ pub(super) unsafe fn vertical_input<S: Simd>(
 }
 
 /// A line's six matrices of transformed inputs: `B` applied to the rows of its tiles. `PAIRED` lays the tiles of a
-/// step of the weight gradient's product side by side, otherwise the channels of a step of the output's; where a step's
-/// elements may lie apart, both are one matrix.
+/// step of the weight gradient's product side by side, otherwise the channels of a step of the output's.
 #[inline(always)]
 pub(super) unsafe fn horizontal_input<S: Simd, const PAIRED: bool>(
     s: &ConvShape,
     block: Block,
     z: &Sizes,
     line: &[Wide<S>],
-    v: &mut [S::Left],
+    v: &mut [S::E],
 ) {
     let (ld, row, tiles) = (padded(s.c_in), leading(s.c_in), block.tiles());
     let tile = |i: usize, c: usize| {
@@ -122,14 +123,10 @@ pub(super) unsafe fn horizontal_input<S: Simd, const PAIRED: bool>(
                 }
                 for f in 0..SIDE {
                     let matrix = v.as_mut_ptr().add(f * z.matrix_in);
-                    if PAIRED && !S::APART {
-                        // It is kept as it is stored then.
-                        S::store_operand(matrix.cast::<S::E>().add(i * row + c * depth), [out[0][f], out[1][f]]);
+                    if PAIRED {
+                        S::store_operand(matrix.add(i * row + c * S::E::DEPTH), [out[0][f], out[1][f]]);
                     } else {
-                        // The matrices have an even number of rows, so the last one may be written too.
-                        for (k, out) in out.iter().enumerate().take(depth) {
-                            S::store_left(matrix.add((i + k) * row + c), out[f]);
-                        }
+                        S::store(matrix.add(i * row + c), out[0][f]);
                     }
                 }
             }
