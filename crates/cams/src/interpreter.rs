@@ -44,13 +44,14 @@ impl Estimator {
 /// A map and how it came about.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// (n, h, w) at the layer's own resolution, not normalised.
+    /// (n, h, w), not normalised: at the layer's resolution, or at the image's where the method says so
+    /// ([`Interpreter::is_of_image_size`]: Mask, RISE, occlusion).
     pub map: Tensor,
     /// How each image's map was computed, (n,).
     pub estimators: Vec<Estimator>,
     /// Standard error or error estimate of every value, (n, h, w), where the method has one.
     pub error: Option<Tensor>,
-    /// Forward evaluations of the network or of its head, per image, beyond the one in [`Forward`].
+    /// Forward evaluations of the network or of its head beyond the one in [`Forward`], of the image that took most.
     pub evaluations: usize,
 }
 
@@ -163,7 +164,10 @@ pub trait Interpreter: Send + Sync {
         true
     }
 
-    /// The map as the method defines it: `classes` (n,) in, (n, h, w) out.
+    /// The map as the method defines it, see [`Explanation::map`]; `classes` (n,) say which class of each image is explained.
+    ///
+    /// # Errors
+    /// If there is not one class per image, if the model has no such class, and as [`signed`](Self::signed).
     fn explain(&self, forward: &Forward, classes: &Tensor) -> Result<Explanation> {
         forward.check_classes(classes)?;
         let mut explanation = self.signed(forward, classes)?;

@@ -25,6 +25,10 @@
 //! # }
 //! ```
 //!
+//! Your own model: `features` is everything up to the last ReLU before pooling, `head` the rest; `linear_head` gives the last layer's
+//! weight and bias where the head is average pooling and one linear layer, else None. [`methods::Methods::get`] finds a method by name.
+//! A map has the layer's resolution: to lay it over the image, [`maps::resize`] it, then [`maps::minmax`].
+//!
 //! | method | paper | evaluations beyond one pass, an image | kind | in a loss |
 //! |---|---|---|---|---|
 //! | [`methods::Mask`] | Fong & Vedaldi 2017 | one pass per iteration and draw of noise, forward and back | optimised | no |
@@ -39,12 +43,14 @@
 //! | [`methods::AblationCam`] | Desai & Ramaswamy 2020 | 0, or one of the head a channel, and one | exact | closed form |
 //! | [`methods::EigenCam`] | Muhammad & Yeasin 2020 | 0 | exact | no |
 //! | [`methods::ScoreCam`] | Wang et al. 2020 | one per channel (`image`), 0 (`features`) | exact | weights constant |
-//! | [`methods::ShapCam`] | Zheng et al. 2022 | 0 with a linear head, else sampled passes of the head | exact, det2, aumann or mc | closed form |
+//! | [`methods::ShapCam`] | Zheng et al. 2022 | 0, or sampled passes of the head | exact, det2, aumann or mc | closed form |
 //! | [`methods::ShapleyCam`] | Cai 2025 | 0, or three of the head and back | exact | closed form |
 //! | [`methods::Random`] | control | 0 | random | weights constant |
 //!
-//! "0" and "closed form" hold where pooling and a linear layer follow the explained layer ([`CamModel::linear_head`]);
-//! elsewhere gradients are taken through the head and, in a loss, are constants.
+//! "0" and "closed form" hold where pooling and a linear layer follow the explained layer ([`CamModel::linear_head`]); ShapCam's "0"
+//! also behind [`CamModel::contributions`]. Elsewhere the gradient methods backpropagate through the head, and in a loss their gradients
+//! are constants, unless [`Forward::second_order`] is set and the model has a [`CamModel::differentiable_gradient`]; the weights of
+//! AblationCam and ShapleyCam are constants there, and sampled maps of ShapCam cannot be matched.
 #![forbid(unsafe_code)]
 
 mod class_maps;

@@ -1,4 +1,5 @@
-//! What callers do with maps: ReLU, resizing, normalising. No method hides any of these.
+//! ReLU, resizing and normalising. [`Interpreter::explain`](crate::Interpreter::explain) applies the ReLU that a definition ends
+//! with; resizing a map for display and normalising it are the caller's, no method does it.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 

@@ -1,5 +1,5 @@
 //! Figures of maps: how alike two are, how faithful one is to its model, whether it finds the object, how complex it
-//! is. What is not defined is None, never a number that looks like one.
+//! is. What is not defined is None. A function that returns a plain number takes finite maps only: check with [`is_finite`].
 //!
 //! | figure | module | source |
 //! |---|---|---|

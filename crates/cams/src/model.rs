@@ -5,6 +5,14 @@ use candle_core::{Result, Tensor, bail};
 use crate::{Score, ops};
 
 /// A classifier cut at the layer to explain: `logits = head(features(images))`.
+///
+/// What every method relies on:
+/// - A row of the output depends on its own image alone (BatchNorm and dropout in evaluation mode): methods pass masked copies of
+///   an image together, in batches of any size.
+/// - Tensors are f32 or f64.
+/// - Without a linear head, `head` is made of candle ops that autograd follows: gradients are taken through it.
+/// - The cut lies behind a ReLU, as a rule at the last map before pooling. On activations that can be negative the quotients of
+///   Grad-CAM++ and XGrad-CAM may have a denominator near 0.
 pub trait CamModel {
     /// Normalised images (n, c, h, w) to activations (n, k, h', w').
     fn features(&self, images: &Tensor) -> Result<Tensor>;
@@ -110,7 +118,8 @@ impl LinearHead {
     }
 }
 
-/// Which image, and which augmented view of it: the key of every random stream.
+/// Which image, and which augmented view of it: the key of what is drawn for each image anew (permutations, noise, ties). `Random`
+/// goes by `sample` alone; RISE's masks and Mask's jitter are the same for all images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SampleId {
     /// Index in its data set.

@@ -14,6 +14,9 @@
 //! ```
 //!
 //! The data path of a step is drawn in [`distill`]. Nothing below calls what is above it.
+//!
+//! To distil a candle model of your own, implement [`nn::Model`] and [`cams::CamModel`] and call [`distill::Learner::step`]:
+//! `examples/own_model.rs`. Maps alone need only the crate [`cams`]: `examples/explain.rs`.
 #![forbid(unsafe_code)]
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 

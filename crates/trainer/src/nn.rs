@@ -48,8 +48,9 @@ pub struct Backend {
     pub engine: Engine,
     /// `F32`, or `F64` for checks.
     pub dtype: DType,
-    /// What training passes and a teacher's signals are computed in where tensors are f32. Errors and explanations are
-    /// always computed in full.
+    /// Precision on f32 tensors of training passes and of [`Model::glance`]: a teacher's answers (its maps too) and the error curve
+    /// during training. [`Model::observe`], for what is reported, is always in `Full`; the masked images of RISE, Score-CAM and
+    /// others always in `F32`.
     pub precision: Precision,
     /// Where.
     pub device: Device,
@@ -120,12 +121,14 @@ pub struct StateDict {
 }
 
 impl StateDict {
-    /// Seeded start: He-normal convolutions and classifier, beta 0, gamma as asked.
+    /// Initial weights of a run: convolutions and linear layers He-normal (fan-in), biases and beta 0, gamma 1 or, with
+    /// `uniform_gamma`, from U(0, 1).
     pub fn init(architecture: &Architecture, seed: u64, uniform_gamma: bool) -> StateDict {
         Self::draw(architecture, uniform_gamma, |entry| stream(seed, Purpose::Init, entry))
     }
 
-    /// Weights as at the start of a training, but of no training: `draw` tells several apart.
+    /// Random weights as `init` draws them (gamma 1), for randomisation tests: from streams that no run's start uses, one for each
+    /// number `draw`.
     pub fn anew(architecture: &Architecture, seed: u64, draw: u32) -> StateDict {
         Self::draw(architecture, false, |entry| stream(seed, Purpose::Anew, u64::from(draw) << 32 | entry))
     }

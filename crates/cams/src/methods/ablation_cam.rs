@@ -5,11 +5,11 @@ use crate::ops::{pool, weighted_sum};
 use crate::ranges::{MEMORY_MB, Ranges};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter, Score, images_per_pass};
 
-/// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0
-/// (0 where y is 0; a y that is less than a thousandth of the largest `y - y_k` is taken for that);
-/// `map = ReLU(sum_k alpha_k A_k)`.
+/// Ablation-CAM (Desai & Ramaswamy 2020, WACV, eq. 3): `alpha_k = (y - y_k) / y`, y_k the score with channel k set to 0;
+/// `map = ReLU(sum_k alpha_k A_k)`. Where y is 0, alpha is 0; an |y| below a thousandth of the largest `|y - y_k|` is replaced by
+/// that thousandth, with y's sign, since rounding would be all that is left of the quotient.
 ///
-/// With a linear head `z_k = z - W_k f_k`, no pass is needed; elsewhere the head is evaluated once for every channel.
+/// With a linear head `z_k = z - W_k f_k`, no pass is needed; elsewhere the head is evaluated once and once more for every channel.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AblationCam {

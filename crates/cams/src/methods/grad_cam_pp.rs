@@ -7,10 +7,12 @@ use crate::{Differentiable, Explanation, Forward, Gradient, Interpreter, Score, 
 
 /// Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, eq. 5 and 12 to 20).
 ///
-/// With G = d y / d A and S_k = sum_p A_k(p):
-/// `a_k(p) = G^2 / (2 G^2 + S_k G^3)` (0 where G is 0), `alpha_k = sum_p a_k(p) ReLU(G)`,
-/// `map = ReLU(sum_k alpha_k A_k)`. With a linear head `alpha_k = ReLU(W_ck) / (2 + W_ck f_k)`, f the pooled
-/// feature.
+/// With G = d y / d A, S_k = sum_p A_k(p), a the paper's pixel weights alpha_ij^kc and alpha its channel weights w_k^c:
+/// `a_k(p) = G^2 / (2 G^2 + S_k G^3)` (0 where G is 0), `alpha_k = sum_p a_k(p) ReLU(G)`, `map = ReLU(sum_k alpha_k A_k)`.
+///
+/// With a linear head G is the same at all n positions; with v = n G (W_c for the logit) and f the pooled feature
+/// `alpha_k = ReLU(v_k) / (2 + v_k f_k)`, or `ReLU(v_k) / n` with `alpha_norm`. This form needs activations behind a ReLU: where f
+/// is negative its denominator can vanish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GradCamPp {
@@ -35,7 +37,7 @@ impl GradCamPp {
         if self.alpha_norm {
             return positive / (h * w) as f64;
         }
-        // Where W is negative alpha is 0 whatever the denominator, so its positive part will do, and
+        // Where v is negative alpha is 0 whatever the denominator, so its positive part will do, and
         // cannot vanish: the features are behind a ReLU.
         let pooled = ops::pool(&forward.features)?;
         &positive / ((&positive * pooled)? + 2.0)?

@@ -7,7 +7,8 @@ use crate::ops::weighted_sum;
 use crate::ranges::{Ranges, SEED};
 use crate::{Differentiable, Estimator, Explanation, Forward, Interpreter};
 
-/// The control: channels weighted at random, `alpha_k ~ U(-1, 1)`, fixed for each image by the seed.
+/// The control (RandomCAM of pytorch-grad-cam): `map = ReLU(sum_k alpha_k A_k)`, `alpha_k ~ U(-1, 1)` by the seed and the image's
+/// [`SampleId::sample`](crate::SampleId), so the same for every view and class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Random {

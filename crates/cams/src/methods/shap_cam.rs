@@ -29,36 +29,43 @@ pub enum Fill {
     PresentMean,
 }
 
-/// How the Shapley values are found.
+/// How the Shapley values are computed. A head is additive where its logits are sums over positions:
+/// [`CamModel::linear_head`](crate::CamModel::linear_head) or, outside a loss, [`CamModel::contributions`](crate::CamModel::contributions).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Computation {
-    /// Exactly where that is possible; else `det2` for the images where its own estimate of its error is below 5 %;
-    /// else `mc`.
+    /// The closed form where there is one (score `logit`, additive head); else, behind an additive head, `det2` for the images where
+    /// its own estimate of its error is at most 5 %; else, and with the fill `present_mean`, `mc`. In a loss behind a linear head
+    /// `det2` for every image.
     #[default]
     Auto,
-    /// Exactly, or not at all.
+    /// The closed form; an error where there is none.
     Exact,
-    /// Second order of the coalitions' spread; needs a linear head.
+    /// Shapley values to second order, see [`ShapCam`]; needs an additive head.
     Det2,
-    /// Along the diagonal; needs a linear head.
+    /// Aumann-Shapley values, see [`ShapCam`]; needs an additive head.
     Aumann,
-    /// Random permutations in antithetic pairs.
+    /// Random permutations in antithetic pairs (Castro et al. 2009), with standard errors; any head. Not differentiable.
     Mc,
 }
 
 /// Shap-CAM (Zheng et al. 2022, arXiv 2208.03608).
 ///
-/// The players are the n positions of A, each with all its channels; the map is their Shapley value. It is signed and
-/// sums to `v(all) - v(none)`, v the explained score.
+/// The players are the n positions of A, each with all its channels; the map is their Shapley value
+/// `phi_p = sum_{S without p} |S|! (n - |S| - 1)! / n! (v(S + p) - v(S))`, v(S) the explained score when the positions outside S hold
+/// the `fill`. It is signed and sums to `v(all) - v(none)`.
 ///
 /// With average pooling and a linear layer behind A the logits are a sum over positions, and no coalition needs a pass:
 /// - For the logit itself the game is additive: every marginal contribution is the same in every coalition, and
 ///   `phi_p = (CAM(p) - CAM of the fill) / n` with `CAM(p) = sum_k W_ck A_k(p)` is exact. For `present_mean`, where the
 ///   fill depends on the coalition: `phi_p = (q_p + (H_n - 1)(q_p - mean_{r != p} q_r)) / n`, q = CAM, H_n the n-th harmonic number, and
 ///   v(none) = b_c.
-/// - For the other scores `det2` and `aumann` integrate over the share t of players present; `mc` samples permutations,
-///   each with its reverse, whose standard error comes with the map.
+/// - For the other scores, with `z(S) = z0 + sum_{p in S} d_p` the logits, `D = sum_p d_p` and u the score as a function of the logits,
+///   `aumann` is `phi_p = int_0^1 grad u(z0 + t D) . d_p dt` (Aumann & Shapley 1974), another value than Shapley's, without an error;
+///   `det2` is `phi_p = int_0^1 E[u(z(S) + d_p) - u(z(S))] dt`, each other position in S with probability t (Owen 1972), where
+///   `E u(z(S)) = u(m) + tr(H_u(m) Sigma) / 2`, m and Sigma the mean and covariance of z(S); what is then missing from the sum is
+///   spread evenly, and outside a loss an estimate of its error comes with the map; `mc` samples permutations, each with its reverse,
+///   whose standard error comes with the map.
 ///
 /// A head that is not linear but sees every position by itself, and then takes the mean, as SqueezeNet's (a 1x1
 /// convolution and a ReLU), has additive games too: `phi_p = g_c(A(p)) - g_c(fill)`, g the head at one position over

@@ -43,8 +43,9 @@ pub fn cosine(a: &[f64], b: &[f64]) -> Option<f64> {
     (scale > 0.0 && scale.is_finite()).then(|| (dot(a, b) / scale).clamp(-1.0, 1.0))
 }
 
-/// Intersection over union of the highest `share` of each map's positions (at least one). Among equal values at the
-/// border each counts with the part of them that fits, so that a flat map does not gain by the order of its positions.
+/// Intersection over union of the highest `share` of each map's positions (at least one), 0 to 1. The maps have the same length and
+/// are finite ([`is_finite`]): of others the number means nothing. Among equal values at the border each counts
+/// with the part of them that fits, so that a flat map does not gain by the order of its positions.
 pub fn top_overlap(a: &[f64], b: &[f64], share: f64) -> f64 {
     let count = ((share * a.len() as f64).round() as usize).clamp(1, a.len().max(1));
     let (a, b) = (membership(a, count), membership(b, count));

@@ -14,8 +14,8 @@ pub fn inside(boxes: &[[u32; 4]], height: usize, width: usize) -> Vec<bool> {
     inside
 }
 
-/// The part of the map's energy, behind a ReLU, that lies inside (Wang et al. 2020, section 4.3); None of a map without
-/// any, or that is not finite.
+/// The energy-based pointing game (Wang et al. 2020, section 4.3), 0 to 1: `sum_{p inside} ReLU(E(p)) / sum_p ReLU(E(p))`. None of a
+/// map without positive values, or that is not finite.
 pub fn energy(map: &[f64], inside: &[bool]) -> Option<f64> {
     let sums = map.iter().zip(inside).fold([0.0; 2], |[within, all], (value, inside)| {
         let value = value.max(0.0);

@@ -3,8 +3,8 @@ use rayon::prelude::*;
 
 use super::{Array, Gradients, Rule, apply1, are_plain, length};
 
-/// The mean over channels of the squares: (n, k, h, w) to (n, h, w). The same bits as candle's own ops, which follow
-/// every number of a sum over an inner axis by its indices.
+/// The attention map of Zagoruyko & Komodakis (2017, arXiv 1612.03928), not normalised: `mean_k A_k(p)^2`, (n, k, h, w) to (n, h, w).
+/// The same bits as candle's `sqr` and `mean`, in one walk over memory.
 pub fn energy(features: &Tensor) -> Result<Tensor> {
     features.dims4()?;
     if are_plain(&[features]) { apply1(features, Energy) } else { features.sqr()?.mean(1) }

@@ -6,7 +6,14 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::terms::{Distance, divergences};
 
-/// Distance of two batches of maps (n, h, w); unequal sizes are average-pooled to the smaller one.
+/// The distance of two maps (n, h, w), mean over the batch, a scalar; the teacher's map is a constant. Where sizes differ both are
+/// average-pooled to the smaller height and the smaller width. With `u(E) = E / sqrt(sum_p E(p)^2 + 1e-12)`:
+/// - `raw_l2`: `sum_p (E_s - E_t)^2` (Grad-CAM++, Chattopadhay et al. 2018);
+/// - `at_l2`: `mean_p (u(E_s) - u(E_t))^2` (attention transfer, Zagoruyko & Komodakis 2017, arXiv 1612.03928);
+/// - `cosine`: `1 - sum_p u(E_s) u(E_t)` (e2KD, arXiv 2402.03119).
+///
+/// # Errors
+/// For the distances that compare every class's map: those are [`all_class_pooled`] and [`region_kl`].
 pub fn map_distance(distance: Distance, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let teacher = teacher.detach();
     let (n, h, w) = student.dims3()?;

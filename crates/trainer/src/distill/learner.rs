@@ -31,7 +31,7 @@ pub struct Learner<M, T = Box<dyn Teacher>> {
     pub clip: f64,
     /// A moving average of the student, if one is kept.
     pub average: Option<Average>,
-    /// Steps between two of which the terms' gradients are measured; 0 for none.
+    /// Every so many steps the norm of each term's gradient is measured ([`Measurements::gradient_norms`]); 0: never.
     pub log_every: usize,
     /// Steps done.
     pub step: usize,

@@ -13,13 +13,13 @@ pub enum LrSchedule {
     /// Up during the warm-up, then linearly to 0.
     #[default]
     Linear,
-    /// Times `drop_factor` at the start of each epoch in `drops` (counted from 1).
+    /// Up during the warm-up, then `lr`, times `drop_factor` from the start of each epoch in `drops` (counted from 1) on.
     MultiStep,
     /// Up during the warm-up, then half a cosine to 0.
     Cosine,
-    /// From 1/25 of `lr` up during the first 30 %, then half a cosine to 0 (Smith & Topin 2017).
+    /// From 1/25 of `lr` linearly up during the first 30 % of the steps, then half a cosine to 0 (Smith & Topin 2017); no warm-up.
     OneCycle,
-    /// The same throughout.
+    /// Up during the warm-up, then constant.
     Constant,
 }
 

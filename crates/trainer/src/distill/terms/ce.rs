@@ -33,7 +33,8 @@ impl Term for CrossEntropy {
     }
 }
 
-/// Mean cross-entropy of `logits` (n, classes) and `labels` (n,), with label smoothing.
+/// Mean over images of `-(1 - s) log p_y - s mean_j log p_j`, p the softmax of `logits` (n, classes), y the `labels` (n,) and s the
+/// label `smoothing` (Szegedy et al. 2016).
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> candle_core::Result<Tensor> {
     let log_p = log_softmax(logits, D::Minus1)?;
     let nll = log_p.gather(&labels.unsqueeze(1)?, 1)?.mean_all()?.neg()?;

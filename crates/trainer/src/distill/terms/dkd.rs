@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::settings::TEMPERATURE;
 use super::{Inputs, Term};
 
-/// Dkd knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7).
+/// Decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7): `alpha TCKD + beta NCKD`, see
+/// [`decoupled`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dkd {
-    /// Weight of the target class's part.
+    /// Weight of TCKD: the target class against all others.
     pub alpha: f64,
-    /// Weight of the other classes' part.
+    /// Weight of NCKD: the other classes among themselves.
     pub beta: f64,
     /// Softening of both outputs.
     pub temperature: f64,
