@@ -96,6 +96,7 @@ fn explain() -> Result<()> {
     refused(&[&first], &["--class", "10"], &["class 10: there are 10 classes, 0 to 9"]);
     refused(&[&first], &["--class", "label"], &["--class is label", "use top1 or a number"]);
     refused(&[&first], &["--out", &first], &["is read from: choose another file"]);
+    refused(&[&folder], &["--out", &second.replace("2.png", "1.png")], &["is read from: choose another file"]);
     refused(&[&first], &["--out", &model], &["is read from: choose another file"]);
     refused(&["planted:test[0..2]"], &["--class", "label"], &["no labels of the model's classes"]);
     // Other layers have their own resolution.

@@ -54,7 +54,7 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Done> {
     let (methods, names) = methods(args, global)?;
     let layers = vec![args.layer.clone()];
     if let Some(out) = &args.out {
-        let images = args.images.iter().map(PathBuf::from);
+        let images = input::files_of(&args.images)?;
         let read: Vec<PathBuf> =
             [args.model.path()?.into()].into_iter().chain(args.beside.clone()).chain(images).collect();
         check_output(out, &read)?;

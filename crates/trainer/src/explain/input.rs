@@ -22,6 +22,15 @@ pub struct Input {
     pub bad: Vec<String>,
 }
 
+/// The files that `--images` names: of a folder its images.
+pub fn files_of(given: &[String]) -> Result<Vec<PathBuf>> {
+    let of = |given: &String| {
+        let path = PathBuf::from(given);
+        if path.is_dir() { Ok(Found::walk(&path)?.images) } else { Ok(vec![path]) }
+    };
+    Ok(given.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
+}
+
 /// Reads everything `--images` names.
 pub fn read(given: &[String], network: &Network) -> Result<Input> {
     let input = network.architecture.graph.shapes[0];
