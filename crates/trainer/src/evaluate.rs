@@ -11,4 +11,4 @@ pub mod sanity;
 pub mod seeds;
 pub mod subject;
 
-pub use error::{Evaluation, evaluate, evaluate_quickly};
+pub use error::{Evaluation, evaluate, evaluate_quickly, evaluate_with};

@@ -1,5 +1,6 @@
 //! A run is a function of its configuration, data and seed: however it is interrupted, on however many threads.
 
+mod cache;
 mod terms;
 
 use std::collections::BTreeMap;
@@ -229,50 +230,6 @@ fn ctrl_c_saves_and_says_how_to_go_on() -> Result<()> {
     assert!(stderr.contains("interrupted; the state is saved. Go on with:\n  trainer train "), "{stderr}");
     assert!(stderr.contains(&format!("--set \"{quoted}\" ")) && stderr.contains(" --resume"), "{stderr}");
     assert!(Path::new(&lab.path("stopped/state.safetensors")).exists());
-    Ok(())
-}
-
-/// A run with the cache has the losses of one without; a second student reads what the first has left.
-#[test]
-fn cached_signals_change_nothing() -> Result<()> {
-    let lab = Lab::new()?;
-    let views = ["--set", "data.views=2"];
-    let cache = format!("teacher.cache={}", lab.path("cache"));
-    lab.train("live", &views).json();
-    lab.train("first", &[&views[..], &["--set", &cache]].concat()).json();
-    let folders: Vec<_> = std::fs::read_dir(lab.path("cache"))?.collect::<Result<_, _>>()?;
-    assert_eq!(folders.len(), 1);
-    let files: Vec<PathBuf> = (0..2).map(|v| folders[0].path().join(format!("view-{v}.class_maps"))).collect();
-    let kept: Vec<_> = files.iter().map(|f| Ok(std::fs::read(f)?)).collect::<Result<_>>()?;
-    lab.train("second", &[&views[..], &["--set", &cache]].concat()).json();
-    for run in ["first", "second"] {
-        lab.assert_same("live", run);
-    }
-    // A damaged file is noticed and made again.
-    std::fs::write(&files[1], &kept[1][..kept[1].len() / 2])?;
-    let call = lab.train("third", &[&views[..], &["--set", &cache]].concat());
-    assert!(call.stderr.contains("view-1.class_maps is damaged"), "{}", call.stderr);
-    lab.assert_same("live", "third");
-    assert!(std::fs::read(&files[1])? == kept[1]);
-    // Shap-CAM with another fill and a distance of all classes ask for nothing new; another teacher is another cache.
-    let before = std::fs::read_dir(folders[0].path())?.count();
-    for set in [
-        "interpreter.shap_cam.fill=channel_mean",
-        "loss.distance=all_class_pooled",
-        "loss.distance=region_kl",
-        "loss.interpreter=grad_cam",
-    ] {
-        let run = set.replace(['.', '='], "-");
-        lab.train(&format!("live-{run}"), &[&views[..], &["--set", set]].concat()).json();
-        lab.train(&run, &[&views[..], &["--set", &cache, "--set", set]].concat()).json();
-        lab.assert_same(&format!("live-{run}"), &run);
-    }
-    assert_eq!(std::fs::read_dir(folders[0].path())?.count(), before);
-    // Another seed sees the same views in another order: the same cache serves it. Other views do not meet it.
-    lab.train("seeded", &[&views[..], &["--set", &cache, "--seed", "5"]].concat()).json();
-    assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 1);
-    lab.train("shifted", &[&views[..], &["--set", &cache, "--set", "data.seed=5"]].concat()).json();
-    assert_eq!(std::fs::read_dir(lab.path("cache"))?.count(), 2);
     Ok(())
 }
 

@@ -34,17 +34,24 @@ pub(super) fn run(what: Option<What>) -> Result<Done> {
         let word = format!("{kind:?}").to_lowercase();
         text += &format!("{word}\n");
         for (name, about, options) in of(*kind)? {
-            text += &format!("  {name:<16} {about}\n");
+            text += &lines(&format!("  {name:<16} {about}"));
             let in_loss = in_loss(*kind, &name)?;
             for (key, value) in options.as_object().into_iter().flatten() {
                 let other = in_loss.get(key).filter(|other| *other != value);
                 let other = other.map(|other| format!(" (in a loss: {other})")).unwrap_or_default();
-                text += &format!("  {:16}   {key} = {value}{other}\n", "");
+                text += &lines(&format!("  {:16}   {key} = {value}{other}", ""));
             }
             items.push(json!({ "kind": word, "name": name, "about": about, "options": options, "in_loss": in_loss }));
         }
     }
     Ok(Done::Result(text, json!({ "items": items })))
+}
+
+/// A line of the list, broken where a terminal of 80 columns ends.
+fn lines(line: &str) -> String {
+    let indent = " ".repeat(21);
+    let options = textwrap::Options::new(80).subsequent_indent(&indent).break_words(false);
+    textwrap::fill(line, options) + "\n"
 }
 
 fn of(kind: What) -> Result<Vec<Item>> {

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use cams::Interpreter;
-use cams::methods::{Fill, GradCam, GradCamPp, ScoreCam, ShapCam, Space};
+use cams::methods::{Fill, Methods, ScoreCam, ShapCam, Space};
 use cams::metrics::{cosine, is_finite, pearson, spearman, top_overlap};
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::log_softmax;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Images;
-use crate::data::loader::Loader;
-use crate::nn::{Model, Network};
+use crate::data::loader::Batch;
+use crate::distill::cache::Cache;
+use crate::distill::terms::Class;
+use crate::distill::{MapOf, Part};
+use crate::nn::{Model, Network, Pass};
 
 /// Of a student and its teacher, means over the test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,9 +40,6 @@ pub struct Alike {
     /// Images on which the correlation is defined.
     pub n: usize,
 }
-
-/// Images a forward pass.
-const BATCH: usize = 250;
 
 /// Sums, and how many numbers are in each.
 #[derive(Default)]
@@ -73,51 +71,95 @@ impl Sums {
     }
 }
 
-/// Measures a student and its teacher, in full precision. The methods are always the same four, so that runs can be
-/// compared whatever they were trained to match; two of them where a network's head is not pooling and one linear layer:
-/// masked features are not defined there, and sampled Shapley values would take hours.
-pub fn measure(student: &Network, teacher: &Network, images: &Images) -> Result<Agreement> {
-    let methods: [(&str, &dyn Interpreter); 4] = [
-        ("grad_cam", &GradCam::default()),
-        ("grad_cam_pp", &GradCamPp::default()),
-        ("score_cam", &ScoreCam { space: Space::Features, ..ScoreCam::default() }),
-        ("shap_cam", &ShapCam { fill: Fill::ChannelMean, ..ShapCam::default() }),
-    ];
-    let networks = [student, teacher];
-    let mut sums: BTreeMap<&str, Sums> = methods.iter().map(|(name, _)| (*name, Sums::default())).collect();
-    let (mut same, mut kl) = (0usize, 0.0);
-    let cuts = [student.cut("last")?, teacher.cut("last")?];
-    let linear = cuts.iter().all(|cut| cut.linear_head().is_some());
-    let methods = if linear { &methods[..] } else { &methods[..2] };
-    for batch in Loader::each(images, BATCH) {
-        let (_, batch) = batch?;
-        let pixels = &batch.pixels;
-        let passes = [student.observe(&student.images(pixels)?)?, teacher.observe(&teacher.images(pixels)?)?];
-        let top = |t: &Tensor| t.to_dtype(DType::F32)?.argmax(D::Minus1)?.to_vec1::<u32>();
-        let (own, said) = (top(&passes[0].logits)?, top(&passes[1].logits)?);
-        same += own.iter().zip(&said).filter(|(a, b)| a == b).count();
-        kl += divergence(&passes[1].logits, &passes[0].logits)?;
-        for &(name, method) in methods {
-            let mut maps = Vec::new();
-            for ((network, cut), pass) in networks.iter().zip(&cuts).zip(&passes) {
-                let labels = batch.labels_on(network.device())?;
-                let signed = method.signed(&pass.seen(&**cut, "last", &batch.ids)?, &labels)?.map;
-                maps.push(signed.detach().to_dtype(DType::F64)?.flatten_from(1)?);
+/// What both are asked for: the logits and the signed maps of the labels' classes at `last`, by methods that are always the same, so
+/// that runs can be compared whatever they were trained to match. Two of the four where a network's head is not pooling and one
+/// linear layer: masked features are not defined there, and sampled Shapley values would take hours.
+pub fn parts(student: &Network, teacher: &Network) -> Result<Vec<Part>> {
+    let methods = Methods {
+        score_cam: ScoreCam { space: Space::Features, ..ScoreCam::default() },
+        shap_cam: ShapCam { fill: Fill::ChannelMean, ..ShapCam::default() },
+        ..Methods::default()
+    };
+    let mut linear = true;
+    for network in [student, teacher] {
+        linear &= network.cut("last")?.linear_head().is_some();
+    }
+    let names = ["grad_cam", "grad_cam_pp", "score_cam", "shap_cam"];
+    let map = |method: &&str| {
+        let (methods, method, layer) = (methods.clone(), method.to_string(), "last".to_string());
+        Part::Map(Box::new(MapOf { methods, method, layer, class: Class::Label, relu: false }))
+    };
+    Ok(std::iter::once(Part::Logits).chain(names[..if linear { 4 } else { 2 }].iter().map(map)).collect())
+}
+
+/// Measures a student and its teacher, batch by batch, in full precision.
+pub struct Comparison<'a> {
+    student: &'a Network,
+    teacher: &'a Network,
+    parts: Vec<Part>,
+    /// What the teacher says of the images, if that is kept.
+    cache: Option<Cache>,
+    sums: BTreeMap<String, Sums>,
+    same: usize,
+    kl: f64,
+    n: usize,
+}
+
+impl<'a> Comparison<'a> {
+    /// Of no image so far. `parts` are those of [`parts`], as those of the cache.
+    pub fn new(student: &'a Network, teacher: &'a Network, parts: Vec<Part>, cache: Option<Cache>) -> Comparison<'a> {
+        Comparison { student, teacher, parts, cache, sums: BTreeMap::new(), same: 0, kl: 0.0, n: 0 }
+    }
+
+    /// Counts a batch, of which the student has said `pass`.
+    pub fn add(&mut self, batch: &Batch, pass: &Pass) -> Result<()> {
+        let own = self.said(self.student, batch, pass)?;
+        let kept = self.cache.as_mut().map(|cache| cache.read(batch)).transpose()?.flatten();
+        let said = match kept {
+            Some(tensors) => tensors,
+            None => {
+                let pass = self.teacher.observe(&self.teacher.images(&batch.pixels)?)?;
+                let said = self.said(self.teacher, batch, &pass)?;
+                if let Some(cache) = &mut self.cache {
+                    cache.remember(batch, &said)?;
+                }
+                said
             }
-            if maps[0].dims() != maps[1].dims() {
-                continue; // Layers of different sizes have no positions in common.
+        };
+        for ((part, own), said) in self.parts.iter().zip(&own).zip(&said) {
+            let (own, said) = (own.to_dtype(DType::F64)?.flatten_from(1)?, said.to_dtype(DType::F64)?.flatten_from(1)?);
+            if let Part::Map(map) = part {
+                if own.dims() != said.dims() {
+                    continue; // Layers of different sizes have no positions in common.
+                }
+                let of = self.sums.entry(map.method.clone()).or_default();
+                own.to_vec2::<f64>()?.iter().zip(&said.to_vec2::<f64>()?).for_each(|(own, said)| of.add(own, said));
+            } else {
+                let top = |t: &Tensor| t.argmax(D::Minus1)?.to_vec1::<u32>();
+                self.same += top(&own)?.iter().zip(&top(&said)?).filter(|(own, said)| own == said).count();
+                self.kl += divergence(&said, &own)?;
             }
-            let (own, said) = (maps[0].to_vec2::<f64>()?, maps[1].to_vec2::<f64>()?);
-            let of = sums.entry(name).or_default();
-            own.iter().zip(&said).for_each(|(a, b)| of.add(a, b));
+        }
+        self.n += batch.len();
+        Ok(())
+    }
+
+    fn said(&self, network: &Network, batch: &Batch, pass: &Pass) -> Result<Vec<Tensor>> {
+        let labels = batch.labels_on(network.device())?;
+        let parts = self.parts.iter().map(|part| part.of(network, pass, &labels, &batch.ids));
+        parts.map(|part| Ok(part?.detach())).collect()
+    }
+
+    /// The means over the images so far.
+    pub fn finish(self) -> Agreement {
+        let n = self.n as f64;
+        let maps = self.sums.into_iter().filter(|(_, sums)| sums.0[3].1 > 0);
+        Agreement {
+            same_class: 100.0 * self.same as f64 / n,
+            kl: self.kl / n,
+            maps: maps.map(|(name, sums)| (name, sums.means())).collect(),
         }
     }
-    let n = images.len() as f64;
-    Ok(Agreement {
-        same_class: 100.0 * same as f64 / n,
-        kl: kl / n,
-        maps: sums.into_iter().filter(|(_, s)| s.0[3].1 > 0).map(|(name, s)| (name.into(), s.means())).collect(),
-    })
 }
 
 /// `sum_i KL(softmax(a_i) || softmax(b_i))`, in f64.

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Tensor};
 
-use crate::data::loader::Loader;
+use crate::data::loader::{Batch, Loader};
 use crate::data::{Images, UNSAID};
 use crate::distill::distance::value;
 use crate::distill::terms::{binary_cross_entropy, cross_entropy};
@@ -32,16 +32,30 @@ const BATCH: usize = 250;
 
 /// Evaluates `network` on images as they are, in full precision: for what is reported.
 pub fn evaluate(network: &Network, images: &Images) -> Result<Evaluation> {
-    run(network, images, |images| network.observe(images))
+    evaluate_with(network, images, |_, _| Ok(()))
+}
+
+/// The same; `look` is shown every batch and what the network says of it.
+pub fn evaluate_with(
+    network: &Network,
+    images: &Images,
+    look: impl FnMut(&Batch, &Pass) -> Result<()>,
+) -> Result<Evaluation> {
+    run(network, images, |images| network.observe(images), look)
 }
 
 /// The same as fast as the network trains, in its own precision: for a curve.
 pub fn evaluate_quickly(network: &Network, images: &Images) -> Result<Evaluation> {
-    run(network, images, |images| network.glance(images))
+    run(network, images, |images| network.glance(images), |_, _| Ok(()))
 }
 
 /// The mean loss is summed in f64, in order.
-fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass>) -> Result<Evaluation> {
+fn run(
+    network: &Network,
+    images: &Images,
+    pass: impl Fn(&Tensor) -> Result<Pass>,
+    mut look: impl FnMut(&Batch, &Pass) -> Result<()>,
+) -> Result<Evaluation> {
     let classes = network.architecture.classes;
     ensure!(
         classes == images.classes,
@@ -57,6 +71,7 @@ fn run(network: &Network, images: &Images, pass: impl Fn(&Tensor) -> Result<Pass
     for batch in Loader::each(images, BATCH) {
         let (_, batch) = batch?;
         let pass = pass(&network.images(&batch.pixels)?)?;
+        look(&batch, &pass)?;
         let of_batch = match batch.shown_on(network.device())? {
             Some(shown) => binary_cross_entropy(&pass.logits, &shown)?,
             None => cross_entropy(&pass.logits, &batch.labels_on(network.device())?, 0.0)?,

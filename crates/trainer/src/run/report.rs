@@ -8,12 +8,13 @@ use candle_core::{Device, DeviceLocation};
 use serde::{Deserialize, Serialize};
 
 use super::state::Inputs;
+use super::teacher::cache_of_test;
 use super::{COMMIT, Run};
 use crate::checkpoint::File;
 use crate::config::Dtype;
 use crate::data::Images;
-use crate::evaluate::agreement::{self, Agreement};
-use crate::evaluate::evaluate;
+use crate::evaluate::agreement::{self, Agreement, Comparison};
+use crate::evaluate::{evaluate, evaluate_with};
 use crate::files::write_atomically;
 use crate::nn::{Backend, Network, StateDict};
 
@@ -114,7 +115,10 @@ impl Run<'_> {
     pub(super) fn report(&self, images: usize, test: &Images, held_out: bool, dir: &Path) -> Result<Report> {
         let (t, student) = (&self.config.train, &self.learner.model);
         let (teacher, architecture) = (self.learner.teacher.as_ref().map(|t| &t.model), &student.architecture);
-        let last = evaluate(student, test)?;
+        let mut comparison = teacher.map(|teacher| self.comparison(teacher, test)).transpose()?;
+        let last = evaluate_with(student, test, |batch, pass| {
+            comparison.as_mut().map_or(Ok(()), |comparison| comparison.add(batch, pass))
+        })?;
         self.save_weights(&dir.join("last.safetensors"), &student.state_dict()?, t.epochs, Some(last.error))?;
         let mut ema_test_error = None;
         if let Some(average) = &self.learner.average {
@@ -125,13 +129,16 @@ impl Run<'_> {
             ema_test_error = Some(error);
         }
         let best = dir.join("best.safetensors");
-        let best_test_error = if held_out && best.exists() {
-            Some(self.error_with(File::read(&best)?.state_dict(architecture)?, test)?)
-        } else {
-            None
-        };
+        let mut best_test_error = None;
+        if held_out && best.exists() {
+            let file = File::read(&best)?;
+            let is_last = file.metadata.get("epoch").is_some_and(|epoch| *epoch == t.epochs.to_string());
+            best_test_error = Some(match is_last {
+                true => last.error,
+                false => self.error_with(file.state_dict(architecture)?, test)?,
+            });
+        }
         let epoch = self.state.epochs.last().context("a run without an epoch has nothing to report")?;
-        let agreement = teacher.map(|teacher| agreement::measure(student, teacher, test));
         let teacher_macs = teacher.map_or(0, |t| t.architecture.macs());
         let device = match student.device().location() {
             DeviceLocation::Cpu => "cpu",
@@ -164,12 +171,20 @@ impl Run<'_> {
             computed_in: Some(t.dtype.in_effect(student.device())),
             gradient_norms: self.state.norms.iter().map(|(name, [sum, n])| (name.clone(), sum / n.max(1.0))).collect(),
             curve: self.state.epochs.iter().map(|e| e.curve_error).collect(),
-            agreement: agreement.transpose()?,
+            agreement: comparison.map(Comparison::finish),
             test_wrong: bitmap(&last.wrong),
             inputs: self.state.inputs.clone(),
         };
         write_atomically(&dir.join("report.json"), &serde_json::to_vec_pretty(&report)?)?;
         Ok(report)
+    }
+
+    /// Student and teacher on no image so far.
+    fn comparison<'n>(&'n self, teacher: &'n Network, test: &Images) -> Result<Comparison<'n>> {
+        let student = &self.learner.model;
+        let parts = agreement::parts(student, teacher)?;
+        let cache = cache_of_test(self.config, teacher, &parts, test)?;
+        Ok(Comparison::new(student, teacher, parts, cache))
     }
 
     /// Test error of other weights of the student.

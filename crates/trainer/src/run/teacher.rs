@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::File;
-use crate::config::{Config, Teacher as Section};
+use crate::config::{Config, Dtype, Teacher as Section};
+use crate::data::augment::Augment;
 use crate::data::{Images, Split};
 use crate::distill::cache::{self, Cache, Key};
 use crate::distill::teacher::Frozen;
@@ -120,8 +121,6 @@ pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
     let section = config.teacher.as_ref().context("a run without a teacher has no outputs to keep")?;
     let checkpoint = &section.checkpoint;
     let bytes = fs::read(checkpoint).with_context(|| format!("reading {}", checkpoint.display()))?;
-    let (device, isa, precision) =
-        (backend.device.location(), kernels::Isa::best(), config.train.dtype.in_effect(&backend.device));
     Ok(Key {
         format: cache::FORMAT,
         teacher: sha256(&bytes),
@@ -129,13 +128,36 @@ pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
         images: images.fingerprint()?,
         augment: config.data.augment,
         view_seed: config.data.seed,
-        engine: format!("{:?} {isa:?} {precision:?} {device:?}", backend.engine),
+        engine: engine(backend, config.train.dtype.in_effect(&backend.device)),
     })
 }
 
+fn engine(backend: &Backend, precision: Dtype) -> String {
+    format!("{:?} {:?} {precision:?} {:?}", backend.engine, kernels::Isa::best(), backend.device.location())
+}
+
+/// What the teacher says of the test images as they are, in full precision, beside what it says of the training images' views;
+/// none where there is no cache or no room for it.
+pub fn cache_of_test(config: &Config, teacher: &Network, parts: &[Part], test: &Images) -> Result<Option<Cache>> {
+    let Some((section, dir)) = config.teacher.as_ref().and_then(|t| Some((t, t.cache.as_ref()?))) else {
+        return Ok(None);
+    };
+    let backend = Backend::f32(teacher.device());
+    let key = Key {
+        augment: Augment::default(),
+        view_seed: 0,
+        engine: engine(&backend, Dtype::F32Direct),
+        ..key(config, test, &backend)?
+    };
+    let cache = Cache::new(&dir.join("test"), &key, names(parts)?, test, teacher.device())?;
+    let (bytes, _) = cache.size(1, &shapes(parts, teacher)?);
+    Ok((bytes <= section.cache_limit_mb.saturating_mul(MB)).then_some(cache))
+}
+
+const MB: u64 = 1_000_000;
+
 /// Says what the cache will take on disk; more than its limit is refused before anything is written.
 pub fn sized(cache: &Cache, views: u64, shapes: &[Vec<usize>], limit_mb: u64, images: usize) -> Result<String> {
-    const MB: u64 = 1_000_000;
     let (whole, there) = cache.size(views, shapes);
     ensure!(
         whole <= limit_mb.saturating_mul(MB),
