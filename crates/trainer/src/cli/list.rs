@@ -34,12 +34,12 @@ pub(super) fn run(what: Option<What>) -> Result<Done> {
         let word = format!("{kind:?}").to_lowercase();
         text += &format!("{word}\n");
         for (name, about, options) in of(*kind)? {
-            text += &lines(&format!("  {name:<16} {about}"));
+            text += &lines(&format!("  {name:<16} "), &about);
             let in_loss = in_loss(*kind, &name)?;
             for (key, value) in options.as_object().into_iter().flatten() {
                 let other = in_loss.get(key).filter(|other| *other != value);
                 let other = other.map(|other| format!(" (in a loss: {other})")).unwrap_or_default();
-                text += &lines(&format!("  {:16}   {key} = {value}{other}", ""));
+                text += &lines(&" ".repeat(21), &format!("{key} = {value}{other}"));
             }
             items.push(json!({ "kind": word, "name": name, "about": about, "options": options, "in_loss": in_loss }));
         }
@@ -47,11 +47,11 @@ pub(super) fn run(what: Option<What>) -> Result<Done> {
     Ok(Done::Result(text, json!({ "items": items })))
 }
 
-/// A line of the list, broken where a terminal of 80 columns ends.
-fn lines(line: &str) -> String {
-    let indent = " ".repeat(21);
-    let options = textwrap::Options::new(80).subsequent_indent(&indent).break_words(false);
-    textwrap::fill(line, options) + "\n"
+/// What follows `start`, broken where a terminal of 80 columns ends.
+fn lines(start: &str, what: &str) -> String {
+    let indent = " ".repeat(start.len().min(21));
+    let options = textwrap::Options::new(80).initial_indent(start).subsequent_indent(&indent).break_words(false);
+    textwrap::fill(what, options) + "\n"
 }
 
 fn of(kind: What) -> Result<Vec<Item>> {
