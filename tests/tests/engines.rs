@@ -2,7 +2,7 @@
 //! outputs, statistics and gradients. A device test takes its device as a parameter.
 
 use anyhow::Result;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use kernels::device::serves;
 use kernels::graph::Shape;
 use kernels::stage::Precision;
@@ -16,6 +16,17 @@ const MODELS: [(&str, &str); 4] =
     [("wrn-10-1", "preact"), ("wrn-16-2", "raw"), ("wrn-10-3", "preact"), ("resnet8", "")];
 
 fn network(name: &str, shortcut: &str, engine: Engine, dtype: DType, device: &Device) -> Result<Network> {
+    with_layers(name, shortcut, engine, dtype, device, &["layer1", "layer2"])
+}
+
+fn with_layers(
+    name: &str,
+    shortcut: &str,
+    engine: Engine,
+    dtype: DType,
+    device: &Device,
+    layers: &[&str],
+) -> Result<Network> {
     let choice = (!shortcut.is_empty()).then(|| ("shortcut".to_string(), shortcut.to_string()));
     let options: Options = choice.into_iter().collect();
     let architecture = Architecture::named(name, Shape { channels: 3, h: 32, w: 32 }, 10, &options)?;
@@ -24,7 +35,8 @@ fn network(name: &str, shortcut: &str, engine: Engine, dtype: DType, device: &De
     weights.running.iter_mut().zip(shift).for_each(|(r, s)| *r += 0.2 * s as f32);
     let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
     let backend = Backend { engine, dtype, precision: Precision::F32, device: device.clone() };
-    Network::new(architecture, weights, normalization, &["layer1", "layer2"].map(String::from), true, backend)
+    let layers: Vec<String> = layers.iter().map(|layer| layer.to_string()).collect();
+    Network::new(architecture, weights, normalization, &layers, true, backend)
 }
 
 fn agree(engine: Engine, dtype: DType, tolerance: f64, device: &Device) -> Result<()> {
@@ -90,4 +102,23 @@ fn engines_agree_in_f64() -> Result<()> {
 fn engines_agree_in_f32() -> Result<()> {
     agree(Engine::Device, DType::F32, 2e-4, &Device::Cpu)?;
     devices().iter().try_for_each(|device| agree(Backend::f32(device).engine, DType::F32, 2e-4, device))
+}
+
+/// A broken model is seen to be broken: no ReLU, in the trunk or in the classifier, makes a number of what is none.
+#[test]
+fn a_nan_reaches_the_logits() -> Result<()> {
+    let on_host = serves(&Device::Cpu).then_some((Engine::Device, Device::Cpu));
+    let others = devices().into_iter().map(|device| (Backend::f32(&device).engine, device));
+    let places = [(Engine::Kernels, Device::Cpu), (Engine::Ops, Device::Cpu)].into_iter().chain(on_host).chain(others);
+    for (engine, device) in places {
+        for name in ["wrn-10-1", "resnet8", "squeezenet1_1"] {
+            let network = with_layers(name, "", engine, DType::F32, &device, &[])?;
+            let images = Tensor::full(f32::NAN, (2, 3, 32, 32), &device)?;
+            for mode in [Mode::Eval, Mode::Train] {
+                let logits = values(&network.forward(&images, mode)?.logits)?;
+                assert!(logits.iter().all(|z| z.is_nan()), "{name} on {device:?}: {logits:?}");
+            }
+        }
+    }
+    Ok(())
 }

@@ -35,6 +35,7 @@ impl<E: Element> Packed<E> {
         weight: &[E::Wide],
         backward: bool,
     ) -> Self {
+        assert!(shape.fits(), "the kernel of {shape:?} does not fit");
         match algorithm {
             Algorithm::Winograd => {
                 let fits = (shape.k, shape.stride, shape.padding) == (3, 1, 1);
@@ -51,10 +52,17 @@ impl<E: Element> Packed<E> {
     fn has_backward(&self) -> bool {
         !self.sides().backward.as_slice().is_empty()
     }
-    /// Panics where the weights were packed for another convolution than `shape`, whatever its images' size.
+    /// Panics where the weights were packed for another convolution than `shape`, whatever its images' size, or for another
+    /// algorithm.
     fn check(&self, shape: &ConvShape) {
         let of = self.sides().shape;
+        assert!(shape.fits(), "the kernel of {shape:?} does not fit");
         assert_eq!(ConvShape { h: shape.h, w: shape.w, ..of }, *shape, "the weights were packed for {of:?}");
+        let len = match self {
+            Packed::Winograd(_) => winograd::packed_len::<E>(of.c_in, of.c_out),
+            Packed::Direct(_) => direct::packed_len::<E>(&of),
+        };
+        assert_eq!(self.sides().forward.as_slice().len(), len, "the weights were packed for another algorithm");
     }
     fn images_per_chunk(&self, isa: Isa, s: &ConvShape) -> usize {
         match self {
@@ -161,11 +169,11 @@ pub fn forward<E: Element>(
     stats: Option<&mut [E::Wide]>,
     threads: usize,
 ) {
+    packed.check(shape);
     let image_len = shape.output_len() / shape.c_out * after.within.map_or(shape.c_out, |w| w.channels);
     let n = out.len() / image_len;
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold {n} images of {shape:?}");
     check_input(shape, &input);
-    packed.check(shape);
     let affine = after.affine.map(|a| [a.scale, a.shift]);
     let mut per_channel = after.bias.into_iter().chain(affine.into_iter().flatten());
     assert!(per_channel.all(|v| v.len() == shape.c_out), "what follows is not for {} channels", shape.c_out);
@@ -214,9 +222,9 @@ pub fn backward<E: Element>(
     dw: &mut [E::Wide],
     sums: Option<NormSums<'_, E>>,
 ) {
+    packed.check(shape);
     let n = input.u.len() / shape.input_len();
     check_input(shape, &input);
-    packed.check(shape);
     assert_eq!(input.u.len(), n * shape.input_len(), "the input does not hold whole images of {shape:?}");
     assert_eq!(gradient.g.len(), n * shape.output_len(), "the gradient does not hold {n} images of {shape:?}");
     assert!(gradient.relu.is_none_or(|y| y.len() == gradient.g.len()), "the ReLU's output is as long as its gradient");
@@ -230,6 +238,7 @@ pub fn backward<E: Element>(
     }
     assert_eq!(dw.len(), shape.weight_len(), "the weight's gradient is as long as the weight");
     if let Some(s) = &sums {
+        assert!(dx.is_some(), "the sums are of the input's gradient");
         let per_channel = [s.affine.scale, s.affine.shift, s.mean];
         assert!(s.u.len() == input.u.len() && per_channel.iter().all(|v| v.len() == shape.c_in));
         assert_eq!(s.out.len(), n * 2 * shape.c_in);

@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`mod@card`] | a card, as this program uses it |
-//! | [`launch`] | a kernel, by name, on tensors |
+//! | `launch` | a kernel, by name, on tensors |
 //! | [`ops`] | one function a kernel: windows as rows, BatchNorm, pooling, SGD |
 //! | [`convolution`] | a matrix product of windows |
 //! | [`known`] | a result computed before the op that hands it back |
@@ -15,7 +15,7 @@
 pub mod card;
 pub mod convolution;
 pub mod known;
-pub mod launch;
+mod launch;
 pub mod ops;
 pub mod trunk;
 

@@ -16,7 +16,7 @@ mod weights;
 
 pub use backward::backward;
 pub use forward::{forward, forward_scratch};
-pub use weights::pack;
+pub use weights::{pack, packed_len};
 
 use crate::simd::{Element, Isa};
 use crate::task::{ConvShape, ScratchLen};

@@ -262,6 +262,7 @@ impl Graph {
             self.parameter(format!("{name}.weight"), vec![c_out, c_in, k, k], Init::Kaiming { fan_in: c_in * k * k });
         let bias = biased.then(|| self.parameter(format!("{name}.bias"), vec![c_out], Init::Zeros));
         let shape = ConvShape { h, w, c_in, c_out, k, stride, padding };
+        assert!(shape.fits(), "{name}: the kernel of {shape:?} does not fit");
         let out = Shape { channels: c_out, h: shape.out_h(), w: shape.out_w() };
         self.push(Node::Conv { input, shape, weight, bias, relu: false }, out)
     }
@@ -329,6 +330,7 @@ impl Graph {
     pub fn pool_window(&mut self, input: Value, window: Window, max: bool) -> Value {
         let Shape { channels, h, w } = self.shape(input);
         let shape = PoolShape { h, w, channels, window, max };
+        assert!(shape.fits(), "the window of {shape:?} does not fit");
         self.push(Node::Pool { input, shape }, Shape { channels, h: shape.out_h(), w: shape.out_w() })
     }
 

@@ -167,6 +167,7 @@ pub fn pool<E: Element>(
     out: &mut [E],
     mut winner: Option<&mut [u8]>,
 ) {
+    assert!(shape.fits(), "the window of {shape:?} does not fit");
     let (from, to) = shape.lens();
     let n = out.len() / to.max(1);
     let winners: Vec<_> = match &mut winner {
@@ -182,6 +183,7 @@ pub fn pool<E: Element>(
 
 /// Gradient of [`pool`]: a maximum's goes to the winner whole, a mean's to all alike.
 pub fn pool_gradient<E: Element>(shape: PoolShape, g: &[E], winner: Option<&[u8]>, dx: &mut [E]) {
+    assert!(shape.fits(), "the window of {shape:?} does not fit");
     let ((from, to), width) = (shape.lens(), shape.out_w());
     dx.par_chunks_mut(from).zip(g.par_chunks(to)).enumerate().for_each(|(image, (out, g))| {
         let mut dx = vec![E::Wide::default(); from];

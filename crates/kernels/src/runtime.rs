@@ -21,7 +21,8 @@ pub struct Aligned<E> {
 
 impl<E: Element> Aligned<E> {
     fn new(len: usize) -> Self {
-        let lines = vec![Line([0; 64]); (len * size_of::<E>()).div_ceil(64)];
+        let bytes = len.checked_mul(size_of::<E>()).expect("a buffer of more bytes than there are addresses");
+        let lines = vec![Line([0; 64]); bytes.div_ceil(64)];
         Aligned { lines, len, of: std::marker::PhantomData }
     }
 }

@@ -26,6 +26,14 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
+    /// Whether the kernel can be placed at all.
+    pub fn fits(&self) -> bool {
+        self.k > 0
+            && self.stride > 0
+            && self.c_in > 0
+            && self.c_out > 0
+            && self.h.min(self.w) + 2 * self.padding >= self.k
+    }
     /// Output height.
     pub fn out_h(&self) -> usize {
         (self.h + 2 * self.padding - self.k) / self.stride + 1
@@ -75,11 +83,11 @@ pub enum Algorithm {
 #[derive(Debug)]
 pub struct Sides<E: Element> {
     /// The convolution that it is for; images of other sizes read it as well.
-    pub shape: ConvShape,
+    pub(crate) shape: ConvShape,
     /// For the output.
-    pub forward: Buffer<E>,
+    pub(crate) forward: Buffer<E>,
     /// For the input's gradient; empty where none is wanted.
-    pub backward: Buffer<E>,
+    pub(crate) backward: Buffer<E>,
 }
 
 /// Lengths of a task's scratch memory.

@@ -23,7 +23,7 @@ pub use backward::{accumulator_len, backward, backward_scratch};
 pub use block::images_per_chunk;
 pub use forward::{forward, forward_scratch};
 use points::TILE;
-pub use weights::{fold, pack};
+pub use weights::{fold, pack, packed_len};
 
 /// Rows of the output that are computed together: a task that takes a part of an image begins at a multiple.
 pub const ROWS: usize = TILE;

@@ -145,6 +145,40 @@ fn lengths_are_checked() {
         assert!(refused(|| conv::backward(&runtime, &s, input, gradient, &packed, None, &mut dw, None)));
     }
     assert!(refused(|| kernels::winograd::fold(isa, &s, &eight, &mut four.clone())));
+    // A kernel of another size, with memory enough for that.
+    let one = ConvShape { k: 1, c_in: 1, c_out: 16, ..s };
+    let (du, mut out) = (vec![1.0f32; 36 * 16], vec![0.0f32; 16]);
+    assert!(refused(|| kernels::winograd::fold(isa, &one, &du, &mut out)));
+    // A kernel larger than its image: sides below zero would multiply to a length that looks right.
+    let large = ConvShape { h: 1, w: 1, c_in: 1, c_out: 16, k: 3, stride: 1, padding: 0 };
+    let weight = vec![1.0f32; large.weight_len()];
+    assert!(refused(|| drop(Packed::new(&runtime, &large, Algorithm::Direct, &weight, false))));
+    let wide = ConvShape { h: 3, w: 3, ..large };
+    let packed = Packed::new(&runtime, &wide, Algorithm::Direct, &weight, false);
+    let input = Input { u: &[1.0], affine: None };
+    assert!(refused(|| conv::forward(&runtime, &large, input, &packed, PLAIN, &mut out, None, 1)));
+    let conv =
+        || kernels::Graph::new(kernels::Shape { channels: 1, h: 1, w: 1 }).conv("c", kernels::Value(0), 1, 3, 1, 0);
+    assert!(refused(|| _ = conv()));
+    assert!(refused(|| drop(runtime.take((1 << 62) + 1))));
+}
+
+/// Sums of a gradient that is not computed, and a window whose winner has no number, are refused as well.
+#[test]
+fn what_would_be_wrong_in_silence_is_refused() {
+    let runtime = Arc::new(Runtime::<f32>::new(Isa::best()));
+    let window = PoolShape { h: 17, w: 17, channels: 1, window: Window::new(17, 1), max: true };
+    let (x, mut y, mut winner) = (vec![1.0f32; 289], [0.0f32], [0]);
+    assert!(refused(|| pool::pool(&runtime, window, &x, &mut y, Some(&mut winner))));
+    assert!(refused(|| pool::pool_gradient(window, &y, Some(&winner), &mut x.clone())));
+    let s = ConvShape { h: 4, w: 4, c_in: 8, c_out: 8, k: 3, stride: 1, padding: 1 };
+    let (u, eight, weight) = (vec![1.0f32; s.input_len()], vec![1.0f32; 8], vec![1.0f32; s.weight_len()]);
+    let packed = Packed::new(&runtime, &s, Algorithm::Direct, &weight, true);
+    let affine = Affine { scale: &eight, shift: &eight, relu: false };
+    let (mut dw, mut out) = (vec![0.0f32; s.weight_len()], vec![0.0f32; 16]);
+    let sums = NormSums { u: &u, affine, mean: &eight, out: &mut out };
+    let (input, gradient) = (Input { u: &u, affine: None }, Gradient { g: &u, norm: None, relu: None });
+    assert!(refused(|| conv::backward(&runtime, &s, input, gradient, &packed, None, &mut dw, Some(sums))));
 }
 
 #[test]

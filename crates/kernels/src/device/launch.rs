@@ -42,6 +42,7 @@ pub struct Launch {
     /// Items, or blocks.
     pub work: usize,
     /// Whether `work` counts blocks.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub blocks: bool,
     /// See [`Numbers`].
     pub numbers: Numbers,

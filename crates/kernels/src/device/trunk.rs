@@ -147,7 +147,11 @@ impl Trunk {
                     kept.tables[i] = record.then_some(table);
                     y
                 }
-                Node::Relu { input } => of(input)?.relu()?,
+                Node::Relu { input } => {
+                    // candle's own makes 0 of a NaN.
+                    let table = biases(parameters, None, graph.shape(input).channels, dtype)?;
+                    ops::normalize(of(input)?, &table, true)?
+                }
                 Node::Add { a, b } => (of(a)? + of(b)?)?,
                 Node::Concat { a, b } => Tensor::cat(&[of(a)?, of(b)?], 3)?.contiguous()?,
                 Node::Subsample { input, stride, channels } => {

@@ -13,7 +13,7 @@ use crate::task::{ConvShape, Sides};
 pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
     let (ci, co, taps) = (channels::<E>(s.c_in), channels::<E>(s.c_out), s.k * s.k);
     let (input, output) = (taps, s.c_in * taps);
-    let mut forward = Buffer::take(runtime, taps * ci * padded(s.c_out));
+    let mut forward = Buffer::take(runtime, packed_len::<E>(s));
     matrix(forward.as_mut_slice(), [taps, ci, s.c_in, s.c_out], |tap, i, o| weight[o * output + i * input + tap]);
     // Every tap belongs to one class.
     let mut side = Buffer::take(runtime, if backward { taps * co * padded(s.c_in) } else { 0 });
@@ -31,6 +31,11 @@ pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::W
         }
     }
     Sides { shape: *s, forward, backward: side }
+}
+
+/// Numbers of the weights packed for the output.
+pub fn packed_len<E: Element>(s: &ConvShape) -> usize {
+    s.k * s.k * channels::<E>(s.c_in) * padded(s.c_out)
 }
 
 /// Writes a matrix of `taps` times `ld` rows in strips of columns; `value` of (tap, channel, column) is asked for the first

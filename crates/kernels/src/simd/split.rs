@@ -4,7 +4,7 @@
 //! fused additions: of the odd products first, then of the even ones. Splitting a pair takes a shift and a mask, which run
 //! beside the multipliers; activations take half of f32's memory as they do there.
 //!
-//! Where they part: sums below 1.2e-38 (denormal), which that instruction takes for 0 and these keep.
+//! Where they part: factors and sums below 1.2e-38 (denormal), which that instruction takes for 0 and these keep.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;

@@ -13,7 +13,7 @@ use crate::task::{ConvShape, Sides};
 /// backward one.
 pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::Wide], backward: bool) -> Sides<E> {
     let side = |rows: usize, columns: usize, row: usize, column: usize| {
-        let mut out = Buffer::take(runtime, ELEMENTS * steps::<E>(rows) * E::DEPTH * padded(columns));
+        let mut out = Buffer::take(runtime, packed_len::<E>(rows, columns));
         runtime.isa.run(Pack { weight, rows, columns, row, column, out: out.as_mut_slice() });
         out
     };
@@ -23,6 +23,11 @@ pub fn pack<E: Element>(runtime: &Arc<Runtime<E>>, s: &ConvShape, weight: &[E::W
         forward: side(s.c_in, s.c_out, input, output),
         backward: if backward { side(s.c_out, s.c_in, output, input) } else { Buffer::take(runtime, 0) },
     }
+}
+
+/// Numbers of the packed matrices of one direction.
+pub fn packed_len<E: Element>(rows: usize, columns: usize) -> usize {
+    ELEMENTS * steps::<E>(rows) * E::DEPTH * padded(columns)
 }
 
 /// The packed matrices of one direction.
@@ -75,7 +80,10 @@ impl<E: Element> Kernel<E> for Pack<'_, E> {
                         for (u, strip) in u.iter_mut().zip(&strips).take(E::DEPTH) {
                             let mut columns = [[S::splat(E::Wide::default()); SIDE]; 3];
                             for (x, column) in columns.iter_mut().enumerate() {
-                                *column = weight::<S>(gather::<S, 3>(strip[x][j..].as_ptr(), 3 * STRIP));
+                                *column = weight::<S>(gather::<S, 3>(
+                                    strip.as_flattened()[x * STRIP + j..].as_ptr(),
+                                    3 * STRIP,
+                                ));
                             }
                             for y in 0..SIDE {
                                 let row = weight::<S>([columns[0][y], columns[1][y], columns[2][y]]);
@@ -130,6 +138,6 @@ impl<W: Element<Wide = W>> Kernel<W> for Fold<'_, W> {
 /// `dg = G^T dU G`, from the accumulated (36, c_in, padded c_out) to (9, c_in, padded c_out).
 pub fn fold<W: Element<Wide = W>>(isa: Isa, s: &ConvShape, du: &[W], out: &mut [W]) {
     let per_element = s.c_in * padded(s.c_out);
-    assert!(du.len() >= ELEMENTS * per_element && out.len() >= s.k * s.k * per_element);
+    assert!(s.k == 3 && du.len() >= ELEMENTS * per_element && out.len() >= 9 * per_element);
     isa.run(Fold { du, channels: s.c_in, width: padded(s.c_out), out });
 }

@@ -1,5 +1,7 @@
 //! The graph by candle's own ops, for devices that the CPU kernels do not serve.
 
+// Of maps or not: candle's own makes 0 of a NaN, and passes a gradient at 0.
+use cams::maps::relu;
 use candle_core::{Result, Tensor};
 use kernels::graph::{EPS, Graph, Node};
 use kernels::pool::{PoolShape, Window};
@@ -20,16 +22,16 @@ pub fn forward(
     for (i, node) in graph.nodes.iter().enumerate() {
         let out = graph.shapes[i + 1];
         let y = match *node {
-            Node::Conv { input, shape: s, weight, bias, relu } => {
+            Node::Conv { input, shape: s, weight, bias, relu: open } => {
                 let w = parameters.narrow(0, weight, s.weight_len())?.reshape((s.c_out, s.c_in, s.k, s.k))?;
                 let y = values[input.0].contiguous()?.conv2d(&w, s.padding, s.stride, 1, 1)?;
                 let y = match bias {
                     Some(at) => y.broadcast_add(&parameters.narrow(0, at, s.c_out)?.reshape((1, s.c_out, 1, 1))?)?,
                     None => y,
                 };
-                if relu { y.relu()? } else { y }
+                if open { relu(&y)? } else { y }
             }
-            Node::BatchNorm { input, gamma, running: at, relu } => {
+            Node::BatchNorm { input, gamma, running: at, relu: open } => {
                 let c = out.channels;
                 let column = |t: Tensor| t.reshape((1, c, 1, 1));
                 let x = &values[input.0];
@@ -50,9 +52,9 @@ pub fn forward(
                 let gamma_beta = |at: usize| column(parameters.narrow(0, at, c)?);
                 let scale = (gamma_beta(gamma)? / (var + EPS)?.sqrt()?)?;
                 let y = x.broadcast_sub(&mean)?.broadcast_mul(&scale)?.broadcast_add(&gamma_beta(gamma + c)?)?;
-                if relu { y.relu()? } else { y }
+                if open { relu(&y)? } else { y }
             }
-            Node::Relu { input } => values[input.0].relu()?,
+            Node::Relu { input } => relu(&values[input.0])?,
             Node::Add { a, b } => (&values[a.0] + &values[b.0])?,
             Node::Concat { a, b } => Tensor::cat(&[&values[a.0], &values[b.0]], 1)?,
             Node::Subsample { input, stride, channels } => {

@@ -1,6 +1,6 @@
 //! A classifier's steps by candle's ops, on values alone or with tangents, and the closed forms that follow from them.
 
-use cams::maps::adaptive_average;
+use cams::maps::{adaptive_average, relu};
 use cams::{FirstLayer, LinearHead};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor, bail};
@@ -116,7 +116,7 @@ impl Tail {
         for step in steps {
             x = match *step {
                 Step::Dropout(p) => drop(p, x)?,
-                Step::Relu => x.relu()?,
+                Step::Relu => relu(&x)?,
                 _ => self.linear(step, &x, true)?,
             };
         }
