@@ -36,13 +36,13 @@ impl Numbers {
 
 /// A launch: how often, and of what.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // Without a card, or a host in its place, nobody launches.
 pub struct Launch {
     /// `im2col_4`, `normalize_bf16`.
     pub kernel: String,
     /// Items, or blocks.
     pub work: usize,
     /// Whether `work` counts blocks.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub blocks: bool,
     /// See [`Numbers`].
     pub numbers: Numbers,

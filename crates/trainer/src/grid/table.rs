@@ -43,6 +43,8 @@ pub struct Comparison {
     pub needed: Option<usize>,
     /// Runs of the other that diverged.
     pub diverged: usize,
+    /// Runs of the other that are compared.
+    pub runs: usize,
 }
 
 /// A mean over a cell's runs.
@@ -50,7 +52,7 @@ pub struct Comparison {
 pub struct Mean {
     /// The mean.
     pub value: f64,
-    /// Half of its 95 % interval, with the standard deviation that its block's cells share.
+    /// Half of its 95 % interval, with the standard deviation that its block's cells share; of maps and KL with its own.
     pub half_width: Option<f64>,
 }
 

@@ -90,7 +90,9 @@ fn choice(name: &str, mut all: Vec<Tried>, rule: &Rule, held_out: Option<f64>) -
     // Errors are shares of images, which are no round numbers in binary.
     let equal: Vec<&Tried> = tried.iter().copied().filter(|t| t.2.error <= lowest + within + 1e-9).collect();
     let (below, above) = (equal[(equal.len() - 1) / 2], equal[equal.len() / 2]);
-    let value = if (above.0 - rule.toward).abs() < (below.0 - rule.toward).abs() { above } else { below };
+    // As near, the smaller: 0.1 and 0.3 are as near to 0.2, which binary fractions do not say.
+    let away = |tried: &Tried| (tried.0 - rule.toward).abs();
+    let value = if away(above) < away(below) * (1.0 - 1e-9) { above } else { below };
     Some(Choice {
         name: name.into(),
         value: value.1.into(),

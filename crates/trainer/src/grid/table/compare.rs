@@ -17,6 +17,8 @@ pub(super) enum Reference<'a> {
     Same(&'a Cell),
     /// Not with this one, and why.
     Missing(String),
+    /// None of its runs is left to compare: it counts in its family as a test that finds nothing.
+    Diverged,
 }
 
 /// What each of a block's cells is compared with.
@@ -25,7 +27,7 @@ pub(super) fn references<'a>(own: &[&Cell], cells: &'a [Cell], about: &About) ->
 }
 
 /// The cells whose runs say together what seeds do in a block: its own, but for those that are another's twins, and those of
-/// other blocks that they are compared with.
+/// other blocks that they are compared with. Where some runs diverged the others are no sample.
 pub(super) fn sharing<'a>(own: &[&'a Cell], references: &[Reference<'a>]) -> Vec<&'a Cell> {
     let twin = |reference: &Reference| matches!(reference, Reference::Same(_));
     let mut sharing: Vec<&Cell> =
@@ -37,7 +39,7 @@ pub(super) fn sharing<'a>(own: &[&'a Cell], references: &[Reference<'a>]) -> Vec
             sharing.push(other);
         }
     }
-    sharing.retain(|cell| !cell.runs.is_empty());
+    sharing.retain(|cell| !cell.runs.is_empty() && cell.diverged.is_empty());
     sharing
 }
 
@@ -50,12 +52,13 @@ pub(super) fn family(
     margin: f64,
 ) -> (Design, Option<Pooled>) {
     let errors: Vec<Vec<f64>> = sharing.iter().map(|cell| cell.errors()).collect();
-    let tests = references.iter().filter(|reference| matches!(reference, Reference::Cell(_))).count();
+    let lost = references.iter().filter(|reference| matches!(reference, Reference::Diverged)).count();
+    let tests = lost + references.iter().filter(|reference| matches!(reference, Reference::Cell(_))).count();
     let (design, pooled) =
         (Design { cells: errors.len(), tests }, statistics::pooled(errors.iter().map(Vec::as_slice)));
     for ((cell, reference), row) in own.iter().zip(references).zip(rows.iter_mut()) {
         match reference {
-            Reference::Nothing => {}
+            Reference::Nothing | Reference::Diverged => {}
             Reference::Same(other) => row.identical = Some(named(cell, other)),
             Reference::Missing(why) => row.not_compared = Some(why.clone()),
             Reference::Cell(other) => {
@@ -70,7 +73,7 @@ pub(super) fn family(
         }
     }
     let family: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
-    let p: Vec<f64> = family.iter().map(|c| c.difference.p).collect();
+    let p: Vec<f64> = family.iter().map(|c| c.difference.p).chain(std::iter::repeat_n(1.0, lost)).collect();
     family.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
     (design, pooled)
 }
@@ -90,11 +93,16 @@ fn reference<'a>(cell: &Cell, cells: &'a [Cell], about: &About) -> Result<Refere
         }
         None => (cell.block.clone(), format!("{}-none", stem(&cell.name))),
     };
-    if cell.runs.is_empty() || (block == cell.block && name == cell.name) {
+    if block == cell.block && name == cell.name {
         return Ok(Reference::Nothing);
     }
     let wanted = id(&block, &name);
-    let Some(other) = cells.iter().find(|c| c.block == block && c.name == name) else {
+    let other = cells.iter().find(|c| c.block == block && c.name == name);
+    if cell.runs.is_empty() {
+        let compared = other.is_some_and(|other| !other.runs.is_empty()) && !cell.diverged.is_empty();
+        return Ok(if compared { Reference::Diverged } else { Reference::Nothing });
+    }
+    let Some(other) = other else {
         let missing = |_| Reference::Missing(format!("{wanted}, which has no finished run among these"));
         return Ok(asked.map_or(Reference::Nothing, missing));
     };
@@ -175,6 +183,7 @@ fn compare(cell: &Cell, reference: &Cell, pooled: Pooled, design: Design, margin
         discordant: discordant.unwrap_or_default(),
         needed: design.runs_needed(difference.mean, pooled.sd),
         diverged: reference.diverged.len(),
+        runs: reference.runs.len(),
         difference,
     })
 }

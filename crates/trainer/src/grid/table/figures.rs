@@ -8,7 +8,8 @@ use crate::evaluate::agreement::Alike;
 use crate::report::statistics::{self, Design, Pooled};
 use crate::run::JudgedBy;
 
-/// The figures of a block's cells, without comparisons; intervals are by the standard deviation of those that share one.
+/// The figures of a block's cells, without comparisons; intervals are by the standard deviation of those that share one, those of
+/// maps and of KL, whose scatter differs a hundredfold, by each cell's own.
 pub(super) fn of(cells: &[&Cell], sharing: &[&Cell], about: &About) -> Vec<CellFigures> {
     let errors = means(cells, sharing, |cell, run| Some(cell.error(run)));
     let tested = |figure: &dyn Fn(&Cell, &Run) -> Option<f64>| {
@@ -16,10 +17,15 @@ pub(super) fn of(cells: &[&Cell], sharing: &[&Cell], about: &About) -> Vec<CellF
     };
     let nll = tested(&|_, run| Some(run.report.test_loss));
     let same_class = tested(&|_, run| Some(run.report.agreement.as_ref()?.same_class));
-    let kl = tested(&|_, run| Some(run.report.agreement.as_ref()?.kl));
-    let pearson = tested(&|cell, run| Some(alike(run, &method(cell))?.pearson));
-    let cosine = tested(&|cell, run| Some(alike(run, &method(cell))?.cosine));
-    let top20 = tested(&|cell, run| Some(alike(run, &method(cell))?.top20));
+    let alone = |figure: &dyn Fn(&Cell, &Run) -> Option<f64>| {
+        let tested = |cell: &&Cell| cell.judged_by == JudgedBy::TestImages;
+        let of = |cell: &&Cell| means(&[*cell], &[*cell], figure).pop().flatten().filter(|_| tested(cell));
+        cells.iter().map(of).collect::<Vec<_>>()
+    };
+    let kl = alone(&|_, run| Some(run.report.agreement.as_ref()?.kl));
+    let pearson = alone(&|cell, run| Some(alike(run, &method(cell))?.pearson));
+    let cosine = alone(&|cell, run| Some(alike(run, &method(cell))?.cosine));
+    let top20 = alone(&|cell, run| Some(alike(run, &method(cell))?.top20));
     let figures = |(at, cell): (usize, &&Cell)| CellFigures {
         block: cell.block.clone(),
         cell: cell.id(),

@@ -11,8 +11,8 @@ use crate::report::table::{Entry, Table, column};
 use crate::run::JudgedBy;
 
 impl Comparison {
-    /// McNemar's test of each pair of runs: twice the median of their p, which is a p whatever binds the pairs (Rüschendorf
-    /// 1982); of one pair its own.
+    /// McNemar's test of each pair of runs: twice the median of their p, which is a p whatever binds the pairs (Rüger
+    /// 1978); of one pair its own.
     pub fn mcnemar(&self) -> Option<f64> {
         let p: Vec<f64> = self.discordant.iter().map(|(b, c)| statistics::mcnemar(*b, *c)).collect();
         let times = if p.len() > 1 { 2.0 } else { 1.0 };

@@ -38,9 +38,10 @@ impl Summary {
         Some(if r.diverged + c.diverged > 0 {
             // The runs that did not diverge are no sample of all.
             format!("not judged, as {} of the runs diverged ({found} of the others)", r.diverged + c.diverged)
-        } else if r.n == 1 {
-            // Its seed is all that is known of its scatter.
-            format!("not judged, as it has one run ({found}, by the scatter of others)")
+        } else if r.n.min(c.runs) == 1 {
+            // A seed is all that is known of its scatter.
+            let which = if r.n == 1 { "it" } else { c.against.as_str() };
+            format!("not judged, as {which} has one run ({found}, by the scatter of others)")
         } else if c.holm < 0.05 {
             let word = if d.mean < 0.0 { "better" } else { "worse" };
             let within = if c.equivalence < 0.05 { format!(", by less than {margin} points") } else { String::new() };
@@ -50,7 +51,9 @@ impl Summary {
             format!("equivalent to within {margin} points ({found} in 90 %, {})", p(c.equivalence))
         } else {
             let needed = c.needed.map_or("a thousand or more".into(), |n| n.to_string());
-            format!("not distinguishable ({found}; a difference of this size would need {needed} seeds a cell)")
+            format!(
+                "not distinguishable ({found}; were that the true difference, it would take {needed} seeds a cell to show)"
+            )
         })
     }
 
@@ -81,8 +84,9 @@ impl Summary {
         self.spreads.iter().for_each(|(block, spread)| notes.extend(self.seen(block, spread)));
         if self.cells.iter().any(|r| r.comparison.is_some()) {
             notes.push(
-                "Differences: unpaired t tests, Holm over the comparisons of a block; their standard deviation takes in a \
-                 compared cell of another block; the tests of equivalence are not corrected."
+                "Differences: unpaired t tests, Holm over the comparisons of a block, where a cell that diverged counts as p = 1; their \
+                 standard deviation takes in a compared cell of another block, and no cell of which a run diverged; the tests of \
+                 equivalence are not corrected."
                     .into(),
             );
         }
@@ -101,7 +105,7 @@ impl Summary {
         if self.cells.iter().any(|r| r.maps[0].is_some()) {
             notes.push(
                 "Maps: the student's and the teacher's, by the cell's own method, or Grad-CAM where that is not measured; without: by that \
-                 method in the cell that it is compared with. Gradient: the term's, weight times norm, of the whole's norm."
+                 method in the cell that it is compared with; intervals of maps and KL by each cell's own runs. Gradient: the term's, weight times norm, of the whole's norm."
                     .into(),
             );
         }
