@@ -6,7 +6,13 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// `max(map, 0)`, with gradient 0 at 0 (candle's own relu has gradient 1 there, which would pull on
 /// every position that a mask has set to zero).
 pub fn relu(map: &Tensor) -> Result<Tensor> {
-    map * map.gt(0.0)?.to_dtype(map.dtype())?
+    gated(map, map)
+}
+
+/// `of` where the value in front of a ReLU passes it, and 0 elsewhere: its derivative along `of`. A NaN passes, and minus infinity
+/// does not, as in a kernel.
+pub fn gated(value: &Tensor, of: &Tensor) -> Result<Tensor> {
+    value.le(0.0)?.where_cond(&of.zeros_like()?, of)
 }
 
 /// One axis of a bilinear resize as a (to, from) matrix: half-pixel centres, edges repeated

@@ -23,7 +23,7 @@ pub struct Key {
     pub teacher: String,
     /// Its architecture, where the checkpoint does not name it.
     pub arch: Option<String>,
-    /// Hash of the training images, their labels and their positions.
+    /// Hash of the images, their labels and their positions.
     pub images: String,
     /// What a view is.
     pub augment: Augment,
@@ -36,7 +36,7 @@ pub struct Key {
 /// The format of [`Key::format`].
 pub const FORMAT: u32 = 3;
 
-/// A teacher's outputs on disk: a file for each view and part, holding that part of every training image, exact.
+/// A teacher's outputs on disk: a file for each view and part, holding that part of every image, exact.
 ///
 /// A part is a tensor of an output (logits, every class's CAM, a method's map ...). The folder's name is a hash of the
 /// [`Key`], so students with the same teacher and views share it and others cannot meet it; each takes the parts it
@@ -151,7 +151,7 @@ impl Cache {
         let view = batch.ids.first().map(|id| id.view);
         ensure!(batch.ids.iter().all(|id| Some(id.view) == view), "the batch holds images of several views");
         let rows = batch.ids.iter().map(|id| self.rows.get(&id.sample).copied()).collect::<Option<Vec<_>>>();
-        rows.context("the batch holds an image that is not of the training set")
+        rows.context("the batch holds an image that the cache is not of")
     }
 
     /// What it knows about a batch, a tensor for each part, if it knows all of it.

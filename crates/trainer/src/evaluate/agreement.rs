@@ -13,7 +13,9 @@ use crate::data::loader::Batch;
 use crate::distill::cache::Cache;
 use crate::distill::terms::Class;
 use crate::distill::{MapOf, Part};
+use crate::error::sentence;
 use crate::nn::{Model, Network, Pass};
+use crate::terminal::say;
 
 /// Of a student and its teacher, means over the test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +94,11 @@ pub fn parts(student: &Network, teacher: &Network) -> Result<Vec<Part>> {
     Ok(std::iter::once(Part::Logits).chain(names[..if linear { 4 } else { 2 }].iter().map(map)).collect())
 }
 
+/// Says that a teacher's answers are not kept.
+pub fn without_cache(error: &anyhow::Error) {
+    say(format!("what the teacher says of the test images is not kept: {}", sentence(error)));
+}
+
 /// Measures a student and its teacher, batch by batch, in full precision.
 pub struct Comparison<'a> {
     student: &'a Network,
@@ -114,15 +121,12 @@ impl<'a> Comparison<'a> {
     /// Counts a batch, of which the student has said `pass`.
     pub fn add(&mut self, batch: &Batch, pass: &Pass) -> Result<()> {
         let own = self.said(self.student, batch, pass)?;
-        let kept = self.cache.as_mut().map(|cache| cache.read(batch)).transpose()?.flatten();
-        let said = match kept {
+        let said = match self.kept(|cache| cache.read(batch)).flatten() {
             Some(tensors) => tensors,
             None => {
                 let pass = self.teacher.observe(&self.teacher.images(&batch.pixels)?)?;
                 let said = self.said(self.teacher, batch, &pass)?;
-                if let Some(cache) = &mut self.cache {
-                    cache.remember(batch, &said)?;
-                }
+                self.kept(|cache| cache.remember(batch, &said));
                 said
             }
         };
@@ -142,6 +146,17 @@ impl<'a> Comparison<'a> {
         }
         self.n += batch.len();
         Ok(())
+    }
+
+    /// What the cache gives, if there is one; one that fails is done without.
+    fn kept<T>(&mut self, of: impl FnOnce(&mut Cache) -> Result<T>) -> Option<T> {
+        let given = of(self.cache.as_mut()?);
+        given
+            .inspect_err(|error| {
+                without_cache(error);
+                self.cache = None;
+            })
+            .ok()
     }
 
     fn said(&self, network: &Network, batch: &Batch, pass: &Pass) -> Result<Vec<Tensor>> {

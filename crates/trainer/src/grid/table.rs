@@ -107,6 +107,11 @@ pub struct CellFigures {
 }
 
 impl CellFigures {
+    /// Whether its comparison is judged: of a cell with diverged runs the others are no sample, and of one run the scatter is not known.
+    pub fn is_judged(&self) -> bool {
+        self.comparison.as_ref().is_some_and(|c| self.diverged + c.diverged == 0 && self.n.min(c.runs) > 1)
+    }
+
     /// Its name within its block.
     pub fn short(&self) -> &str {
         self.cell.strip_prefix(&self.block).map_or(&self.cell, |name| name.trim_start_matches('/'))
@@ -135,7 +140,7 @@ pub struct Summary {
     pub cells: Vec<CellFigures>,
     /// The margin of equivalence.
     pub margin: f64,
-    /// Of each block in which a cell has two runs.
+    /// Of each block in which a cell has two runs and none that diverged.
     pub spreads: BTreeMap<String, Spread>,
     /// Blocks in which none has, though some would be compared.
     pub single: BTreeSet<String>,

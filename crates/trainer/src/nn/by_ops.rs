@@ -1,6 +1,6 @@
 //! The graph by candle's own ops, for devices that the CPU kernels do not serve.
 
-// Of maps or not: candle's own makes 0 of a NaN, and passes a gradient at 0.
+// candle's own makes 0 of a NaN, and passes a gradient at 0.
 use cams::maps::relu;
 use candle_core::{Result, Tensor};
 use kernels::graph::{EPS, Graph, Node};

@@ -1,6 +1,6 @@
 //! A classifier's steps by candle's ops, on values alone or with tangents, and the closed forms that follow from them.
 
-use cams::maps::{adaptive_average, relu};
+use cams::maps::{adaptive_average, gated, relu};
 use cams::{FirstLayer, LinearHead};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor, bail};
@@ -161,10 +161,7 @@ impl Tail {
         for step in &self.classifier.steps {
             match step {
                 Step::Dropout(_) => {}
-                Step::Relu => {
-                    let open = value.gt(0.0)?.to_dtype(value.dtype())?;
-                    (value, tangent) = ((value * &open)?, (tangent * &open)?);
-                }
+                Step::Relu => (tangent, value) = (gated(&value, &tangent)?, relu(&value)?),
                 _ => (value, tangent) = (self.linear(step, &value, true)?, self.linear(step, &tangent, false)?),
             }
         }

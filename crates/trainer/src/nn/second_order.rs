@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use cams::Score;
+use cams::maps::gated;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor, Var, bail};
 use kernels::Value;
 use kernels::device::{Trunk, known};
@@ -45,8 +46,7 @@ impl Dual {
     }
     /// ReLU: both pass where the value is positive.
     fn relu(&self) -> Result<Dual> {
-        let open = self.value.gt(0.0)?.to_dtype(self.value.dtype())?;
-        self.map(|t| t * &open)
+        self.map(|t| gated(&self.value, t))
     }
 }
 

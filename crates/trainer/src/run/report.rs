@@ -183,8 +183,15 @@ impl Run<'_> {
     fn comparison<'n>(&'n self, teacher: &'n Network, test: &Images) -> Result<Comparison<'n>> {
         let student = &self.learner.model;
         let parts = agreement::parts(student, teacher)?;
-        let cache = cache_of_test(self.config, teacher, &parts, test)?;
-        Ok(Comparison::new(student, teacher, parts, cache))
+        let section = self.config.teacher.as_ref();
+        let cache =
+            section.map(|section| cache_of_test(section, &self.state.inputs, teacher, &parts, test)).transpose();
+        // It saves time, and nothing that has been trained may be lost with it.
+        let cache = cache.unwrap_or_else(|error| {
+            agreement::without_cache(&error);
+            None
+        });
+        Ok(Comparison::new(student, teacher, parts, cache.flatten()))
     }
 
     /// Test error of other weights of the student.

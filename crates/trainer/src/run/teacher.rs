@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::state::Inputs;
 use crate::checkpoint::File;
 use crate::config::{Config, Dtype, Teacher as Section};
 use crate::data::augment::Augment;
@@ -124,7 +125,7 @@ pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
     Ok(Key {
         format: cache::FORMAT,
         teacher: sha256(&bytes),
-        arch: section.layers.as_ref().map(serde_json::to_string).transpose()?.or_else(|| section.arch.clone()),
+        arch: arch(section)?,
         images: images.fingerprint()?,
         augment: config.data.augment,
         view_seed: config.data.seed,
@@ -132,26 +133,42 @@ pub fn key(config: &Config, images: &Images, backend: &Backend) -> Result<Key> {
     })
 }
 
+/// The architecture that a configuration gives to the teacher's file.
+fn arch(section: &Section) -> Result<Option<String>> {
+    Ok(section.layers.as_ref().map(serde_json::to_string).transpose()?.or_else(|| section.arch.clone()))
+}
+
 fn engine(backend: &Backend, precision: Dtype) -> String {
     format!("{:?} {:?} {precision:?} {:?}", backend.engine, kernels::Isa::best(), backend.device.location())
 }
 
 /// What the teacher says of the test images as they are, in full precision, beside what it says of the training images' views;
-/// none where there is no cache or no room for it.
-pub fn cache_of_test(config: &Config, teacher: &Network, parts: &[Part], test: &Images) -> Result<Option<Cache>> {
-    let Some((section, dir)) = config.teacher.as_ref().and_then(|t| Some((t, t.cache.as_ref()?))) else {
+/// none where there is no cache or no room for it. Teacher and images are those that the run has read, whatever lies in their
+/// files by now.
+pub fn cache_of_test(
+    section: &Section,
+    inputs: &Inputs,
+    teacher: &Network,
+    parts: &[Part],
+    test: &Images,
+) -> Result<Option<Cache>> {
+    let Some(dir) = &section.cache else { return Ok(None) };
+    let numbers: usize = shapes(parts, teacher)?.iter().map(|shape| shape.iter().product::<usize>()).sum();
+    if (test.len() * numbers * 4) as u64 > section.cache_limit_mb.saturating_mul(MB) {
         return Ok(None);
-    };
-    let backend = Backend::f32(teacher.device());
+    }
+    let hash =
+        |of: &str| inputs.get(of).cloned().with_context(|| format!("the run does not know the hash of its {of}"));
     let key = Key {
+        format: cache::FORMAT,
+        teacher: hash("teacher")?,
+        arch: arch(section)?,
+        images: hash("test images")?,
         augment: Augment::default(),
         view_seed: 0,
-        engine: engine(&backend, Dtype::F32Direct),
-        ..key(config, test, &backend)?
+        engine: engine(&Backend::f32(teacher.device()), Dtype::F32Direct),
     };
-    let cache = Cache::new(&dir.join("test"), &key, names(parts)?, test, teacher.device())?;
-    let (bytes, _) = cache.size(1, &shapes(parts, teacher)?);
-    Ok((bytes <= section.cache_limit_mb.saturating_mul(MB)).then_some(cache))
+    Cache::new(&dir.join("test"), &key, names(parts)?, test, teacher.device()).map(Some)
 }
 
 const MB: u64 = 1_000_000;

@@ -47,8 +47,8 @@ pub struct Choice {
     pub equal: Vec<String>,
     /// Values whose runs have finished, none of them by diverging.
     pub tried: usize,
-    /// Whether the lowest is the first or the last of them, so that a better one may lie beyond.
-    pub at_the_end: bool,
+    /// Whether the lowest, and the one that is taken, are the first or the last of them, so that a better one may lie beyond.
+    pub at_the_end: [bool; 2],
     /// Values of which a run diverged: what is left of their runs is no sample.
     pub diverged: Vec<String>,
 }
@@ -93,6 +93,8 @@ fn choice(name: &str, mut all: Vec<Tried>, rule: &Rule, held_out: Option<f64>) -
     // As near, the smaller: 0.1 and 0.3 are as near to 0.2, which binary fractions do not say.
     let away = |tried: &Tried| (tried.0 - rule.toward).abs();
     let value = if away(above) < away(below) * (1.0 - 1e-9) { above } else { below };
+    let ends: Vec<&str> = [all.first(), all.last()].into_iter().flatten().map(|end| end.1).collect();
+    let at_the_end = [tried[at].1, value.1].map(|text| all.len() > 1 && ends.contains(&text));
     Some(Choice {
         name: name.into(),
         value: value.1.into(),
@@ -100,7 +102,7 @@ fn choice(name: &str, mut all: Vec<Tried>, rule: &Rule, held_out: Option<f64>) -
         within,
         equal: text(&equal),
         tried: tried.len(),
-        at_the_end: all.len() > 1 && [all.first(), all.last()].into_iter().flatten().any(|end| end.1 == tried[at].1),
+        at_the_end,
         diverged: text(&diverged),
     })
 }
@@ -118,13 +120,15 @@ impl Choice {
             1 => "no other".into(),
             _ => equal.join(", "),
         };
-        let end = if self.at_the_end { ", the last one on its side: a better one may lie beyond" } else { "" };
+        let [lowest, taken] = self.at_the_end;
+        let end = if lowest { ", the last one on its side: a better one may lie beyond" } else { "" };
+        let taken = if taken && !lowest { " (the last one on its side)" } else { "" };
         let diverged = match self.diverged.as_slice() {
             [] => String::new(),
             values => format!("; diverged: {}", values.join(", ")),
         };
         format!(
-            "{name}: {value} is chosen, the middle of those within {within:.2} points of the lowest of {tried} ({equal}; lowest \
+            "{name}: {value} is chosen{taken}, the middle of those within {within:.2} points of the lowest of {tried} ({equal}; lowest \
              {error:.2} % at {best}{end}{diverged})"
         )
     }

@@ -17,8 +17,8 @@ pub(super) enum Reference<'a> {
     Same(&'a Cell),
     /// Not with this one, and why.
     Missing(String),
-    /// None of its runs is left to compare: it counts in its family as a test that finds nothing.
-    Diverged,
+    /// Its runs have diverged, or those of this one, and why that is said; it counts in its family as a test that finds nothing.
+    Diverged(Option<String>),
 }
 
 /// What each of a block's cells is compared with.
@@ -43,8 +43,8 @@ pub(super) fn sharing<'a>(own: &[&'a Cell], references: &[Reference<'a>]) -> Vec
     sharing
 }
 
-/// Gives the rows of a block's cells their comparisons, a family of tests. None where no two runs of a cell share a standard
-/// deviation.
+/// Gives the rows of a block's cells their comparisons, a family of tests. None where no cell without a diverged run has two to take
+/// a standard deviation from.
 pub(super) fn family(
     (own, references): (&[&Cell], &[Reference]),
     sharing: &[&Cell],
@@ -52,13 +52,14 @@ pub(super) fn family(
     margin: f64,
 ) -> (Design, Option<Pooled>) {
     let errors: Vec<Vec<f64>> = sharing.iter().map(|cell| cell.errors()).collect();
-    let lost = references.iter().filter(|reference| matches!(reference, Reference::Diverged)).count();
+    let lost = references.iter().filter(|reference| matches!(reference, Reference::Diverged(_))).count();
     let tests = lost + references.iter().filter(|reference| matches!(reference, Reference::Cell(_))).count();
     let (design, pooled) =
         (Design { cells: errors.len(), tests }, statistics::pooled(errors.iter().map(Vec::as_slice)));
     for ((cell, reference), row) in own.iter().zip(references).zip(rows.iter_mut()) {
         match reference {
-            Reference::Nothing | Reference::Diverged => {}
+            Reference::Nothing => {}
+            Reference::Diverged(why) => row.not_compared = why.clone(),
             Reference::Same(other) => row.identical = Some(named(cell, other)),
             Reference::Missing(why) => row.not_compared = Some(why.clone()),
             Reference::Cell(other) => {
@@ -72,9 +73,12 @@ pub(super) fn family(
             }
         }
     }
-    let family: Vec<&mut Comparison> = rows.iter_mut().filter_map(|row| row.comparison.as_mut()).collect();
-    let p: Vec<f64> = family.iter().map(|c| c.difference.p).chain(std::iter::repeat_n(1.0, lost)).collect();
-    family.into_iter().zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
+    // What is not judged must not make the others' tests easier.
+    let judged = |row: &CellFigures| Some(if row.is_judged() { row.comparison.as_ref()?.difference.p } else { 1.0 });
+    let compared: Vec<&mut CellFigures> = rows.iter_mut().filter(|row| row.comparison.is_some()).collect();
+    let p: Vec<f64> = compared.iter().filter_map(|row| judged(row)).chain(std::iter::repeat_n(1.0, lost)).collect();
+    let comparisons = compared.into_iter().filter_map(|row| row.comparison.as_mut());
+    comparisons.zip(statistics::holm(&p)).for_each(|(c, holm)| c.holm = holm);
     (design, pooled)
 }
 
@@ -100,14 +104,14 @@ fn reference<'a>(cell: &Cell, cells: &'a [Cell], about: &About) -> Result<Refere
     let other = cells.iter().find(|c| c.block == block && c.name == name);
     if cell.runs.is_empty() {
         let compared = other.is_some_and(|other| !other.runs.is_empty()) && !cell.diverged.is_empty();
-        return Ok(if compared { Reference::Diverged } else { Reference::Nothing });
+        return Ok(if compared { Reference::Diverged(None) } else { Reference::Nothing });
     }
     let Some(other) = other else {
         let missing = |_| Reference::Missing(format!("{wanted}, which has no finished run among these"));
         return Ok(asked.map_or(Reference::Nothing, missing));
     };
     if other.runs.is_empty() {
-        return Ok(Reference::Missing(format!("{wanted}, of which every run diverged")));
+        return Ok(Reference::Diverged(Some(format!("{wanted}, of which every run diverged"))));
     }
     Ok(match unlike(cell, other) {
         // Whoever asks for a comparison, or makes a grid of several teachers, is told that there is none; names that happen to

@@ -18,9 +18,8 @@ pub(super) fn of(cells: &[&Cell], sharing: &[&Cell], about: &About) -> Vec<CellF
     let nll = tested(&|_, run| Some(run.report.test_loss));
     let same_class = tested(&|_, run| Some(run.report.agreement.as_ref()?.same_class));
     let alone = |figure: &dyn Fn(&Cell, &Run) -> Option<f64>| {
-        let tested = |cell: &&Cell| cell.judged_by == JudgedBy::TestImages;
-        let of = |cell: &&Cell| means(&[*cell], &[*cell], figure).pop().flatten().filter(|_| tested(cell));
-        cells.iter().map(of).collect::<Vec<_>>()
+        let mean = |cell: &&Cell| means(&[*cell], &[*cell], figure).pop().flatten();
+        cells.iter().map(|cell| mean(cell).filter(|_| cell.judged_by == JudgedBy::TestImages)).collect::<Vec<_>>()
     };
     let kl = alone(&|_, run| Some(run.report.agreement.as_ref()?.kl));
     let pearson = alone(&|cell, run| Some(alike(run, &method(cell))?.pearson));

@@ -76,7 +76,10 @@ impl Summary {
         }
         if !self.single.is_empty() {
             let blocks: BTreeSet<String> = self.single.iter().map(|block| in_block(block)).collect();
-            notes.push(format!("No cell{} has two runs: nothing is compared.", joined(&blocks, ",")));
+            notes.push(format!(
+                "No cell{} has two runs and none that diverged: nothing is compared.",
+                joined(&blocks, ",")
+            ));
         }
         if !self.absent.is_empty() {
             notes.push(format!("table.toml speaks of what has no run: {}.", joined(&self.absent, ", ")));
@@ -84,8 +87,8 @@ impl Summary {
         self.spreads.iter().for_each(|(block, spread)| notes.extend(self.seen(block, spread)));
         if self.cells.iter().any(|r| r.comparison.is_some()) {
             notes.push(
-                "Differences: unpaired t tests, Holm over the comparisons of a block, where a cell that diverged counts as p = 1; their \
-                 standard deviation takes in a compared cell of another block, and no cell of which a run diverged; the tests of \
+                "Differences: unpaired t tests, Holm over the comparisons of a block, where a cell that diverged, as one \
+                 that is not judged, counts as p = 1; their standard deviation takes in a compared cell of another block, and no cell of which a run diverged; the tests of \
                  equivalence are not corrected."
                     .into(),
             );
@@ -105,7 +108,8 @@ impl Summary {
         if self.cells.iter().any(|r| r.maps[0].is_some()) {
             notes.push(
                 "Maps: the student's and the teacher's, by the cell's own method, or Grad-CAM where that is not measured; without: by that \
-                 method in the cell that it is compared with; intervals of maps and KL by each cell's own runs. Gradient: the term's, weight times norm, of the whole's norm."
+                 method in the cell that it is compared with; intervals of maps and KL by each cell's own runs. \
+                 Gradient: the term's, weight times norm, of the whole's norm."
                     .into(),
             );
         }
