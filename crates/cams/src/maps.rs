@@ -126,6 +126,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn relu_keeps_a_nan_and_its_gradient_is_0_at_0() -> Result<()> {
+        let x = [f64::NEG_INFINITY, -1.0, 0.0, 2.0, f64::INFINITY, f64::NAN];
+        let x = candle_core::Var::new(&x, &Device::Cpu)?;
+        let y = relu(&x)?;
+        let (values, g) = (y.to_vec1::<f64>()?, y.sum_all()?.backward()?);
+        assert!(values[..5] == [0.0, 0.0, 0.0, 2.0, f64::INFINITY] && values[5].is_nan(), "{values:?}");
+        assert_eq!(g.get(&x).expect("a gradient").to_vec1::<f64>()?[..5], [0.0, 0.0, 0.0, 1.0, 1.0]);
+        Ok(())
+    }
+
+    #[test]
     fn blurred_by_hand() -> Result<()> {
         let image = Tensor::new(&[[[[1f64, 0.0, 0.0]]]], &Device::Cpu)?;
         let (near, far) = (1.0, (-0.5f64).exp());

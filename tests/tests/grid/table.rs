@@ -105,6 +105,9 @@ fn what_a_table_says_of_odd_cells() -> Result<()> {
     let rows = told["rows"].as_array().context("rows")?;
     let order: Vec<&str> = rows.iter().map(|r| r["cell"].as_str().unwrap()).collect();
     assert!(order[0] == "b/a-none" && order[1] == "b/a-weight=9e0" && order[2] == "b/a-weight=1000e-2", "{order:?}");
+    // What is not judged takes no place among the tests that are.
+    let lost = rows.iter().find(|row| row["cell"] == "b/a-lost").context("a-lost")?;
+    assert!(lost["holm"] == 1.0 && lost["p"].as_f64().is_some_and(|p| p < 0.05), "{lost}");
     let markdown = call(&["table", &path, "--format", "md"]).stdout;
     assert!(markdown.contains("| b/a-lost | 1 (+2 diverged) | 5.00 ± "), "{markdown}");
     // Of one seed nothing is compared, but what is the same is seen.

@@ -44,6 +44,13 @@ fn cached_signals_change_nothing() -> Result<()> {
     for (file, kept) in files.iter().zip(&kept) {
         assert!(std::fs::read(file)? == *kept, "{}", file.display());
     }
+    // One that cannot be made costs a sentence, not the run.
+    std::fs::create_dir(lab.path("blocked"))?;
+    std::fs::write(lab.path("blocked/test"), "")?;
+    let blocked = format!("teacher.cache={}", lab.path("blocked"));
+    let call = lab.train("blocked-run", &[&views[..], &["--set", &blocked]].concat());
+    assert_eq!(call.json()["agreement"], live["agreement"]);
+    assert!(call.stderr.contains("of the test images is not kept"), "{}", call.stderr);
     // Shap-CAM with another fill and a distance of all classes ask for nothing new; another teacher is another cache.
     let before = std::fs::read_dir(&own[0])?.count();
     for set in [
